@@ -1,0 +1,69 @@
+# make setup   one .venv with what running needs          make test    adds what testing needs; lint, types, tests
+# make demo    the whole experiment on the micro-world     make lint    formatting, lint and types alone
+# make clean   removes .venv and the tools' caches (never runs/)
+#
+#   PYTHON=python3.12      the interpreter; default: the one of .venv, else the first of python3.11, python3.12 that runs
+#   PYTEST_ARGS="-n 4 -x"  for pytest; default: -n 2
+
+.PHONY: setup setup-test demo test lint clean
+.DELETE_ON_ERROR:
+
+PYTEST_ARGS ?= -n 2
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+ifneq ($(MAKECMDGOALS),clean)
+tag = $(shell $(1) -c 'import pip, sys; print("py%d%d" % sys.version_info[:2])' 2>/dev/null)
+VENV_TAG := $(call tag,.venv/bin/python)
+ifdef PYTHON
+    TAG := $(call tag,$(PYTHON))
+else
+    PYTHON := $(shell for p in python3.11 python3.12; do $$p -c '' 2>/dev/null && echo $$p && break; done)
+    TAG := $(or $(VENV_TAG),$(if $(PYTHON),$(call tag,$(PYTHON))))
+endif
+ifeq ($(wildcard requirements/run-$(or $(TAG),none).txt),)
+    $(error Python 3.11 or 3.12 with pip is needed, and $(or $(PYTHON),neither python3.11 nor python3.12) \
+    $(if $(TAG),is $(TAG),does not run here): name one, as in  make demo PYTHON=/usr/bin/python3.12)
+endif
+endif
+
+RUN := .venv/run-$(TAG)
+TEST := .venv/test-$(TAG)
+
+setup: $(RUN)
+setup-test: $(TEST)
+
+demo: $(RUN)
+	.venv/bin/python main.py --config configs/kto_biased10.py:micro
+
+test: lint
+	.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: $(TEST)
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+# pip compiles module after module, compileall on every core; -qq passes over the odd file meant for another Python.
+COMPILE := PYTHONWARNINGS=ignore .venv/bin/python -m compileall -qq -j 0 .venv/lib || true
+INSTALL := .venv/bin/python -m pip install -q --no-compile --use-pep517
+
+# The lock is complete, so the run set needs no resolver.
+$(RUN): requirements/run-$(TAG).txt pyproject.toml
+	@start=$$(date +%s); \
+	if [ "$(VENV_TAG)" != "$(TAG)" ]; then \
+	    if [ -e .venv ]; then echo "set-up: .venv holds $(or $(VENV_TAG),no working Python), not $(TAG): making it anew"; fi; \
+	    rm -rf .venv && $(PYTHON) -m venv .venv || exit 1; \
+	fi; \
+	echo "set-up: installing $< into .venv ($$(.venv/bin/python --version))"; \
+	$(INSTALL) --no-deps -r $< && \
+	$(INSTALL) --no-deps --no-build-isolation -e . && \
+	{ $(COMPILE); } && touch $@ && echo "set-up: done in $$(( $$(date +%s) - start )) s"
+
+# With the resolver, which checks the pins and adds the CUDA packages that torch itself pins where its build needs them.
+$(TEST): requirements/test-$(TAG).txt $(RUN)
+	@start=$$(date +%s); echo "set-up: adding $< to .venv"; \
+	$(INSTALL) -r $< && \
+	{ $(COMPILE); } && touch $@ && echo "set-up: tests' part done in $$(( $$(date +%s) - start )) s"
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Pins requirements/{run,test}-pyXY.txt anew from pyproject.toml:   requirements/lock.sh python3.11
+# Give it the oldest patch release at hand (3.11.2 is Debian 12's), since some releases ask for a newer one.
+# Resolves only, on Linux x86-64; `make clean test` with the same interpreter is what tries the result.
+set -euo pipefail
+export LC_ALL=C
+cd "$(dirname "$0")/.."
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+"$1" -m venv "$scratch/venv"
+python=$scratch/venv/bin/python
+"$python" -m pip install -q --upgrade pip
+tag=$("$python" -c 'import sys; print("py%d%d" % sys.version_info[:2])')
+
+# name==version of everything an install of the arguments would bring, without the project itself
+resolve() {
+    "$python" -m pip install -q --dry-run --ignore-installed --report "$scratch/report.json" "$@" >&2
+    "$python" - "$scratch/report.json" <<'PY'
+import json, re, sys
+
+for item in json.load(open(sys.argv[1]))["install"]:
+    name, version = item["metadata"]["name"], item["metadata"]["version"].partition("+")[0]
+    name = re.sub(r"[-_.]+", "-", name).lower()
+    # On Linux torch brings its own CUDA packages, and pins them; a CPU build of it brings none.
+    if name != "emjax" and not re.match(r"nvidia-|cuda-|triton$", name):
+        print(f"{name}=={version}")
+PY
+}
+
+resolve '.[test]' flit_core | sort >"$scratch/all.txt"
+resolve . flit_core -c "$scratch/all.txt" | sort >"requirements/run-$tag.txt"
+{
+    echo "-r run-$tag.txt"
+    comm -13 "requirements/run-$tag.txt" "$scratch/all.txt"
+} >"requirements/test-$tag.txt"
+wc -l "requirements/run-$tag.txt" "requirements/test-$tag.txt"
