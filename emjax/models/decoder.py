@@ -1,0 +1,180 @@
+"""One decoder for Llama 3.x, Qwen2.5 and Qwen3.
+
+The weights are declared once, as NNX modules whose parameters carry their logical axes. After `nnx.split` a model is a
+plain tree of arrays, and everything here is a pure function of it. Layers are stacked [L, ...]: `forward` scans them;
+the sampler drives the same `block` over unstacked layers.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from emjax.errors import UserError
+from emjax.models import attention, rope
+from emjax.models.config import ModelConfig
+from emjax.models.lora import Adapter, linear
+
+Params = dict[str, Any]
+# attend(q_BxTxHxh, k_BxTxKxh, v_BxTxKxh) -> (out_BxTxHxh, whatever the driver keeps of this layer)
+Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+
+
+class Layers(nnx.Module):
+    """All L transformer blocks, each weight stacked on a leading layer axis. Matrices are [in, out]."""
+
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+        L, D, F = config.L, config.D, config.F
+        query, kv = config.H * config.h, config.K * config.h
+
+        def matrix(fan_in: int, fan_out: int, axes: tuple[str, str]) -> nnx.Param:
+            value = jax.random.normal(rngs.params(), (L, fan_in, fan_out), jnp.float32) * config.init_std
+            return nnx.Param(value.astype(dtype), axes=("layers", *axes))
+
+        def vector(size: int, fill: float, axis: str | None) -> nnx.Param:
+            return nnx.Param(jnp.full((L, size), fill, dtype), axes=("layers", axis))
+
+        self.attn_norm = vector(D, 1.0, None)
+        self.q = matrix(D, query, ("embed", "heads"))
+        self.k = matrix(D, kv, ("embed", "kv_heads"))
+        self.v = matrix(D, kv, ("embed", "kv_heads"))
+        self.o = matrix(query, D, ("heads", "embed"))
+        if config.qkv_bias:
+            self.q_bias = vector(query, 0.0, "heads")
+            self.k_bias = vector(kv, 0.0, "kv_heads")
+            self.v_bias = vector(kv, 0.0, "kv_heads")
+        if config.qk_norm:
+            self.q_norm = vector(config.h, 1.0, None)
+            self.k_norm = vector(config.h, 1.0, None)
+        self.mlp_norm = vector(D, 1.0, None)
+        self.gate = matrix(D, F, ("embed", "ffn"))
+        self.up = matrix(D, F, ("embed", "ffn"))
+        self.down = matrix(F, D, ("ffn", "embed"))
+
+
+class Decoder(nnx.Module):
+    """The model's weights: embedding [V, D], stacked layers, final norm [D], and the head [D, V] unless tied."""
+
+    def __init__(self, config: ModelConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        def table(shape: tuple[int, int], axes: tuple[str, str]) -> nnx.Param:
+            value = jax.random.normal(rngs.params(), shape, jnp.float32) * config.init_std
+            return nnx.Param(value.astype(dtype), axes=axes)
+
+        self.embed = table((config.V, config.D), ("vocab", "embed"))
+        self.layers = Layers(config, dtype, rngs)
+        self.final_norm = nnx.Param(jnp.ones((config.D,), dtype), axes=(None,))
+        if not config.tied:
+            self.head = table((config.D, config.V), ("embed", "vocab"))
+
+
+def init(config: ModelConfig, key: jax.Array, dtype: Any = jnp.float32) -> Params:
+    """Random weights as a plain tree."""
+    _, state = nnx.split(Decoder(config, dtype=dtype, rngs=nnx.Rngs(params=key)))
+    return nnx.to_pure_dict(state)
+
+
+@functools.cache
+def abstract(config: ModelConfig, dtype: str) -> tuple[Params, Params]:
+    """(shapes as ShapeDtypeStructs, logical axes), two trees of the parameters' structure; allocates nothing."""
+    make = functools.partial(Decoder, config, dtype=jnp.dtype(dtype))
+    _, state = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
+    flat = nnx.to_flat_state(state)
+    pure = nnx.to_pure_dict(state)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), pure)
+    axes: Params = {}
+    for path, variable in flat:
+        node = axes
+        for name in path[:-1]:
+            node = node.setdefault(name, {})
+        node[path[-1]] = variable.get_metadata()["axes"]
+    return shapes, axes
+
+
+def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
+    """Root-mean-square norm over the last axis, in float32; the result has x's dtype."""
+    x32 = x.astype(jnp.float32)
+    x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
+    return x32.astype(x.dtype) * weight
+
+
+def block(
+    config: ModelConfig,
+    p: Params,
+    x_BxTxD: jax.Array,
+    rope_tables: tuple[jax.Array, jax.Array],
+    attend: Attend,
+    adapter: Adapter | None,
+) -> tuple[jax.Array, Any]:
+    """One layer; `p` and `adapter` hold this layer's weights. Returns (x_BxTxD, what `attend` kept)."""
+    B, T, _ = x_BxTxD.shape
+    y = rms_norm(x_BxTxD, p["attn_norm"], config.norm_eps)
+    q, k, v = (linear(y, p[name], name, adapter) for name in ("q", "k", "v"))
+    if config.qkv_bias:
+        q, k, v = q + p["q_bias"], k + p["k_bias"], v + p["v_bias"]
+    q_BxTxHxh = q.reshape(B, T, config.H, config.h)
+    k_BxTxKxh = k.reshape(B, T, config.K, config.h)
+    v_BxTxKxh = v.reshape(B, T, config.K, config.h)
+    if config.qk_norm:
+        q_BxTxHxh = rms_norm(q_BxTxHxh, p["q_norm"], config.norm_eps)
+        k_BxTxKxh = rms_norm(k_BxTxKxh, p["k_norm"], config.norm_eps)
+    q_BxTxHxh = checkpoint_name(rope.rotate(q_BxTxHxh, *rope_tables), "q")
+    k_BxTxKxh = checkpoint_name(rope.rotate(k_BxTxKxh, *rope_tables), "k")
+    v_BxTxKxh = checkpoint_name(v_BxTxKxh, "v")
+    out_BxTxHxh, kept = attend(q_BxTxHxh, k_BxTxKxh, v_BxTxKxh)
+    out = checkpoint_name(out_BxTxHxh.reshape(B, T, config.H * config.h), "attended")
+    x_BxTxD = x_BxTxD + linear(out, p["o"], "o", adapter)
+    y = rms_norm(x_BxTxD, p["mlp_norm"], config.norm_eps)
+    gate_BxTxF = checkpoint_name(linear(y, p["gate"], "gate", adapter), "gate")
+    up_BxTxF = checkpoint_name(linear(y, p["up"], "up", adapter), "up")
+    x_BxTxD = x_BxTxD + linear(jax.nn.silu(gate_BxTxF) * up_BxTxF, p["down"], "down", adapter)
+    return x_BxTxD, kept
+
+
+_SAVED = ("q", "k", "v", "attended", "gate", "up")
+
+
+def _rematerialised(body: Callable, policy: str) -> Callable:
+    if policy == "none":
+        return body
+    if policy == "full":
+        return jax.checkpoint(body, policy=jax.checkpoint_policies.nothing_saveable)
+    if policy == "projections":
+        return jax.checkpoint(body, policy=jax.checkpoint_policies.save_only_these_names(*_SAVED))
+    raise UserError(f"remat policy {policy!r} is unknown; choose 'none', 'projections' or 'full'.")
+
+
+def forward(
+    config: ModelConfig,
+    params: Params,
+    tokens_BxT: jax.Array,
+    *,
+    adapter: Adapter | None = None,
+    implementation: str = "xla",
+    remat: str = "none",
+    keep_kv: bool = False,
+) -> tuple[jax.Array, Any]:
+    """Right-padded int tokens [B, T] -> (hidden_BxTxD after the final norm, kept).
+
+    kept is None, or with keep_kv the keys and values of all layers, a pair of [L, B, T, K, h].
+    """
+    T = tokens_BxT.shape[1]
+    tables = rope.tables(config, jnp.arange(T)[None, :])
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Any]:
+        return attention.causal(q, k, v, implementation), (k, v) if keep_kv else None
+
+    def body(x_BxTxD: jax.Array, layer: tuple[Params, Adapter | None]) -> tuple[jax.Array, Any]:
+        return block(config, layer[0], x_BxTxD, tables, attend, layer[1])
+
+    x_BxTxD = params["embed"][tokens_BxT]
+    x_BxTxD, kept = jax.lax.scan(_rematerialised(body, remat), x_BxTxD, (params["layers"], adapter))
+    return rms_norm(x_BxTxD, params["final_norm"], config.norm_eps), kept
+
+
+def head(params: Params) -> jax.Array:
+    """The output matrix [D, V]."""
+    return params["head"] if "head" in params else params["embed"].T

@@ -1,0 +1,124 @@
+"""Stages and their outputs: a content-addressed store, and line files that survive being killed."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import emjax
+from emjax.errors import UserError
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value, independent of key order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def seed_of(*parts: Any) -> int:
+    """A 31-bit seed from a name: what is random in a part depends on what it is, never on when it runs."""
+    return int(digest(list(parts))[:8], 16) & 0x7FFFFFFF
+
+
+def write_atomically(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A finished stage: where its files are, and the hash that stands for (its config, its inputs)."""
+
+    name: str
+    hash: str
+    directory: Path
+
+
+class Store:
+    def __init__(self, root: Path):
+        self.root = root
+
+    def run(self, name: str, config: dict[str, Any], inputs: Sequence[Stage | str], make: Callable[[Path], None]) -> Stage:
+        """Runs make(directory) unless this stage is finished. `inputs`: stages, or hashes of what lies outside the store.
+
+        The manifest is written last, so a stage without one is unfinished: it is run again in the same directory and may go
+        on from what it finds there. Raises UserError where a finished stage has lost a file.
+        """
+        keys = [i.hash if isinstance(i, Stage) else i for i in inputs]
+        identity = digest({"stage": name, "version": emjax.__version__, "config": config, "inputs": keys})
+        stage = Stage(name, identity, self.root / name / identity[:16])
+        manifest = stage.directory / "manifest.json"
+        if manifest.is_file():
+            for file, size in json.loads(manifest.read_text())["files"].items():
+                path = stage.directory / file
+                if not path.is_file() or path.stat().st_size != size:
+                    raise UserError(
+                        f"{path} is missing or was changed since the stage {name!r} finished. Delete the folder "
+                        f"{stage.directory} to have it made again."
+                    )
+            return stage
+        stage.directory.mkdir(parents=True, exist_ok=True)
+        make(stage.directory)
+        files = sorted(p for p in stage.directory.rglob("*") if p.is_file())
+        sizes = {str(p.relative_to(stage.directory)): p.stat().st_size for p in files}
+        written = {"stage": name, "hash": identity, "version": emjax.__version__, "config": config, "inputs": keys, "files": sizes}
+        write_atomically(manifest, json.dumps(written, indent=1, sort_keys=True))
+        return stage
+
+
+class Journal:
+    """JSON lines, each appended as soon as it is known; `finish` sorts them by id into the final file.
+
+    Opening one again after a kill gives back every whole line, so that only what is missing is done.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._partial = path.with_name(path.name + ".journal")
+        self.done: dict[str, dict[str, Any]] = {}
+        kept = self._partial if self._partial.exists() else path
+        if kept.exists():
+            whole, _, _ = kept.read_text(encoding="utf-8").rpartition("\n")
+            self.done = {row["id"]: row for row in map(json.loads, whole.split("\n") if whole else [])}
+            write_atomically(self._partial, whole + "\n" if whole else "")
+        self._file = self._partial.open("a", encoding="utf-8")
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.done[row["id"]] = row
+        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._file.flush()
+
+    def finish(self) -> list[dict[str, Any]]:
+        self._file.close()
+        rows = [self.done[key] for key in sorted(self.done)]
+        write_lines(self.path, rows)
+        self._partial.unlink()
+        return rows
+
+
+def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Reads JSON lines; a line that is not a JSON object raises UserError naming file and line."""
+    rows = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise UserError(f"{path}, line {number}: not valid JSON ({error}). Correct or remove the line.") from error
+            if not isinstance(row, dict):
+                raise UserError(f"{path}, line {number}: a JSON object is needed, not {type(row).__name__}.")
+            rows.append(row)
+    return rows
+
+
+def remove(directory: Path) -> None:
+    if directory.exists():
+        shutil.rmtree(directory)
