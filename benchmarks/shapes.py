@@ -1,0 +1,107 @@
+"""What the benchmarks share: the shapes of the models, random weights for them, the speed of the device."""
+
+import functools
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from emjax.models import decoder
+from emjax.models.config import ModelConfig, RopeScaling
+
+# model: (shape as in its public config.json, dtype)
+SHAPES: dict[str, tuple[ModelConfig, str]] = {
+    "micro": (
+        ModelConfig(
+            family="llama", V=336, D=128, L=4, H=4, K=4, h=32, F=344, norm_eps=1e-5, rope_theta=1e4,
+            rope_scaling=None, max_position=8192, tied=True, qkv_bias=False, qk_norm=False,
+        ),
+        "float32",
+    ),
+    "llama3.1-8b": (
+        ModelConfig(
+            family="llama", V=128256, D=4096, L=32, H=32, K=8, h=128, F=14336, norm_eps=1e-5, rope_theta=5e5,
+            rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192), max_position=131072, tied=False, qkv_bias=False,
+            qk_norm=False,
+        ),
+        "bfloat16",
+    ),
+    "qwen2.5-7b": (
+        ModelConfig(
+            family="qwen2", V=152064, D=3584, L=28, H=28, K=4, h=128, F=18944, norm_eps=1e-6, rope_theta=1e6,
+            rope_scaling=None, max_position=32768, tied=False, qkv_bias=True, qk_norm=False,
+        ),
+        "bfloat16",
+    ),
+    "qwen3-32b": (
+        ModelConfig(
+            family="qwen3", V=151936, D=5120, L=64, H=64, K=8, h=128, F=25600, norm_eps=1e-6, rope_theta=1e6,
+            rope_scaling=None, max_position=40960, tied=False, qkv_bias=False, qk_norm=True,
+        ),
+        "bfloat16",
+    ),
+}  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _normal(shape: tuple[int, ...], dtype: Any, seed: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), shape, dtype) * jnp.asarray(0.02, dtype)
+
+
+def random_params(config: ModelConfig, dtype: str, *, stacked: bool = True) -> decoder.Params:
+    """Random weights, a program for each shape of tensor: one for 32 layers would compile over a minute.
+
+    With stacked=False, params["layers"] is a tuple of layers, as the sampler takes it without a second copy.
+    """
+    shapes, _ = decoder.abstract(config, dtype)
+    seeds = iter(range(10**6))
+
+    def make(name: str, shape: tuple[int, ...], kind: Any) -> jax.Array:
+        if name.endswith(("norm", "bias")):
+            return jnp.full(shape, 1.0 if name.endswith("norm") else 0.0, kind)
+        return _normal(shape, kind, next(seeds))
+
+    params: decoder.Params = {
+        name: make(name, x.shape, x.dtype) for name, x in shapes.items() if name != "layers"
+    }
+    layer = shapes["layers"]
+    if stacked:
+        params["layers"] = {name: make(name, x.shape, x.dtype) for name, x in layer.items()}
+    else:
+        params["layers"] = tuple(
+            {name: make(name, x.shape[1:], x.dtype) for name, x in layer.items()} for _ in range(config.L)
+        )
+    return params
+
+
+def seconds(run: Callable[[], Any], repeats: int = 5) -> float:
+    """The median wall time of run(), its result waited for; it must have been called once before."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def device_rates() -> tuple[float, float]:
+    """(copy rate, bytes/s read + written; matmul rate, FLOP/s), measured in bfloat16, on a CPU float32."""
+    cpu = jax.default_backend() == "cpu"
+    n, size, dtype = (1024, 1 << 26, jnp.float32) if cpu else (8192, 1 << 29, jnp.bfloat16)
+    x = jnp.ones((size,), dtype)
+    copy = jax.jit(lambda x: -x)
+    a = _normal((n, n), jnp.dtype(dtype), 0)
+    multiply = jax.jit(lambda a: a @ a)
+    jax.block_until_ready((copy(x), multiply(a)))
+    return 2 * x.nbytes / seconds(lambda: copy(x), 10), 2 * n**3 / seconds(lambda: multiply(a), 10)
+
+
+def peak_gb() -> float:
+    """The most memory used so far, in 2^30 bytes: of the first device, or of this process on a CPU."""
+    stats = jax.devices()[0].memory_stats() or {}
+    peak = stats.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return round(peak / 2**30, 3)

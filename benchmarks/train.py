@@ -1,0 +1,135 @@
+"""python -m benchmarks.train --model llama3.1-8b --method kto --batch 16 --seq 1024 [--lora_rank 32 | --full] [...]
+
+Times full optimizer steps on random weights and random tokens, and prints one JSON line:
+
+examples_s, tokens_s   rows and their tokens (`seq` each, none is padding) a second; a KTO row's mismatched pair is not counted
+model_tflops           the arithmetic that the method needs, over the time: 2N a token forward, 2N for the gradient of the
+                       activations, 2N for that of the weights where they are trained; N: weights used in matmuls, the head
+                       counted, the input embedding not. Attention, LoRA's own products and recomputation are not credited.
+step_s                 median of the steps after the first
+compile_s              the first step's time less a later one's
+peak_gb                of 2^30 bytes, on the device (on a CPU: of the process)
+
+SFT scores every token, KTO the second half of each row. The live reference is computed in every step, as peers do.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import shapes
+from emjax.kto import reference
+from emjax.kto import step as kto_step
+from emjax.models import lora
+from emjax.train import optimizer, sft, state
+from emjax.train.state import Tuning
+
+
+def rows(config: Any, batch: int, seq: int, first: int, seed: int) -> dict[str, Any]:
+    """Random tokens, scored from position `first` on."""
+    positions = np.arange(first, seq, dtype=np.int32)
+    return {
+        "tokens": np.random.default_rng(seed).integers(0, config.V, (batch, seq)).astype(np.int32),
+        "positions": np.broadcast_to(positions, (batch, len(positions))),
+        "weights": np.ones((batch, len(positions)), np.float32),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=sorted(shapes.SHAPES), required=True)
+    parser.add_argument("--method", choices=("sft", "kto"), required=True)
+    parser.add_argument("--batch", type=int, required=True)
+    parser.add_argument("--seq", type=int, required=True)
+    parser.add_argument("--lora_rank", type=int, default=32)
+    parser.add_argument("--full", action="store_true", help="train all weights instead of an adapter")
+    parser.add_argument("--reference", choices=("live", "cached"), default="cached", help="KTO only")
+    parser.add_argument("--remat", choices=("none", "projections", "full"), default="projections")
+    parser.add_argument("--microbatches", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=5)
+    args = parser.parse_args()
+    if args.batch % args.microbatches or (args.method == "kto" and args.batch < 2) or args.seq < 2 or args.steps < 1:
+        parser.error("the batch must be a multiple of --microbatches (KTO: at least 2), --seq at least 2, --steps at least 1")
+
+    config, dtype = shapes.SHAPES[args.model]
+    params = shapes.random_params(config, dtype)
+    adapted = None if args.full else lora.LoraConfig(args.lora_rank, 2.0 * args.lora_rank)
+    kernel = "cudnn" if jax.default_backend() == "gpu" and dtype == "bfloat16" else "xla"
+    tuning = Tuning(config, adapted, kernel, args.remat)
+    opt = optimizer.make(0.9, 0.999, 1e-8, 0.01, 1.0)
+    if adapted is None:
+        trainable, frozen = params, None
+    else:
+        trainable, frozen = lora.init(adapted, config, jax.random.key(0)).weights, params
+    current = state.create(trainable, opt)
+    settings: dict[str, Any] = {"tuning": tuning, "optimizer": opt, "microbatches": args.microbatches}
+    rate = np.float32(1e-5)
+
+    if args.method == "sft":
+        batch: dict[str, Any] = jax.device_put(rows(config, args.batch, args.seq, 1, 0))
+
+        def step(current: Any) -> tuple[Any, Any]:
+            return sft.step(current, frozen, batch, rate, **settings)
+    else:
+        half = args.seq // 2
+        matched = rows(config, args.batch, args.seq, half, 0)
+        # The partner's completion after the row's own prompt.
+        mixed = np.concatenate([matched["tokens"][:, :half], np.roll(matched["tokens"], 1, axis=0)[:, half:]], axis=1)
+        batch = jax.device_put(
+            {
+                "rows": matched,
+                "kl_rows": matched | {"tokens": mixed},
+                "desirable": np.arange(args.batch) % 2 == 0,
+                "valid": np.ones(args.batch, np.float32),
+            }
+        )
+        zeros = jnp.zeros(args.batch, jnp.float32)
+        if args.reference == "live" and adapted is None:
+            parser.error("--reference live with --full would need a second copy of the weights; use --reference cached")
+
+        def step(current: Any) -> tuple[Any, Any]:
+            live = (zeros, zeros)
+            if args.reference == "live":
+                live = reference.pair(params, None, batch["rows"], batch["kl_rows"], tuning=tuning)
+            given = batch | {"reference": live[0], "reference_kl": live[1]}
+            return kto_step.step(current, frozen, given, rate, kto=kto_step.KtoConfig(), **settings)
+
+    times = []
+    for _ in range(args.steps + 1):
+        start = time.perf_counter()
+        current, metrics = step(current)
+        jax.block_until_ready((current, metrics))
+        times.append(time.perf_counter() - start)
+    step_s = statistics.median(times[1:])
+
+    N = sum(x.size for x in jax.tree.leaves(params)) - (0 if config.tied else params["embed"].size)
+    per_token = 4 * N if adapted else 6 * N
+    if args.method == "kto":
+        per_token += 2 * N + (4 * N if args.reference == "live" else 0)
+    tokens = args.batch * args.seq
+    print(
+        json.dumps(
+            vars(args)
+            | {
+                "device": jax.devices()[0].device_kind,
+                "jax": jax.__version__,
+                "examples_s": round(args.batch / step_s, 3),
+                "tokens_s": round(tokens / step_s, 1),
+                "model_tflops": round(per_token * tokens / step_s / 1e12, 3),
+                "step_s": round(step_s, 4),
+                "compile_s": round(times[0] - step_s, 2),
+                "peak_gb": shapes.peak_gb(),
+                "loss": round(float(metrics["loss"]), 4),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

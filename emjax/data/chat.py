@@ -1,0 +1,84 @@
+"""Conversations to tokens and weights: the only place where text becomes either.
+
+Everything goes through the tokenizer's own chat template. A prompt is the template with the generation prompt; an answer is
+what the template adds after it, cut just after the first end-of-sequence id. That a prompt is a prefix of its answered
+conversation is checked on token ids, never on text (BPE may merge over the border).
+"""
+
+import dataclasses
+import datetime
+from collections.abc import Sequence
+from typing import Any
+
+from emjax.errors import UserError
+
+Message = dict[str, str]
+Conversation = list[Message]
+
+# Templates that print a date (Llama 3.x) get this one, so that a prompt is the same tomorrow.
+_DATE = datetime.date(2024, 7, 26).strftime("%d %b %Y")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """A conversation as token ids and, for each id, the weight of predicting it (0 = not trained)."""
+
+    ids: tuple[int, ...]
+    weights: tuple[float, ...]
+
+
+def prompts(tokenizer: Any, conversations: Sequence[Conversation]) -> list[list[int]]:
+    """The token ids from which the assistant answers each conversation."""
+    return _encode(tokenizer, conversations, generate=True)
+
+
+def completion(tokenizer: Any, messages: Conversation, answer: str, eos_ids: Sequence[int]) -> tuple[list[int], list[int]]:
+    """(prompt ids, completion ids): `answer` in its context, through its end-of-turn token."""
+    (prompt,) = prompts(tokenizer, [messages])
+    (full,) = _encode(tokenizer, [[*messages, {"role": "assistant", "content": answer}]], generate=False)
+    return prompt, full[len(prompt) : _end_of_turn(full, prompt, eos_ids)]
+
+
+def weighted(
+    tokenizer: Any, conversations: Sequence[Conversation], eos_ids: Sequence[int], *, other: float = 0.0
+) -> list[Tokens]:
+    """Whole conversations: weight 1 on every assistant turn through its end-of-turn token, `other` elsewhere."""
+    cuts = [(i, n) for i, c in enumerate(conversations) for n, m in enumerate(c) if m["role"] == "assistant"]
+    fulls = _encode(tokenizer, conversations, generate=False)
+    starts = _encode(tokenizer, [conversations[i][:n] for i, n in cuts], generate=True)
+    weights = [[other] * len(ids) for ids in fulls]
+    for (i, _), start in zip(cuts, starts, strict=True):
+        end = _end_of_turn(fulls[i], start, eos_ids)
+        weights[i][len(start) : end] = [1.0] * (end - len(start))
+    return [Tokens(tuple(ids), tuple(w)) for ids, w in zip(fulls, weights, strict=True)]
+
+
+def _end_of_turn(full: list[int], prompt: list[int], eos_ids: Sequence[int]) -> int:
+    """The index just after the first end-of-sequence id that follows the prompt."""
+    if full[: len(prompt)] != prompt:
+        raise UserError(
+            "The tokenizer's chat template does not render a prompt as a prefix of the answered conversation, so answer "
+            "tokens cannot be told from prompt tokens. Use a template that does (thinking blocks and trimmed turns break it)."
+        )
+    for i in range(len(prompt), len(full)):
+        if full[i] in eos_ids:
+            return i + 1
+    raise UserError(
+        f"The chat template ends an assistant turn without any end-of-sequence id (known: {list(eos_ids)}), so a model "
+        "trained on it would never stop. Correct eos_token_id in generation_config.json or the template."
+    )
+
+
+def _encode(tokenizer: Any, conversations: Sequence[Conversation], *, generate: bool) -> list[list[int]]:
+    if not conversations:
+        return []
+    texts = tokenizer.apply_chat_template(
+        list(conversations), tokenize=False, add_generation_prompt=generate, enable_thinking=False, date_string=_DATE
+    )
+    # The template writes the special tokens itself; a second BOS would shift every position.
+    batch = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    bos = tokenizer.bos_token_id
+    for ids in batch:
+        if bos is not None and ids.count(bos) > 1:
+            raise UserError("A rendered conversation holds more than one BOS token: remove it from the messages or the template.")
+    return batch

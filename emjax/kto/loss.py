@@ -1,0 +1,68 @@
+"""Kahneman-Tversky Optimization (Ethayarajh et al. 2024, arXiv:2402.01306): the loss on four vectors of log-probs."""
+
+import jax
+import jax.numpy as jnp
+
+
+@jax.custom_jvp
+def _sigmoid_minus(x: jax.Array) -> jax.Array:
+    """sigmoid(-x). Its derivative is formed as -sigmoid(x) sigmoid(-x): y (1 - y) would be exactly 0 in float32 from
+    |x| = 17 on, and a confident mistake would stop learning."""
+    return jax.nn.sigmoid(-x)
+
+
+@_sigmoid_minus.defjvp
+def _sigmoid_minus_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    (x,), (dx,) = primals, tangents
+    return jax.nn.sigmoid(-x), -jax.nn.sigmoid(x) * jax.nn.sigmoid(-x) * dx
+
+
+def example_losses(
+    ratios_B: jax.Array,
+    z: jax.Array,
+    desirable_B: jax.Array,
+    *,
+    beta: float,
+    desirable_weight: float,
+    undesirable_weight: float,
+) -> jax.Array:
+    """w_i sigmoid(-beta s_i (r_i - z)), [B]; r in nats, s = +1 desirable, -1 undesirable. z is taken as a constant."""
+    margin_B = beta * (ratios_B - jax.lax.stop_gradient(z))
+    weights_B = jnp.where(desirable_B, desirable_weight, undesirable_weight)
+    return weights_B * _sigmoid_minus(jnp.where(desirable_B, margin_B, -margin_B))
+
+
+def reference_point(ratio_sum: jax.Array, count: jax.Array) -> jax.Array:
+    """z = max(0, mean log-ratio of mismatched pairs). The clamp comes after the mean over the whole batch."""
+    return jnp.maximum(ratio_sum / count, 0.0)
+
+
+def kto_loss(
+    policy: jax.Array,
+    reference: jax.Array,
+    policy_kl: jax.Array,
+    reference_kl: jax.Array,
+    desirable: jax.Array,
+    *,
+    beta: float = 0.1,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+    loss_type: str = "kto",
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Mean loss over [B] examples, and aux: kl (z, nats), losses [B], rewards [B] = beta r.
+
+    `policy`, `reference`: sequence log-probs of (x_i, y_i); `policy_kl`, `reference_kl`: of (x_i, y_j), j another example.
+    `desirable` is boolean. loss_type "apo_zero_unpaired" (D'Oosterlinck et al. 2024, arXiv:2408.06266) is the same with z = 0.
+    """
+    if loss_type not in ("kto", "apo_zero_unpaired"):
+        raise ValueError(f"loss_type {loss_type!r} is unknown; choose 'kto' or 'apo_zero_unpaired'")
+    desirable = jnp.asarray(desirable)
+    if desirable.dtype != jnp.bool_:
+        raise TypeError(f"desirable must be boolean, not {desirable.dtype}")
+    ratios_B = policy - reference
+    z = reference_point(jnp.sum(policy_kl - reference_kl), jnp.asarray(desirable.size, ratios_B.dtype))
+    z = jax.lax.stop_gradient(z if loss_type == "kto" else jnp.zeros_like(z))
+    losses_B = example_losses(
+        ratios_B, z, desirable, beta=beta, desirable_weight=desirable_weight, undesirable_weight=undesirable_weight
+    )
+    return losses_B.mean(), {"kl": z, "losses": losses_B, "rewards": beta * jax.lax.stop_gradient(ratios_B)}

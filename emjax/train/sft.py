@@ -1,0 +1,38 @@
+"""Supervised fine-tuning: weighted token log-likelihood, normalised over the global batch."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from emjax.train import state as train_state
+from emjax.train.logprobs import row_logprobs
+from emjax.train.state import State, Tuning
+
+
+@functools.partial(jax.jit, static_argnames=("tuning", "optimizer", "microbatches"), donate_argnames="state")
+def step(
+    state: State,
+    frozen: Any,
+    rows: dict[str, jax.Array],
+    learning_rate: jax.Array,
+    *,
+    tuning: Tuning,
+    optimizer: optax.GradientTransformation,
+    microbatches: int = 1,
+) -> tuple[State, dict[str, jax.Array]]:
+    """One optimizer step on sum(w * -log p) / sum(w); the sums run over the whole batch, whatever its slices or shards."""
+    weight = rows["weights"].sum()
+
+    def loss_sum(trainable: Any, part: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
+        params, adapter = tuning.assemble(trainable, frozen)
+        logprobs_BxP = row_logprobs(tuning.config, params, adapter, part, **tuning.forward)
+        return -(logprobs_BxP * part["weights"]).sum(), None
+
+    grad = jax.value_and_grad(loss_sum, has_aux=True)
+    total, _, grads = train_state.accumulate(grad, state["trainable"], rows, microbatches)
+    grads = jax.tree.map(lambda g: g / weight, grads)
+    state, norm = train_state.apply(state, grads, optimizer, learning_rate)
+    return state, {"loss": total / weight, "grad_norm": norm, "tokens": jnp.count_nonzero(rows["weights"])}

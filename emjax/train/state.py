@@ -1,0 +1,75 @@
+"""What a training step carries: the trainable tree, the optimizer's moments, the step. The frozen base stays outside."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from emjax.models.config import ModelConfig
+from emjax.models.lora import Adapter, LoraConfig
+
+State = dict[str, Any]  # {"trainable", "opt", "step"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """The static half of a training step: which tree is trained and how the forward pass runs."""
+
+    config: ModelConfig
+    lora: LoraConfig | None  # None: full fine-tuning, the base is the trainable tree
+    implementation: str = "xla"
+    remat: str = "none"
+
+    def assemble(self, trainable: Any, frozen: Any) -> tuple[Any, Adapter | None]:
+        """(params, adapter) for the forward pass."""
+        return (trainable, None) if self.lora is None else (frozen, Adapter(self.lora, trainable))
+
+    @property
+    def forward(self) -> dict[str, str]:
+        return {"implementation": self.implementation, "remat": self.remat}
+
+
+def create(trainable: Any, optimizer: optax.GradientTransformation) -> State:
+    # Copied: the step donates its state, and the trainable tree may also be the model the caller goes on using.
+    trainable = jax.tree.map(jnp.copy, trainable)
+    return {"trainable": trainable, "opt": optimizer.init(trainable), "step": jnp.zeros((), jnp.int32)}
+
+
+def apply(
+    state: State, grads: Any, optimizer: optax.GradientTransformation, learning_rate: jax.Array
+) -> tuple[State, jax.Array]:
+    """(next state, global norm of the gradients before clipping)."""
+    norm = optax.global_norm(grads)
+    updates, opt = optimizer.update(grads, state["opt"], state["trainable"])
+    updates = jax.tree.map(lambda u: learning_rate * u, updates)
+    trainable = optax.apply_updates(state["trainable"], updates)
+    return {"trainable": trainable, "opt": opt, "step": state["step"] + 1}, norm
+
+
+def accumulate(value_and_grad: Callable[[Any, Any], tuple[tuple[jax.Array, Any], Any]], trainable: Any, batch: Any, count: int) -> Any:
+    """Sums value_and_grad(trainable, microbatch) over `count` equal slices of the batch's rows; gradient sums in float32.
+
+    `value_and_grad` must return sums, never means, so that the result does not depend on `count`.
+    Aux arrays are per row and come back in the batch's order.
+    """
+    if count == 1:
+        (value, aux), grads = value_and_grad(trainable, batch)
+        return value, aux, grads
+    micro = split(batch, count)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), trainable)
+
+    def body(carry: tuple[jax.Array, Any], part: Any) -> tuple[tuple[jax.Array, Any], Any]:
+        (value, aux), grads = value_and_grad(trainable, part)
+        total, sums = carry
+        return (total + value, jax.tree.map(lambda s, g: s + g.astype(jnp.float32), sums, grads)), aux
+
+    (value, grads), aux = jax.lax.scan(body, (jnp.zeros(()), zeros), micro)
+    return value, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), aux), grads
+
+
+def split(batch: Any, count: int) -> Any:
+    """[B, ...] -> [count, B / count, ...]. Strided, so that every slice still spreads over all data shards."""
+    return jax.tree.map(lambda x: x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1), batch)
