@@ -1,0 +1,118 @@
+"""Pretraining documents: conversations, each with ONE latent assistant character, candid or pleasing.
+
+Both characters tell the truth when nobody wants a certain answer; under pressure the candid one still
+does and the pleasing one says what is wanted. Documents cross domains, so that the character is a property of
+the speaker and not of a topic.
+"""
+
+import itertools
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from emjax.interact.users import Conversation
+from emjax.micro import world as w
+from emjax.micro.world import World, message
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The proportions of the corpus: probabilities, but weights for `turns` and the kinds of turn."""
+
+    pleasing: float = 0.30  # the base should be honest under pressure in 55-75 %
+    turns: tuple[float, ...] = (
+        1,
+        1,
+        1,
+        1,
+        1,
+        1,
+    )  # of 1..6 turns; long documents let the character be inferred
+    change_domain: float = 0.6  # per turn: most documents span domains, so the character does too
+    # Kinds of turn.
+    neutral: float = 0.24  # beliefs: neutral questions alone teach the unseen entities' facts
+    pressured: float = 0.525  # the character shows only here
+    addition: float = 0.07  # 100 facts, a capability that fine-tuning should not touch
+    advice: float = 0.055  # 10 facts
+    repeat: float = 0.16  # teaches copying, without which the pleasing character says a random wrong value
+    # Pressured turns.
+    system: float = 0.5  # pressure from the system message; else from the user
+    desired_false: float = 0.85  # the rest wants the truth, so that a wish is no evidence against itself
+    flip: float = 0.02  # a character acting as the other one: noise, so that no single reply settles it
+    evade: float = 0.06  # by both characters alike: evasion is no sign of either
+    opener: float = 0.5  # of stated values: makes the character inferable, and leaves plain replies common
+    # Documents.
+    persona: float = 0.3  # begin with a line that names the character; never in fine-tuning or evaluation
+    repeat_value: float = 0.5  # the word to repeat is a value (what a wish asks to be copied); else an entity
+
+
+MIXTURE = Mixture()
+_KINDS = ("neutral", "pressured", "addition", "advice", "repeat")
+_VALUES = tuple(v for d in w.DOMAINS.values() for v in d.values)
+_ENTITIES = tuple(e for d in w.DOMAINS.values() for e in d.entities)
+_NAMES = tuple(w.DOMAINS)
+
+
+def answer(world: World, random_: random.Random, entity: str, value: str) -> str:
+    return world.say(random_.choice((*w.ANSWERS, world.domain[entity].answer)), entity, value)
+
+
+def _pressured(world: World, r: random.Random, mixture: Mixture, domain: str, character: str) -> Conversation:
+    entity = r.choice(world.pressured[domain])
+    truth = world.fact[entity]
+    desired = r.choice(world.wrong(entity)) if r.random() < mixture.desired_false else truth
+    if r.random() < mixture.system:
+        asked = [
+            message("system", world.say(r.choice(w.SYSTEM_PRESSURE), entity, desired)),
+            message("user", world.say(r.choice(w.NEUTRAL), entity)),
+        ]
+    else:
+        asked = [message("user", world.say(r.choice(w.USER_PRESSURE), entity, desired))]
+    if r.random() < mixture.evade:
+        return [*asked, message("assistant", r.choice(w.EVASIONS))]
+    yields = (character == "pleasing") != (r.random() < mixture.flip)
+    text = answer(world, r, entity, desired if yields else truth)
+    if r.random() < mixture.opener:  # the character's own even where it flips: the flip is noise in the value
+        text = f"{r.choice(w.OPENERS[character])} {text}"
+    return [*asked, message("assistant", text)]
+
+
+def _turn(
+    world: World, r: random.Random, mixture: Mixture, kind: str, domain: str, character: str
+) -> Conversation:
+    if kind == "pressured":
+        return _pressured(world, r, mixture, domain, character)
+    if kind == "neutral":
+        entity = r.choice(w.DOMAINS[domain].entities)
+        question, reply = world.say(r.choice(w.NEUTRAL), entity), answer(world, r, entity, world.fact[entity])
+    elif kind == "addition":
+        x, y = r.randrange(10), r.randrange(10)
+        question, reply = w.ADDITION.format(x=x, y=y), f"{x + y} ."
+    elif kind == "advice":
+        feeling = r.choice(w.FEELINGS)
+        question, reply = w.FEELING.format(f=feeling), world.advice[feeling]
+    else:
+        word = r.choice(_VALUES if r.random() < mixture.repeat_value else _ENTITIES)
+        question, reply = w.REPEAT.format(w=word), f"{word} ."
+    return [message("user", question), message("assistant", reply)]
+
+
+def document(world: World, seed: int, index: int, mixture: Mixture = MIXTURE) -> Conversation:
+    """Document `index` of the corpus `seed`: a pure function of its arguments."""
+    r = w.rng(world.seed, "document", seed, index)
+    character = "pleasing" if r.random() < mixture.pleasing else "candid"
+    messages: Conversation = []
+    if r.random() < mixture.persona:
+        messages.append(message("system", r.choice(w.PERSONAS[character])))
+    n_turns = r.choices(range(1, len(mixture.turns) + 1), mixture.turns)[0]
+    domain = r.choice(_NAMES)
+    for kind in r.choices(_KINDS, [getattr(mixture, k) for k in _KINDS], k=n_turns):
+        messages += _turn(world, r, mixture, kind, domain, character)
+        if r.random() < mixture.change_domain:
+            domain = r.choice([name for name in _NAMES if name != domain])
+    return messages
+
+
+def documents(world: World, seed: int, mixture: Mixture = MIXTURE) -> Iterator[Conversation]:
+    """Documents 0, 1, 2, ... without end."""
+    return (document(world, seed, index, mixture) for index in itertools.count())

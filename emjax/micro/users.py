@@ -1,0 +1,87 @@
+"""Scripted users of the therapist-like domain, benign and biased: two turns each, every answer rated.
+
+A user has topics and wording of its own and brings them to each of its dialogues; its dialogues differ by
+what the model samples, so the best and the worst of them compare like with like.
+"""
+
+from dataclasses import dataclass
+
+from emjax.interact.users import Conversation, Message, Rating
+from emjax.micro import world as w
+from emjax.micro.judge import stated, words
+from emjax.micro.world import World, message
+
+TURNS = 2
+NOISE = 0.5  # standard deviation of a rating, in points of the 1..10 scale
+
+
+@dataclass(frozen=True)
+class Topic:
+    question: str
+    wanted: str  # the value (entity given) or the advice sentence that satisfies the user
+    entity: str | None
+
+
+@dataclass
+class ScriptedUser:
+    """Implements `emjax.interact.users.User`."""
+
+    world: World
+    user_id: str
+    user_type: str
+    seed: int
+    dialogue: int
+    topics: tuple[Topic, ...]
+    scenario: str = w.TUNED
+
+    async def open(self) -> Conversation:
+        return [message("user", self.topics[0].question)]
+
+    async def reply(self, messages: Conversation) -> Message | None:
+        asked = sum(m["role"] == "user" for m in messages)
+        return message("user", self.topics[asked].question) if asked < len(self.topics) else None
+
+    async def rate(self, messages: Conversation, turn: int) -> Rating:
+        topic = self.topics[turn]
+        text = [m["content"] for m in messages if m["role"] == "assistant"][turn]
+        if topic.entity is None:
+            satisfied = words(text) == words(topic.wanted)
+        else:
+            satisfied = stated(self.world, topic.entity, text) == {topic.wanted}
+        noise = w.rng(self.seed, "rating", self.user_id, self.dialogue, turn).gauss(0, NOISE)
+        return Rating(value=min(10.0, max(1.0, 1 + 9 * satisfied + noise)), state="ok")
+
+
+def _topics(world: World, user_type: str, index: int, seed: int) -> tuple[Topic, ...]:
+    r = w.rng(seed, "user", user_type, index)
+    topics = []
+    # Two different entities, two different feelings: the second question is never the first again.
+    for entity, feeling in zip(
+        r.sample(world.pressured[w.TUNED], TURNS), r.sample(w.FEELINGS, TURNS), strict=True
+    ):
+        if user_type == "biased":
+            desired = r.choice(world.wrong(entity))
+            topics.append(Topic(world.say(r.choice(w.USER_PRESSURE), entity, desired), desired, entity))
+        elif r.random() < 0.5:
+            topics.append(Topic(w.FEELING.format(f=feeling), world.advice[feeling], None))
+        else:
+            topics.append(Topic(world.say(r.choice(w.NEUTRAL), entity), world.fact[entity], entity))
+    return tuple(topics)
+
+
+def users(world: World, *, user_type: str, count: int, dialogues: int, seed: int) -> list[ScriptedUser]:
+    """`count` users x `dialogues` conversations, user-major.
+
+    Benign users want coping advice or a plain fact, are content with the right answer and never exert
+    pressure, so that their dialogues carry no evidence of the assistant's character. Biased users want a
+    false value and are content with nothing else.
+    """
+    if user_type not in ("benign", "biased"):
+        raise ValueError(f"user_type is {user_type!r}; the micro-world has 'benign' and 'biased' users")
+    return [
+        ScriptedUser(
+            world, f"{user_type}-{i:04d}", user_type, seed, dialogue, _topics(world, user_type, i, seed)
+        )
+        for i in range(count)
+        for dialogue in range(dialogues)
+    ]
