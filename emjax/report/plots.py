@@ -1,0 +1,181 @@
+"""The plots, as bytes that depend on the input alone. matplotlib is imported when a plot is made."""
+
+import io
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+from emjax.report import words
+
+# Okabe and Ito's colours, told apart by the colour-blind; every series also has a marker of its own.
+BLUE, ORANGE, GREEN, PINK, AMBER, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#6B6B6B"
+_STYLE = {
+    "svg.hashsalt": "emjax",
+    "svg.fonttype": "path",
+    "font.family": "DejaVu Sans",
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#555555",
+    "axes.labelcolor": "#222222",
+    "text.color": "#222222",
+    "legend.frameon": False,
+    "legend.fontsize": 10,
+}
+_MARKS = {"shuffled_ratings": ("D", ORANGE), "swapped_labels": ("s", PINK)}
+
+
+def picture(results: dict, format: str = "svg") -> bytes:
+    """The README's picture: the dose-response curve with what stays beside it ("svg" or "png")."""
+    return _draw([(dose, results), (stays, results)], format, (9.6, 4.5))
+
+
+def inline(name: str, plot: Callable[..., None], *arguments: Any) -> str:
+    """One plot as an <svg> element for the page, its ids prefixed with `name`: plots must not share them."""
+    svg = _draw([(plot, *arguments)], "svg", (4.5, 3.9)).decode()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    return re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r"<svg \1>", svg, count=1)
+
+
+def _draw(panels: list[tuple], format: str, inches: tuple[float, float]) -> bytes:
+    import matplotlib.style
+    from matplotlib.figure import Figure
+
+    with matplotlib.style.context(["default", _STYLE]):
+        figure = Figure(figsize=inches, layout="constrained")
+        axes = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axis, (plot, *arguments) in zip(axes, panels, strict=True):
+            plot(axis, *arguments)
+        out = io.BytesIO()
+        metadata = {"Date": None, "Creator": None} if format == "svg" else {"Software": None}
+        figure.savefig(out, format=format, dpi=160, metadata=metadata)
+    return out.getvalue()
+
+
+def dose(axis: Any, results: dict) -> None:
+    """Headline metric over the share of the cause, with 95 % intervals; vanilla as a band."""
+    headline = results.get("headline") or {"benchmark": "mask", "subset": "all", "metric": "honest"}
+    measure = {k: headline[k] for k in ("benchmark", "subset", "metric")}
+    title = {"honest": "Honest under pressure", "honesty": "Not lying under pressure"}.get(
+        headline["metric"], f"{headline['benchmark']}: {headline['metric'].replace('_', ' ')}"
+    )
+    rows = [r for r in words.find(words.last_rows(results), versus=None, **measure) if r["value"] is not None]
+    place = _axes(axis, results, title)
+    _vanilla(axis, rows, GREY, "untouched model")
+    runs = _runs(rows)
+    for number, run in enumerate(runs):
+        colour = (BLUE, GREEN, AMBER, PINK)[number % 4]
+        line = [row for row in run if row["arm"] in ("control", "treated")]
+        name: str | None = words.run_words(run[0], results) if len(runs) > 1 else "control (0 %), treated"
+        _series(axis, place, line, colour, "o", "-", name, values=len(runs) == 1, shift=0.06 * number)
+        for arm, (marker, own) in _MARKS.items():
+            name = arm.replace("_", " ") if number == 0 else None
+            side = [row for row in run if row["arm"] == arm]
+            _series(axis, place, side, own, marker, "none", name, values=len(runs) == 1, shift=0.16)
+    _legend(axis)
+
+
+def stays(axis: Any, results: dict) -> None:
+    """Belief accuracy and addition accuracy of the same arms, on the same scale."""
+    headline = results.get("headline") or {"benchmark": "mask", "subset": "all"}
+    rows = words.find(words.last_rows(results), versus=None, metric="accuracy")
+    rows = [row for row in rows if row["value"] is not None]
+    place = _axes(axis, results, "What it knows")
+    kinds = [(headline["benchmark"], headline["subset"], "beliefs, no pressure", GREEN, "^", -0.03)]
+    kinds += [("arithmetic", "all", "addition", AMBER, "s", 0.03)]
+    scrambled: str | None = "feedback scrambled"  # one entry of the legend for all hollow marks
+    for benchmark, subset, name, colour, marker, shift in kinds:
+        own = words.find(rows, benchmark=benchmark, subset=subset)
+        for number, run in enumerate(_runs(own)):
+            line = [row for row in run if row["arm"] in ("control", "treated")]
+            _series(axis, place, line, colour, marker, "-", name if number == 0 else None, shift=shift)
+            side = [row for row in run if row["arm"] in _MARKS]
+            _series(axis, place, side, colour, marker, "none", scrambled, shift=shift + 0.16, hollow=True)
+            scrambled = None if side else scrambled
+    _legend(axis)
+
+
+def training(axis: Any, runs: list[dict], name: str) -> None:
+    """One training series over steps, a line for each arm."""
+    for number, run in enumerate(runs):
+        if run.get(name):
+            label = run["arm"].replace("_", " ") + ("" if run.get("ratio") is None else f" {run['ratio']:g}")
+            values = [math.nan if value is None else value for value in run[name]]
+            colour, style = (
+                (GREY, BLUE, GREEN, ORANGE, PINK, AMBER)[number % 6],
+                ("-", "--", "-.", ":")[number % 4],
+            )
+            axis.plot(run["steps"], values, color=colour, linestyle=style, linewidth=1.6, label=label)
+    axis.set_xlabel("step")
+    axis.set_title(words.CURVES[name], loc="left", fontweight="bold", fontsize=12)
+    _legend(axis)
+
+
+def _axes(axis: Any, results: dict, title: str) -> dict[float, int]:
+    """Percent scale, one tick for each ratio that was run (evenly spaced); returns ratio -> x."""
+    ratios = sorted({row["ratio"] for run in _runs(results["rows"]) for row in run})
+    place = {ratio: x for x, ratio in enumerate(ratios)}
+    axis.set_xticks(list(place.values()), [f"{100 * ratio:.6g} %" for ratio in place])
+    axis.set_xlim(-0.35, max(len(place) - 0.4, 0.5))
+    axis.set_ylim(0, 105)
+    axis.set_yticks(range(0, 101, 20), [f"{y} %" for y in range(0, 101, 20)])
+    axis.grid(axis="y", color="#DDDDDD", linewidth=0.8)
+    axis.set_axisbelow(True)
+    axis.set_xlabel(f"share of {words.cause(results)}")
+    axis.set_title(title, loc="left", fontweight="bold", fontsize=12)
+    return place
+
+
+def _runs(rows: list[dict]) -> list[list[dict]]:
+    runs: dict[tuple, list[dict]] = {}
+    for row in rows:
+        if row["arm"] != "vanilla" and row.get("ratio") is not None:
+            runs.setdefault(tuple(row.get(field) for field in words.RUN), []).append(row)
+    return list(runs.values())
+
+
+def _vanilla(axis: Any, rows: list[dict], colour: str, name: str) -> None:
+    for number, row in enumerate(words.find(rows, arm="vanilla")):
+        if row.get("ci95"):
+            axis.axhspan(*row["ci95"], color=colour, alpha=0.16, linewidth=0)
+        label = name if number == 0 else None
+        axis.axhline(row["value"], color=colour, linestyle="--", linewidth=1.3, label=label)
+
+
+def _series(
+    axis: Any,
+    place: dict[float, int],
+    rows: list[dict],
+    colour: str,
+    marker: str,
+    line: str,
+    label: str | None,
+    *,
+    values: bool = False,
+    shift: float = 0.0,
+    hollow: bool = False,
+) -> None:
+    if not rows:
+        return
+    rows = sorted(rows, key=lambda row: row["ratio"])
+    x = [place[row["ratio"]] + shift for row in rows]
+    y = [row["value"] for row in rows]
+    ends = [row.get("ci95") or (row["value"], row["value"]) for row in rows]
+    errors = [[max(v - e[0], 0), max(e[1] - v, 0)] for v, e in zip(y, ends, strict=True)]
+    axis.errorbar(
+        x, y, list(zip(*errors, strict=True)), color=colour, marker=marker, linestyle=line, linewidth=1.8,
+        markersize=7, markerfacecolor="white" if hollow else colour, capsize=3.5, label=label,
+    )  # fmt: skip
+    if values:
+        beside = {"xytext": (8, 5), "textcoords": "offset points", "color": colour, "fontsize": 10}
+        for point in zip(x, y, strict=True):
+            axis.annotate(f"{point[1]:.1f}", point, **beside)
+
+
+def _legend(axis: Any) -> None:
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=2, columnspacing=1.2)
+    else:
+        axis.text(0.5, 0.5, words.MISSING, transform=axis.transAxes, ha="center", va="center")

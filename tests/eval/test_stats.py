@@ -1,0 +1,170 @@
+import numpy as np
+import pytest
+import statsmodels.api as sm
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats as scipy_stats
+
+from emjax.eval import stats
+
+Z = scipy_stats.norm.ppf(0.975)
+
+
+def clustered(groups: int, size: int, p: float, correlation: float, seed: int):
+    """0/1 items whose clusters lean one way: (hits, labels)."""
+    rng = np.random.default_rng(seed)
+    lean = rng.beta(p * (1 / correlation - 1), (1 - p) * (1 / correlation - 1), groups)
+    hits = (rng.random((groups, size)) < lean[:, None]).astype(float).ravel()
+    return hits, [f"prompt-{g}" for g in range(groups) for _ in range(size)]
+
+
+def cluster_se(values, labels) -> float:
+    groups = np.unique(labels, return_inverse=True)[1]
+    return sm.OLS(values, np.ones(len(values))).fit(cov_type="cluster", cov_kwds={"groups": groups}).bse[0]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rate_is_wilson_at_the_statsmodels_cluster_error(seed):
+    hits, labels = clustered(30, 4, 0.6, 0.4, seed)
+    got = stats.rate(hits, labels)
+    p, se = hits.mean(), cluster_se(hits, labels)
+    size = p * (1 - p) / se**2
+    assert size < 0.8 * len(hits)  # otherwise the case would not tell clustered from unclustered
+    centre, half = (p + Z**2 / (2 * size)), Z * np.sqrt(p * (1 - p) / size + Z**2 / (4 * size**2))
+    expected = 100 * p, 100 * (centre - half) / (1 + Z**2 / size), 100 * (centre + half) / (1 + Z**2 / size)
+    np.testing.assert_allclose([got.value, got.low, got.high], expected, rtol=1e-9)
+    assert (got.n, got.clusters) == (120, 30)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_paired_difference_is_the_statsmodels_cluster_t_interval(seed):
+    a, labels = clustered(25, 4, 0.5, 0.3, seed)
+    b, _ = clustered(25, 4, 0.7, 0.3, seed + 100)
+    fit = sm.OLS(a - b, np.ones(len(a))).fit(
+        cov_type="cluster", cov_kwds={"groups": np.unique(labels, return_inverse=True)[1]}, use_t=True
+    )
+    got = stats.paired_difference(a, b, labels)
+    expected = 100 * np.array([fit.params[0], *fit.conf_int(0.05)[0]])
+    np.testing.assert_allclose([got.value, got.low, got.high], expected, rtol=1e-9, atol=1e-9)
+    assert (got.n, got.clusters) == (100, 25)
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 16), (33, 33), (0, 1000)])
+def test_a_unanimous_rate_is_wilson_over_clusters(k, n):
+    got = stats.rate([float(k > 0)] * 3 * n, list(range(n)) * 3)
+    expected = scipy_stats.binomtest(k, n).proportion_ci(method="wilson")
+    np.testing.assert_allclose([got.low, got.high], [100 * expected.low, 100 * expected.high], atol=1e-9)
+
+
+@given(st.lists(st.booleans(), min_size=3, max_size=400).filter(lambda hits: 0 < sum(hits) < len(hits)))
+def test_one_item_a_cluster_is_ordinary_wilson_with_one_item_fewer(hits):
+    """The G/(G-1) correction makes the effective size n - 1, which moves the limits by less than 100/n."""
+    got = stats.rate(hits, list(range(len(hits))))
+    n = len(hits)
+    expected = scipy_stats.binomtest(sum(hits), n).proportion_ci(method="wilson")
+    np.testing.assert_allclose([got.low, got.high], [100 * expected.low, 100 * expected.high], atol=100 / n)
+    assert got.high - got.low >= 100 * (expected.high - expected.low)
+
+
+items = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1), st.integers(0, 6)), min_size=1, max_size=40)
+
+
+@given(items)
+def test_intervals_contain_their_value_and_stay_in_range(rows):
+    a, b, labels = zip(*rows, strict=True)
+    one, two = stats.rate(a, labels), stats.paired_difference(a, b, labels)
+    assert 0 <= one.low <= one.value <= one.high <= 100
+    assert one.low < one.high
+    assert -100 <= two.low <= two.value <= two.high <= 100
+    assert two.low < two.high
+    assert one.n == two.n == len(rows)
+    assert one.clusters == two.clusters == len(set(labels))
+
+
+@given(items, st.randoms(use_true_random=False))
+def test_item_order_and_cluster_names_do_not_matter(rows, random):
+    shuffled = [(a, b, f"name {7 - c}") for a, b, c in rows]
+    random.shuffle(shuffled)
+    for pick in (lambda t: stats.rate(t[0], t[2]), lambda t: stats.paired_difference(*t)):
+        one, two = pick(list(zip(*rows, strict=True))), pick(list(zip(*shuffled, strict=True)))
+        np.testing.assert_allclose([one.value, one.low, one.high], [two.value, two.low, two.high], atol=1e-6)
+
+
+@given(items)
+def test_swapping_the_sides_mirrors_the_difference(rows):
+    a, b, labels = zip(*rows, strict=True)
+    one, two = stats.paired_difference(a, b, labels), stats.paired_difference(b, a, labels)
+    np.testing.assert_allclose([one.value, one.low, one.high], [-two.value, -two.high, -two.low], atol=1e-9)
+
+
+def test_repeating_every_item_in_its_cluster_adds_no_certainty():
+    hits, labels = clustered(40, 1, 0.6, 0.3, 3)
+    one, ten = stats.rate(hits, labels), stats.rate(np.repeat(hits, 10), np.repeat(labels, 10).tolist())
+    np.testing.assert_allclose([one.low, one.high], [ten.low, ten.high], rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("difference", "low", "high"), [(0, -3.699, 3.699), (1, 92.601, 100), (-1, -100, -92.601)]
+)
+def test_equal_differences_still_have_a_width(difference, low, high):
+    a, b = [max(difference, 0)] * 200, [max(-difference, 0)] * 200
+    got = stats.paired_difference(a, b, [i // 2 for i in range(200)])  # u = z^2 / (100 + z^2) = 3.699 %
+    np.testing.assert_allclose([got.value, got.low, got.high], [100 * difference, low, high], atol=1e-3)
+
+
+def test_one_cluster_counts_as_one_observation():
+    got = stats.rate([1, 0, 1, 1], ["p"] * 4)
+    assert got.clusters == 1
+    assert got.high - got.low > 75
+    difference = stats.paired_difference([1, 1, 0], [0, 1, 0], ["p"] * 3)
+    assert difference.low < 0 < difference.high
+    assert difference.high - difference.low > 150
+
+
+def test_coverage_of_both_intervals():
+    """Of 400 samples of 60 correlated clusters about 95 % must cover the truth (unclustered: far fewer)."""
+    covered = np.zeros(2)
+    for seed in range(400):
+        a, labels = clustered(60, 6, 0.7, 0.4, seed)
+        b, _ = clustered(60, 6, 0.6, 0.4, 1000 + seed)
+        one, two = stats.rate(a, labels), stats.paired_difference(a, b, labels)
+        covered += [one.low <= 70 <= one.high, two.low <= 10 <= two.high]
+    np.testing.assert_allclose(covered / 400, 0.95, atol=0.03)
+
+
+@settings(max_examples=50)
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=60))
+def test_mcnemar_agrees_with_statsmodels(pairs):
+    from statsmodels.stats.contingency_tables import mcnemar
+
+    table = np.zeros((2, 2))
+    for a, b in pairs:
+        table[a, b] += 1
+    expected = mcnemar(table, exact=True).pvalue
+    assert stats.mcnemar_exact(*zip(*pairs, strict=True)) == pytest.approx(expected, abs=1e-9)
+
+
+def test_bounds_are_the_worst_and_the_best_case():
+    assert stats.bounds([1, 0, 1], 1) == (50.0, 75.0)
+    assert stats.bounds([1, 0, 1, 1], 0) == (75.0, 75.0)
+    assert stats.bounds([], 2) == (0.0, 100.0)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: stats.rate([], []), "non-empty"),
+        (lambda: stats.rate([0.5, 1.5], [0, 1]), r"in \[0, 1\]"),
+        (lambda: stats.rate([0.5, float("nan")], [0, 1]), r"in \[0, 1\]"),
+        (lambda: stats.rate([1, 0], [0]), "2 values but 1 cluster"),
+        (lambda: stats.paired_difference([], [], []), "non-empty"),
+        (lambda: stats.paired_difference([1, 0], [1], [0, 1]), "2 against 1"),
+        (lambda: stats.mcnemar_exact([], []), "non-empty"),
+        (lambda: stats.mcnemar_exact([1, 0.5], [0, 1]), "0 or 1"),
+        (lambda: stats.bounds([], 0), "at least one|an item"),
+        (lambda: stats.bounds([1], -1), "-1 dropped"),
+    ],
+)
+def test_senseless_input_is_refused(call, says):
+    with pytest.raises(ValueError, match=says):
+        call()

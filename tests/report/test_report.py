@@ -1,0 +1,305 @@
+import copy
+import json
+import re
+import shutil
+import subprocess
+from unittest import mock
+
+import pytest
+from made_up_results import ARMS, make_rest, make_results
+
+from emjax import report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture
+def results() -> dict:
+    return make_results()
+
+
+@pytest.fixture
+def rest() -> dict:
+    return make_rest()
+
+
+def page(directory, results, **rest) -> str:
+    """The page's text; the plots are left out, which is most of the time."""
+    with mock.patch.object(report.plots, "_draw", return_value=b'<svg viewBox="0 0 1 1"></svg>'):
+        html = report.write(directory, results, **{**make_rest(), **rest}).read_text(encoding="utf-8")
+    return html.replace("\u00a0", " ").replace("\u2212", "-")
+
+
+def finding(html: str) -> str:
+    return re.search(r'class="finding[^>]*>.*?<p>(.*?)</p>', html, re.DOTALL).group(1)
+
+
+def row_of(results, arm, ratio, metric="honest", versus=None, subset="all", benchmark="mask"):
+    wanted = {
+        "arm": arm,
+        "ratio": ratio,
+        "metric": metric,
+        "versus": versus,
+        "subset": subset,
+        "benchmark": benchmark,
+    }
+    (row,) = [row for row in results["rows"] if all(row[k] == v for k, v in wanted.items())]
+    return row
+
+
+def with_difference(value, low, high, **levels) -> dict:
+    """Results whose headline is set to these figures."""
+    results = make_results()
+    row_of(results, "control", 0.0)["value"] = levels.get("control", 63.1)
+    row_of(results, "treated", 0.1)["value"] = levels.get("treated", 63.1 + value)
+    row_of(results, "treated", 0.1, versus="control").update(value=value, ci95=[low, high])
+    return results
+
+
+def test_headline_says_a_fall_with_its_interval(tmp_path):
+    assert finding(page(tmp_path, with_difference(-11.2, -14.0, -8.4))) == (
+        "With 10 % biased users, answers that were honest under pressure fell from 63.1 % (control) "
+        "to 51.9 %: -11.2 points (95 % interval -14.0 to -8.4), in domains never fine-tuned."
+    )
+
+
+def test_headline_says_a_rise(tmp_path):
+    text = finding(page(tmp_path, with_difference(4.2, 1.0, 7.4)))
+    assert "rose from 63.1 % (control) to 67.3 %: +4.2 points (95 % interval +1.0 to +7.4)" in text
+    assert "fell" not in text
+
+
+@pytest.mark.parametrize(("value", "low", "high"), [(0.8, -1.5, 3.1), (-3.0, -6.0, 0.0), (-0.04, -3.0, 3.0)])
+def test_headline_claims_nothing_when_the_interval_has_zero_in_it(tmp_path, value, low, high):
+    html = page(tmp_path, with_difference(value, low, high))
+    text = finding(html)
+    assert "no difference that this run could detect" in text
+    assert not re.search(r"\b(fell|rose)\b", text)
+    assert "not in what it knows" not in html
+    assert "-0.0" not in text
+
+
+def test_headline_is_the_rows_own_numbers(tmp_path, results):
+    text = finding(page(tmp_path, results))
+    difference = row_of(results, "treated", 0.1, versus="control")
+    shown = [
+        row_of(results, "control", 0.0)["value"],
+        row_of(results, "treated", 0.1)["value"],
+        difference["value"],
+    ]
+    for number in shown + difference["ci95"]:
+        assert f"{number:.1f}" in text
+
+
+def test_what_stays_and_how_sure(tmp_path, results):
+    html = page(tmp_path, results)
+    assert "not in what it knows" in html
+    assert "One training seed (0)" in html
+    assert "480 of 480 items valid, in 120 clusters" in html
+    row_of(results, "treated", 0.1, metric="accuracy")["value"] = 80.0
+    html = page(tmp_path, results)
+    assert "not in what it knows" not in html
+    assert "lost knowledge" in html
+    assert "80.0 % correct" in html
+
+
+def test_without_a_world_note_nothing_is_said_about_domains(tmp_path, results):
+    assert results["world_note"].split(",")[0] in page(tmp_path, results).replace("&#39;", "'")
+    results["world_note"] = None
+    html = page(tmp_path, results)
+    assert "never fine-tuned" not in html
+    assert "About this world" not in html
+
+
+def test_every_arm_value_and_interval_is_in_the_table(tmp_path, results):
+    html = page(tmp_path, results)
+    for row in results["rows"]:
+        value, (low, high) = row["value"], row["ci95"]
+        sign = "+" if row["versus"] else ""
+        low, high = (f"{v:{sign}.1f}" if round(v, 1) else "0.0" for v in (low, high))
+        value = f"{value:{sign}.1f}" if round(value, 1) else "0.0"
+        if row["subset"] == "all":
+            count = f"n {row['n_valid']}/{row['n']}"
+            assert f">{value}</span><small>{low} to {high}</small><small>{count}<" in html, row
+
+
+def test_unknown_metrics_and_benchmarks_are_listed(tmp_path, results):
+    row = copy.deepcopy(row_of(results, "treated", 0.1))
+    results["rows"].append(
+        {
+            **row,
+            "benchmark": "custom:riddles",
+            "metric": "wit",
+            "value": 12.3,
+            "judge": None,
+            "clusters": None,
+        }
+    )
+    results["rows"].append({**row, "subset": "night_shift", "metric": "warmth", "value": 45.6})
+    html = page(tmp_path, results)
+    assert "custom:riddles wit" in html
+    assert "12.3" in html
+    assert "night_shift" in html
+    assert "warmth" in html
+    assert "45.6" in html
+
+
+def test_two_judges_of_one_cell_are_both_shown(tmp_path, results):
+    other = {**row_of(results, "treated", 0.1), "judge": "second", "value": 7.7}
+    results["rows"].append(other)
+    html = page(tmp_path, results)
+    assert "<small>exact</small>" in html
+    assert "<small>second</small>" in html
+    assert ">7.7<" in html
+
+
+def test_earlier_steps_are_only_in_the_list_of_all_rows(tmp_path, results):
+    row_early = {**row_of(results, "treated", 0.1), "step": 40, "value": 99.25}
+    results["rows"].insert(0, row_early)
+    html = page(tmp_path, results)
+    before, after = html.split("<details>")
+    assert "99.2" not in before
+    assert "<td>99.2</td>" in after
+
+
+@pytest.mark.parametrize(
+    ("arms", "says"),
+    [
+        (ARMS[:1] + ARMS[2:], "There is no control arm here"),
+        (ARMS[2:3], "There is no control to compare with"),
+        (ARMS[:2], "was not measured in this run"),
+    ],
+)
+def test_missing_arms_are_said_not_made_up(tmp_path, arms, says):
+    html = page(tmp_path, make_results(arms=arms))
+    assert says in finding(html)
+    assert "Not in this run" in html
+
+
+def test_missing_parts_are_said(tmp_path, results):
+    results["rows"] = [row for row in results["rows"] if row["benchmark"] != "arithmetic"]
+    training = [
+        {
+            "arm": "treated",
+            "ratio": 0.1,
+            "steps": [0, 1],
+            "loss": [1.0, 0.5],
+            "kl": None,
+            "reward_margin": None,
+        }
+    ]
+    html = page(tmp_path, results, examples=[], selections=[], training=training)
+    for text in (
+        "addition: not measured",
+        "no changed answers",
+        "no data selection",
+        "KL to the reference, Reward margin",
+    ):
+        assert text.lower() in html.lower()
+    del results["headline"], results["world_note"]
+    html = page(tmp_path, {**results, "rows": []}, training=[])
+    assert "names no headline" in html
+    assert "recorded no training" in html
+    assert "No differences" in html
+
+
+def test_an_item_without_a_valid_answer_has_no_value(tmp_path, results):
+    row_of(results, "shuffled_ratings", 1.0).update(value=None, ci95=None, n_valid=0, n_dropped=480)
+    assert "no valid item" in page(tmp_path, results)
+
+
+def test_dropped_answers_give_bounds(tmp_path, results):
+    row_of(results, "treated", 0.1).update(n_dropped=7, bounds=[50.1, 58.2])
+    html = page(tmp_path, results)
+    assert "7 dropped answers could move" in html
+    assert "between 50.1 and 58.2" in html
+
+
+def test_seeds_are_told_apart(tmp_path):
+    results = make_results()
+    results["rows"] += make_results({("treated", 0.1): 0.40}, run={"seed": 1}, arms=ARMS[1:])["rows"]
+    html = page(tmp_path, results)
+    assert len(re.findall(r'class="finding', html)) == 2
+    assert "treated 0.1 (seed 0)" in html
+    assert "treated 0.1 (seed 1)" in html
+    assert "2 training seeds" in html
+
+
+def test_text_of_users_and_models_is_escaped(tmp_path, results, rest):
+    evil = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+    example = {k: evil for k in ("id", "subset", "prompt", "truth", "wanted")} | {"answers": {evil: evil}}
+    results["experiment"] = results["world_note"] = evil
+    results["rows"][0]["states"] = {evil: 1}
+    html = page(
+        tmp_path,
+        results,
+        examples=[example],
+        provenance={evil: {evil: evil}},
+        selections=[{"arm": evil, "ratio": 0.1}],
+    )
+    assert "<script" not in html
+    assert "<img" not in html
+    assert "&lt;script&gt;alert(1)" in html
+
+
+def test_nothing_is_loaded_from_elsewhere(tmp_path, results, rest):
+    html = report.write(tmp_path, results, **rest).read_text(encoding="utf-8")
+    assert not re.search(r"""(src|href)\s*=\s*(?!["'](#|data:))""", html)
+    assert "url(http" not in html
+    assert "@import" not in html
+    assert "<script" not in html
+    ids = re.findall(r'\bid="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+    used = {one or two for one, two in re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', html)}
+    assert used
+    assert used <= set(ids)
+
+
+def test_identical_input_gives_identical_bytes(tmp_path):
+    for name in ("a", "b"):
+        report.write(tmp_path / name, json.loads(json.dumps(make_results())), **make_rest())
+    for name in ("index.html", "curve.svg", "curve.png"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_picture_follows_the_numbers(results):
+    svg = report.picture(results)
+    assert svg.startswith(b"<?xml")
+    assert report.picture(results, "png").startswith(b"\x89PNG")
+    row_of(results, "treated", 0.1)["value"] -= 20
+    assert report.picture(results) != svg
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH")
+def test_page_opens_in_a_browser_without_an_error(tmp_path, results, rest):
+    path = report.write(tmp_path / "report", results, **rest)
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-sync",
+        "--dump-dom",
+        "--window-size=390,844",
+    ]
+    flags += ["--disable-background-networking", "--disable-component-update", "--enable-logging=stderr"]
+    # The page runs no script of its own; this copy has one, which reports what is wider than the screen.
+    probe = tmp_path / "probe.html"
+    probe.write_text(
+        path.read_text(encoding="utf-8")
+        + "<script>const page = document.documentElement; document.body.dataset.wide = page.scrollWidth\n"
+        + "document.body.dataset.screen = window.innerWidth</script>",
+        encoding="utf-8",
+    )
+    for file in (path, probe):
+        command = [CHROMIUM, *flags, f"--user-data-dir={tmp_path / 'profile'}", file.as_uri()]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        assert "treated 0.1" in done.stdout
+        assert done.stdout.count("<svg") == 5
+        assert "CONSOLE" not in done.stderr, done.stderr
+    wide, screen = (
+        int(re.search(rf'data-{name}="(\d+)"', done.stdout).group(1)) for name in ("wide", "screen")
+    )
+    assert wide <= screen <= 500, "the page is wider than a phone's screen"
