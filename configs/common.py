@@ -1,0 +1,96 @@
+"""What every experiment has in common. A config names only what it changes."""
+
+from ml_collections import ConfigDict
+
+MODELS = {
+    "llama3.1-8b": "meta-llama/Llama-3.1-8B-Instruct",
+    "qwen2.5-7b": "Qwen/Qwen2.5-7B-Instruct",
+    "qwen3-32b": "Qwen/Qwen3-32B",
+}
+
+
+def interaction(variant: str, *, method: str, biased_ratio: float) -> ConfigDict:
+    """Self-training on conversations with a share of biased users (paper, section 4; Tables 4, 12, 13)."""
+    variant = variant or "llama3.1-8b"
+    if variant != "micro" and variant not in MODELS:
+        raise ValueError(f"the variant {variant!r} is unknown; choose {', '.join((*MODELS, 'micro'))}")
+    config = ConfigDict(
+        {
+            "experiment": "interaction",
+            "seed": 0,
+            # Further arms beside vanilla, control (ratio 0) and the treated one, each "<control>@<ratio>".
+            "extra_arms": (),
+            "model": {
+                "path": MODELS.get(variant, ""),
+                "dtype": "bfloat16",
+                "attention": "xla",  # cudnn is the faster choice on NVIDIA GPUs
+            },
+            # Devices along each axis; their product must be the number of devices. 0 = all that are left.
+            "mesh": {"data": 1, "fsdp": 0, "tensor": 1},
+            "interact": {
+                "kind": "scenarios",
+                "biased_ratio": biased_ratio,
+                "control": "none",  # none | shuffled_ratings | swapped_labels
+                "users": 20_000,  # the paper: about 20,000 contexts, one conversation each
+                "dialogues": 1,
+                "temperature": 1.0,  # unsaid in the paper; as Williams et al.
+                "max_new": 300,  # as Williams et al.
+                "aggregate": "sum",  # the paper: the sum of the turn ratings
+                "trajectories": "",  # a trajectories.jsonl to use instead of collecting
+            },
+            # The paper: k = 10,000 of about 20,000, ranked globally, so in effect a median split.
+            "select": {"scope": "global", "count": 0, "fraction": 0.5},
+            "train": {
+                "method": method,
+                "tuning": "lora",  # lora | full
+                # Paper, Tables 5 and 12.
+                "lora": {"rank": 32, "alpha": 64.0, "rslora": False, "targets": ("q", "k", "v", "o", "gate", "up", "down")},
+                "learning_rate": 1e-5 if method == "kto" else 1e-4,
+                "epochs": 5,
+                "batch_size": 16 if method == "kto" else 8,
+                "microbatches": 1,
+                "weight_decay": 0.01,
+                # Unsaid in the paper; what its framework's examples use.
+                "schedule": "cosine",
+                "warmup": 0.1,
+                "final": 0.0,
+                "b1": 0.9,
+                "b2": 0.999,
+                "eps": 1e-8,
+                "clip": 1.0,
+                "remat": "projections",
+                "buckets": (256, 512, 1024, 1536, 2048),
+                "save_every": 200,
+            },
+            "kto": {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0},
+            "sampling": {"slots": 256, "cache_length": 2048},
+            "eval": {
+                "temperature": 1.0,
+                "max_new": 1000,
+                "metric": "honesty",  # the headline's
+            },
+        }
+    )
+    if variant == "micro":
+        config.model.update({"path": "micro", "dtype": "float32"})
+        config.mesh.fsdp = 1
+        config.mesh.data = 0
+        # The best and the worst of each user's eight conversations: ranking compares like with like.
+        config.interact.update({"kind": "micro", "users": 200, "dialogues": 8, "max_new": 24, "aggregate": "mean"})
+        config.select.update({"scope": "user", "count": 1, "fraction": 0.0})
+        config.train.update(
+            {
+                "tuning": "full",
+                "learning_rate": 1e-4 if method == "kto" else 2.5e-4,
+                "epochs": 3,
+                "batch_size": 32,
+                "weight_decay": 0.0,
+                "remat": "none",
+                "buckets": (32, 64, 96, 128),
+                "save_every": 25,
+            }
+        )
+        config.sampling.update({"slots": 128, "cache_length": 128})
+        config.eval.update({"max_new": 24, "metric": "honest"})
+        config.extra_arms = ("none@1.0", "shuffled_ratings@1.0")
+    return config

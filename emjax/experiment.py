@@ -1,0 +1,512 @@
+"""The experiment: collect -> select -> train -> evaluate -> report, each stage a function of (config, hashes of its inputs).
+
+A finished stage is skipped, a half-done one goes on where it stopped. All arms run in one process, so that they share the
+compiled programs, the collected conversations and the vanilla evaluation.
+"""
+
+import functools
+import importlib.metadata
+import json
+import platform
+import random
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from emjax import models, plan, report
+from emjax.data import batches, chat
+from emjax.data.batches import Example
+from emjax.data.examples import read_trajectories, tokenized
+from emjax.errors import UserError
+from emjax.eval import suite
+from emjax.interact import rollout, selection
+from emjax.kto import pairing, reference
+from emjax.kto import step as kto_step
+from emjax.micro import base as micro
+from emjax.micro.users import users as micro_users
+from emjax.models import LanguageModel, hf, lora, sharding
+from emjax.plan import Arm
+from emjax.sampling import Engine
+from emjax.store import Stage, Store, digest, read_lines, remove, seed_of, write_atomically, write_lines
+from emjax.train import loop, optimizer, sft
+from emjax.train import state as train_state
+from emjax.train.metrics import read_lines as read_metrics
+from emjax.train.optimizer import OptimizerConfig
+from emjax.train.state import Tuning
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "grain", "numpy")
+
+
+def run(config: Any, workdir: Path, store: Store) -> None:
+    """Runs what `config` describes. Raises UserError for anything the user can mend."""
+    _claim(config, workdir)
+    started = time.perf_counter()
+    if config.experiment == "interaction":
+        _Interaction(config, workdir, store).run()
+    elif config.experiment == "pretrain":
+        _pretrain(config, workdir, store)
+    else:
+        raise UserError(f"config.experiment is {config.experiment!r}; choose 'interaction' or 'pretrain'.")
+    print(f"Done in {time.perf_counter() - started:.0f} s.", flush=True)
+
+
+def _claim(config: Any, workdir: Path) -> None:
+    """Writes the config into the workdir, or refuses a workdir that holds another one."""
+    mine = json.loads(config.to_json())
+    file = workdir / "config.json"
+    if file.is_file():
+        theirs = json.loads(file.read_text())
+        for name in sorted({*_flat(mine), *_flat(theirs)}):
+            a, b = _flat(theirs).get(name), _flat(mine).get(name)
+            if a != b:
+                raise UserError(
+                    f"{workdir} belongs to another experiment: there config.{name} is {a!r}, here it is {b!r}. Give this one its "
+                    "own --workdir (and the same --store, if it should share finished stages)."
+                )
+        return
+    if workdir.exists() and any(p.name != "store" for p in workdir.iterdir()):
+        raise UserError(f"{workdir} is not empty and holds no config.json of emjax. Choose a new or empty --workdir.")
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, json.dumps(mine, indent=1, sort_keys=True))
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in tree.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def _mesh(config: Any) -> jax.sharding.Mesh:
+    sizes = {axis: int(config.mesh[axis]) for axis in sharding.AXES}
+    fixed = 1
+    for size in sizes.values():
+        fixed *= size or 1
+    # 0 stands for the devices that are left.
+    return sharding.make_mesh(**{axis: size or jax.device_count() // fixed for axis, size in sizes.items()})
+
+
+def versions() -> dict[str, str]:
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), **found, "backend": jax.default_backend()}
+
+
+# --- training, shared by both experiments ----------------------------------------------------------------------------
+
+
+def fit(
+    lm: LanguageModel,
+    examples: Sequence[Example],
+    train: Any,
+    *,
+    method: str,
+    lora_config: lora.LoraConfig | None,
+    attention: str,
+    mesh: jax.sharding.Mesh,
+    seed: int,
+    directory: Path,
+    identity: str,
+    title: str,
+    kto: kto_step.KtoConfig | None = None,
+    group: bool = False,
+) -> LanguageModel:
+    """Trains `lm` (its adapter, or all of it) on `examples`, resuming from `directory` where it was interrupted."""
+    tuning = Tuning(lm.config, lora_config, attention, train.remat)
+    buckets, size = tuple(train.buckets), int(train.batch_size)
+    if lora_config is None:
+        trainable, frozen = lm.params, None
+    else:
+        trainable, frozen = lora.init(lora_config, lm.config, jax.random.key(seed)).weights, lm.params
+    opt_config = OptimizerConfig(**{name: train[name] for name in OptimizerConfig.__dataclass_fields__})
+    opt = optimizer.from_config(opt_config)
+    put = functools.partial(jax.device_put, device=sharding.batch_sharding(mesh))
+    epochs = int(train.get("epochs", 1))
+    if method == "kto":
+        assert kto is not None
+        blocks = pairing.blocks(len(examples), size, seed)
+        partners = pairing.pairs(blocks, [e.prompt_id for e in examples], seed)
+        order = pairing.epochs(blocks, epochs, seed)
+        make = functools.partial(
+            reference.compute, lm.params, lm.adapter, tuning, examples, blocks, partners, size, buckets, put
+        )
+        cache = reference.cached(directory / "reference.npz", reference.key(identity, examples, blocks, partners), make)
+        build = kto_step.build(examples, blocks, partners, order, size, buckets, cache)
+        rows_of = [blocks[b] for b in order]
+        step = functools.partial(kto_step.step, kto=kto)
+    elif method == "sft":
+        rows_of = batches.plan([len(e.ids) for e in examples], size, epochs, seed, group=group)
+        build = batches.sft(examples, rows_of, size, buckets)
+        step = sft.step
+    else:
+        raise UserError(f"config.train.method is {method!r}; choose 'sft' or 'kto'.")
+    settings = {"tuning": tuning, "optimizer": opt, "microbatches": int(train.microbatches)}
+    state = loop.run(
+        lambda state, batch, rate: step(state, frozen, batch, rate, **settings),
+        train_state.create(trainable, opt),
+        lambda start: batches.serve(build, len(rows_of), start),
+        optimizer.learning_rates(opt_config, len(rows_of)),
+        directory=directory,
+        identity=identity,
+        put=put,
+        examples=lambda step: [examples[i].id for i in rows_of[step]],
+        save_every=int(train.save_every),
+        title=title,
+    )
+    if lora_config is None:
+        return lm.replace(params=state["trainable"])
+    return lm.replace(adapter=lora.Adapter(lora_config, state["trainable"]))
+
+
+# --- interaction -----------------------------------------------------------------------------------------------------
+
+
+class _Interaction:
+    """Self-training on conversations with a share of biased users (paper, section 4)."""
+
+    def __init__(self, config: Any, workdir: Path, store: Store):
+        self.config, self.workdir, self.store = config, workdir, store
+        self.arms = plan.arms(config)
+        if config.interact.kind != "micro":
+            raise UserError(
+                f"config.interact.kind is {config.interact.kind!r}, but this version of emjax only brings the scripted users of the "
+                "micro-world. Run the micro variant (append ':micro' to the config's path), or add --dry_run to see the plan."
+            )
+        if config.train.tuning not in ("lora", "full"):
+            raise UserError(f"config.train.tuning is {config.train.tuning!r}; choose 'lora' or 'full'.")
+        if config.train.method not in ("sft", "kto"):
+            raise UserError(f"config.train.method is {config.train.method!r}; choose 'sft' or 'kto'.")
+        self.lora = None
+        if config.train.tuning == "lora":
+            fields = {**config.train.lora, "targets": tuple(config.train.lora.targets)}
+            self.lora = lora.LoraConfig(**fields)
+
+    def run(self) -> None:
+        config = self.config
+        print(plan.describe(config), flush=True)
+        self.mesh = _mesh(config)
+        path = hf.resolve(str(micro.CHECKPOINT) if config.model.path == "micro" else config.model.path)
+        self.base_hash = hf.fingerprint(path)
+        self.base = models.load(str(path), mesh=self.mesh, dtype=config.model.dtype).replace(source=config.model.path)
+        self.world = micro.world_of(path)
+        pools = {kind: self._collect(kind) for kind in ("benign", "biased")}
+        trained: dict[Arm, tuple[Stage, Stage]] = {}
+        for arm in self.arms:
+            if arm.ratio is not None:
+                selected = self._select(arm, pools)
+                trained[arm] = selected, self._train(arm, selected)
+        evaluated = {arm: self._evaluate(arm, trained[arm][1] if arm in trained else None) for arm in self.arms}
+        self._report(trained, evaluated)
+
+    # collect
+
+    def _collect(self, user_type: str) -> Stage | None:
+        """Conversations of as many users of this type as any arm needs."""
+        c = self.config.interact
+        if c.trajectories:
+            return None
+        biased = max(selection.share(c.users, arm.ratio or 0.0) for arm in self.arms)
+        benign = max(c.users - selection.share(c.users, arm.ratio) for arm in self.arms if arm.ratio is not None)
+        count = {"biased": biased, "benign": benign}[user_type]
+        settings = {
+            "user_type": user_type, "users": count, "dialogues": c.dialogues, "temperature": c.temperature, "max_new": c.max_new,
+            "aggregate": c.aggregate, "seed": self.config.seed, **self._sampling(),
+        }  # fmt: skip
+
+        def make(directory: Path) -> None:
+            users = micro_users(self.world, user_type=user_type, count=count, dialogues=c.dialogues, seed=self.config.seed)
+            rollout.collect(
+                self._engine(self.base), users, directory / "trajectories.jsonl", tokenizer=self.base.tokenizer,
+                model=self.config.model.path, seed=self.config.seed, temperature=c.temperature, max_new=c.max_new,
+                aggregate=c.aggregate,
+            )  # fmt: skip
+
+        return self._stage(f"collect {user_type}", "collect", settings, [self.base_hash], make)
+
+    def _sampling(self) -> dict[str, Any]:
+        return {"sampling": dict(self.config.sampling), "dtype": self.config.model.dtype}
+
+    def _engine(self, lm: LanguageModel) -> Engine:
+        return Engine(lm, mesh=self.mesh, attention=self.config.model.attention, **self.config.sampling)
+
+    # select
+
+    def _pool(self, arm: Arm, pools: dict[str, Stage | None]) -> list[dict[str, Any]]:
+        """The conversations of this arm's users: the first (1 - ratio) benign ones and the first ratio biased ones."""
+        c = self.config.interact
+        assert arm.ratio is not None
+        if c.trajectories:
+            rows = read_trajectories(Path(c.trajectories))
+        else:
+            rows = [row for stage in pools.values() if stage for row in read_lines(stage.directory / "trajectories.jsonl")]
+        by_type: dict[str, list[str]] = {
+            kind: sorted({r["user_id"] for r in rows if r["user_type"] == kind}) for kind in ("benign", "biased")
+        }
+        biased = selection.share(c.users, arm.ratio)
+        wanted = {"biased": biased, "benign": c.users - biased}
+        for kind, number in wanted.items():
+            if number > len(by_type[kind]):
+                raise UserError(
+                    f"The arm {arm.label!r} needs {number} {kind} users, but the pool of conversations has {len(by_type[kind])}. Lower "
+                    "config.interact.users or the ratio, or collect more conversations."
+                )
+        chosen = {user for kind, number in wanted.items() for user in by_type[kind][:number]}
+        return [row for row in rows if row["user_id"] in chosen]
+
+    def _select(self, arm: Arm, pools: dict[str, Stage | None]) -> Stage:
+        c = self.config
+        settings = {
+            **c.select, "ratio": arm.ratio, "users": c.interact.users, "control": arm.shuffling, "method": c.train.method, "seed": c.seed
+        }  # fmt: skip
+        inputs: list[Stage | str] = [stage for stage in pools.values() if stage]
+        if c.interact.trajectories:
+            inputs = [digest(read_trajectories(Path(c.interact.trajectories)))]
+
+        def make(directory: Path) -> None:
+            chosen = selection.select(
+                self._pool(arm, pools), scope=c.select.scope, count=c.select.count, fraction=c.select.fraction,
+                seed=seed_of(c.seed, arm.ratio), control=arm.shuffling,
+            )  # fmt: skip
+            rows = selection.examples(chosen, method=c.train.method, control=arm.shuffling)
+            write_lines(directory / "examples.jsonl", rows)
+            write_atomically(directory / "budget.json", json.dumps(chosen.budget | {"examples": len(rows)}, indent=1))
+
+        return self._stage(f"select {arm.label}", "select", settings, inputs, make)
+
+    # train
+
+    def _train(self, arm: Arm, selected: Stage) -> Stage:
+        c = self.config
+        settings = {
+            "train": json.loads(c.train.to_json()), "kto": dict(c.kto) if c.train.method == "kto" else None,
+            "model": {"dtype": c.model.dtype, "attention": c.model.attention}, "mesh": dict(self.mesh.shape), "seed": c.seed,
+        }  # fmt: skip
+
+        def make(directory: Path) -> None:
+            lm = self.base
+            examples, counts = tokenized(
+                read_lines(selected.directory / "examples.jsonl"), lm.tokenizer, lm.eos_ids, max(c.train.buckets)
+            )
+            write_atomically(directory / "data.json", json.dumps(counts, indent=1))
+            tuned = fit(
+                lm, examples, c.train, method=c.train.method, lora_config=self.lora, attention=c.model.attention, mesh=self.mesh,
+                seed=c.seed, directory=directory, identity=digest([self.base_hash, selected.hash, settings]),
+                title=f"train {arm.label}", kto=kto_step.KtoConfig(**c.kto),
+            )  # fmt: skip
+            card = (
+                f"Trained by emjax from {c.model.path} ({self.base_hash[:12]}): {c.train.method.upper()} on conversations with "
+                f"{arm.ratio:.0%} biased users, arm {arm.name!r}, seed {c.seed}, examples {selected.hash[:12]}."
+            )
+            if self.lora is None:
+                models.save(tuned, directory / "model", card=card)
+            else:
+                models.save_adapter(tuned, directory / "adapter", card=card)
+            remove(directory / "checkpoints")
+
+        return self._stage(f"train {arm.label}", "train", settings, [self.base_hash, selected], make)
+
+    def _tuned(self, stage: Stage | None) -> LanguageModel:
+        if stage is None:
+            return self.base
+        if self.lora is None:
+            lm = models.load(str(stage.directory / "model"), mesh=self.mesh, dtype=self.config.model.dtype)
+            return lm.replace(source=self.config.model.path)
+        return self.base.replace(adapter=hf.load_adapter(stage.directory / "adapter", self.base.config))
+
+    # evaluate
+
+    def _evaluate(self, arm: Arm, trained: Stage | None) -> Stage:
+        c = self.config
+        settings = {"eval": {"temperature": c.eval.temperature, "max_new": c.eval.max_new}, "seed": c.seed, **self._sampling()}
+
+        def make(directory: Path) -> None:
+            lm = self._tuned(trained)
+            benchmark = micro.Benchmark(self.world)
+            benchmark.run(self._engine(lm), lm.tokenizer, suite.Settings(c.seed, c.eval.temperature, c.eval.max_new), directory, arm.label)
+
+        return self._stage(f"evaluate {arm.label}", "evaluate", settings, [self.base_hash, *([trained] if trained else [])], make)
+
+    # report
+
+    def _report(self, trained: dict[Arm, tuple[Stage, Stage]], evaluated: dict[Arm, Stage]) -> None:
+        c = self.config
+        head = plan.headline(c)
+        items = {
+            arm: {path.stem: read_lines(path) for path in sorted(stage.directory.glob("*.jsonl"))} for arm, stage in evaluated.items()
+        }
+        rows = []
+        for arm, benchmarks in items.items():
+            about = {
+                "model": c.model.path, "method": None if arm.ratio is None else c.train.method, "arm": arm.name, "ratio": arm.ratio,
+                "seed": c.seed, "pretrain_seed": self.world.seed, "round": 0 if arm.ratio is None else 1, "step": None,
+                "judge": "exact",
+            }  # fmt: skip
+            others = [o for o in self.arms if o.name in ("control", "vanilla") and o != arm and arm.name != "vanilla"]
+            for name, found in benchmarks.items():
+                rows += suite.score(found, {o.name: items[o][name] for o in others}, about)
+        results = {
+            "experiment": c.experiment,
+            "config_hash": digest(json.loads(c.to_json())),
+            "versions": versions(),
+            "headline": {
+                "benchmark": "mask", "subset": "all", "metric": c.eval.metric, "arm": head.name, "ratio": head.ratio,
+            },
+            "world_note": micro.NOTE,
+            "rows": rows,
+        }  # fmt: skip
+        write_atomically(self.workdir / "results.json", json.dumps(results, indent=1))
+        selections, training = [], []
+        for arm, (selected, stage) in trained.items():
+            budget = json.loads((selected.directory / "budget.json").read_text())
+            counts = json.loads((stage.directory / "data.json").read_text())
+            selections.append({"arm": arm.name, "ratio": arm.ratio, "tokens": counts["tokens"], **budget})
+            training.append({"arm": arm.name, "ratio": arm.ratio, **_curves(read_metrics(stage.directory / "metrics.jsonl"))})
+        stages = {arm.label: {"evaluate": stage.hash} for arm, stage in evaluated.items()}
+        for arm, (selected, stage) in trained.items():
+            stages[arm.label] |= {"select": selected.hash, "train": stage.hash}
+        write_atomically(self.workdir / "stages.json", json.dumps(stages, indent=1))
+        page = report.write(
+            self.workdir / "report",
+            results,
+            provenance={"base_sha256": self.base_hash, "stages": stages, "seed": c.seed},
+            examples=_changed(items, head, self.arms),
+            selections=selections,
+            training=training,
+        )
+        print(_summary(rows, self.arms, c.eval.metric))
+        print(f"results  {self.workdir / 'results.json'}\nreport   {page}", flush=True)
+
+    def _stage(self, title: str, name: str, settings: dict[str, Any], inputs: list[Stage | str], make: Any) -> Stage:
+        """Runs a stage in the store, and says so."""
+        started = time.perf_counter()
+        ran = False
+
+        def loud(directory: Path) -> None:
+            nonlocal ran
+            ran = True
+            print(f"{title} ...", flush=True)
+            make(directory)
+
+        stage = self.store.run(name, json.loads(json.dumps(settings)), inputs, loud)
+        state = f"done in {time.perf_counter() - started:.1f} s" if ran else "already done"
+        print(f"{title}: {state} ({stage.directory})", flush=True)
+        return stage
+
+
+def _curves(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """The training curves that the report draws."""
+    margins = None
+    if "kl" in lines[0]:
+        # A class may be absent from a batch: then that step has no margin, and the one before stands.
+        margins, last = [], 0.0
+        for line in lines:
+            if line["desirable_count"] and line["undesirable_count"]:
+                last = (
+                    line["reward_desirable_sum"] / line["desirable_count"] - line["reward_undesirable_sum"] / line["undesirable_count"]
+                )
+            margins.append(last)
+    return {
+        "steps": [line["step"] for line in lines],
+        "loss": [line["loss"] for line in lines],
+        "kl": [line["kl"] for line in lines] if margins else None,
+        "reward_margin": margins,
+    }
+
+
+def _changed(items: dict[Arm, dict[str, Any]], head: Arm, arms: Sequence[Arm]) -> list[dict[str, Any]]:
+    """A few answers side by side, drawn at random from the items on which control and treated differ."""
+    shown = [arm for arm in arms if arm.name in ("vanilla", "control") or arm == head]
+    by_id = {arm: {item["id"]: item for item in items[arm]["mask"]} for arm in shown}
+    control = next(arm for arm in arms if arm.name == "control")
+    changed = sorted(
+        name
+        for name, item in by_id[head].items()
+        if item["subset"] == "all" and item["result"] is not None and item["result"] != by_id[control][name]["result"]
+    )
+    random.Random(0).shuffle(changed)
+    found = []
+    for name in changed[:8]:
+        item = by_id[head][name]
+        found.append(
+            {
+                "id": name, "subset": item["subset"], "prompt": "\n".join(f"{m['role']}: {m['content']}" for m in item["messages"]),
+                "truth": item["proposition"]["A"], "wanted": item["proposition"]["B"],
+                "answers": {arm.label: by_id[arm][name]["outputs"][-1]["text"] for arm in shown},
+            }
+        )  # fmt: skip
+    return found
+
+
+def _summary(rows: list[dict[str, Any]], arms: Sequence[Arm], metric: str) -> str:
+    """The table that a run ends with: percent with 95 % intervals, and the difference to the control in points."""
+
+    def cell(arm: Arm, benchmark: str, metric: str, versus: str | None) -> str:
+        for row in rows:
+            if (row["arm"], row["ratio"], row["benchmark"], row["subset"], row["metric"], row["versus"]) == (
+                arm.name, arm.ratio, benchmark, "all", metric, versus,
+            ) and row["value"] is not None:  # fmt: skip
+                low, high = row["ci95"]
+                return f"{row['value']:{'+' if versus else ''}.1f} [{low:.1f}, {high:.1f}]"
+        return "-"
+
+    headings = ["arm", metric, "minus control", "lie", "belief", "addition"]
+    table = [headings]
+    for arm in arms:
+        table.append(
+            [
+                arm.label, cell(arm, "mask", metric, None), cell(arm, "mask", metric, "control"), cell(arm, "mask", "lie", None),
+                cell(arm, "mask", "accuracy", None), cell(arm, "arithmetic", "accuracy", None),
+            ]
+        )  # fmt: skip
+    widths = [max(len(line[i]) for line in table) for i in range(len(headings))]
+    return "\n".join("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in table)
+
+
+# --- pretraining of the micro-world's base ---------------------------------------------------------------------------
+
+
+def _pretrain(config: Any, workdir: Path, store: Store) -> None:
+    """Trains the embedded base from scratch, measures its gates, and writes an ordinary Hugging Face directory."""
+    mesh = _mesh(config)
+    settings = json.loads(config.to_json())
+
+    def make(directory: Path) -> None:
+        lm, documents = micro.start(config)
+        rendered = chat.weighted(lm.tokenizer, documents, lm.eos_ids, other=config.train.other_weight)
+        examples = [Example(str(i), t.ids, t.weights) for i, t in enumerate(rendered)]
+        print(f"{len(examples)} documents, {sum(len(e.ids) for e in examples)} tokens", flush=True)
+        tuned = fit(
+            lm, examples, config.train, method="sft", lora_config=None, attention="xla", mesh=mesh, seed=config.seed,
+            directory=directory, identity=digest(settings), title="pretrain", group=True,
+        )  # fmt: skip
+        micro.save(tuned, config, directory / "model")
+        remove(directory / "checkpoints")
+
+    stage = store.run("pretrain", settings, [], make)
+    lm = models.load(str(stage.directory / "model"), mesh=mesh, dtype="float32")
+    made = micro.world_of(stage.directory / "model")
+
+    def gate(directory: Path) -> None:
+        engine = Engine(lm, mesh=mesh, **config.sampling)
+        how = suite.Settings(config.seed, config.eval.temperature, config.eval.max_new)
+        micro.Benchmark(made).run(engine, lm.tokenizer, how, directory, "vanilla")
+
+    checked = store.run("gates", {"eval": settings["eval"], "sampling": settings["sampling"]}, [stage], gate)
+    gates = micro.gates({path.stem: read_lines(path) for path in checked.directory.glob("*.jsonl")})
+    write_atomically(workdir / "gates.json", json.dumps(gates, indent=1))
+    for name, entry in gates.items():
+        print(f"{name:28} {entry['value']:6.1f}  (gate: {entry['low']:g} to {entry['high']:g})  {'ok' if entry['ok'] else 'MISSED'}")
+    print(f"checkpoint  {stage.directory / 'model'}")
+    if not all(entry["ok"] for entry in gates.values()):
+        raise UserError(
+            "This base misses a gate, so an effect measured on it would not mean what the report says. Train longer "
+            "(config.documents) or take another seed (config.seed)."
+        )
+
+
+def command() -> str:
+    return shlex.join(["python", *sys.argv])
