@@ -1,0 +1,106 @@
+"""python -m benchmarks.sample --model llama3.1-8b --batch 128 --prompt 256 --new 128 [--lora_rank 32]
+
+Times the sampling engine on random weights and prints one JSON line:
+
+tokens_s           new tokens a second of one full batch, prefill included
+step_ms            one decode step, host time included: (time of `new` tokens - time of one token) / (new - 1)
+roofline_fraction  floor / step; floor = max(weight bytes / copy rate, 2 N batch / matmul rate)
+                   + cache bytes / copy rate; N: the weights a step reads, all but the input embedding; cache:
+                   at the run's mean context; both rates are measured in this call
+prefill_tokens_s   prompt tokens a second, first token drawn
+compile_s          the first batch's time less a later one's
+peak_gb            of 2^30 bytes, on the device (on a CPU: of the process)
+"""
+
+import argparse
+import json
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks import shapes
+from emjax.models import LanguageModel, lora
+from emjax.sampling import Engine, Request, Sampling
+
+
+class _NoText:
+    """A tokenizer of the model's size; the benchmark needs no text."""
+
+    def __init__(self, size: int):
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def decode(self, tokens: list[int], **_: Any) -> str:
+        return ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", choices=sorted(shapes.SHAPES), required=True)
+    parser.add_argument("--batch", type=int, required=True, help="slots, and requests")
+    parser.add_argument("--prompt", type=int, required=True, help="tokens of each prompt")
+    parser.add_argument("--new", type=int, required=True, help="tokens drawn for each prompt, at least 2")
+    parser.add_argument("--lora_rank", type=int, default=0, help="0 = no adapter")
+    args = parser.parse_args()
+    if args.new < 2:
+        parser.error("--new must be at least 2")
+
+    config, dtype = shapes.SHAPES[args.model]
+    copy_rate, matmul_rate = shapes.device_rates()
+    params = shapes.random_params(config, dtype, stacked=False)
+    adapter = None
+    if args.lora_rank:
+        adapter = lora.init(lora.LoraConfig(args.lora_rank, 2.0 * args.lora_rank), config, jax.random.key(0))
+    lm = LanguageModel(config, params, _NoText(config.V), eos_ids=(), adapter=adapter)
+    kernel = "cudnn" if jax.default_backend() == "gpu" and dtype == "bfloat16" else "xla"
+    engine = Engine(lm, slots=args.batch, cache_length=args.prompt + args.new, attention=kernel)
+
+    prompts = np.random.default_rng(0).integers(0, config.V, (args.batch, args.prompt)).tolist()
+
+    def run(new: int) -> float:
+        requests = [Request(str(i), tuple(p), Sampling(seed=i, max_new=new)) for i, p in enumerate(prompts)]
+        start = time.perf_counter()
+        for _ in engine.generate(requests):
+            pass
+        return time.perf_counter() - start
+
+    first = run(args.new)
+    one = float(np.median([run(1) for _ in range(3)]))
+    full = float(np.median([run(args.new) for _ in range(3)]))
+    step = (full - one) / (args.new - 1)
+
+    table = () if config.tied else (params["embed"],)
+    read = sum(x.nbytes for x in jax.tree.leaves((params, adapter))) - sum(x.nbytes for x in table)
+    N = sum(x.size for x in jax.tree.leaves((params, adapter))) - sum(x.size for x in table)
+    context = args.prompt + args.new / 2
+    cache = (
+        args.batch * context * config.L * 2 * config.K * config.h * np.dtype(params["embed"].dtype).itemsize
+    )
+    floor = max(read / copy_rate, 2 * N * args.batch / matmul_rate) + cache / copy_rate
+    print(
+        json.dumps(
+            vars(args)
+            | {
+                "device": jax.devices()[0].device_kind,
+                "jax": jax.__version__,
+                "tokens_s": round(args.batch * args.new / full, 1),
+                "step_ms": round(1e3 * step, 3),
+                "roofline_fraction": round(floor / step, 3),
+                "prefill_tokens_s": round(args.batch * args.prompt / one, 1),
+                "compile_s": round(first - full, 2),
+                "peak_gb": shapes.peak_gb(),
+                "copy_gb_s": round(copy_rate / 1e9, 1),
+                "matmul_tflops": round(matmul_rate / 1e12, 3),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

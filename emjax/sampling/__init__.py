@@ -1,0 +1,5 @@
+"""Sampling: slots refilled as rows end, and scores of given text, from one set of compiled programs."""
+
+from emjax.sampling.engine import Engine, Request, Result, Sampling, Stats
+
+__all__ = ["Engine", "Request", "Result", "Sampling", "Stats"]
