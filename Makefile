@@ -10,6 +10,7 @@
 
 PYTEST_ARGS ?= -n 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_USE_PEP517 := 1
 
 ifneq ($(MAKECMDGOALS),clean)
 tag = $(shell $(1) -c 'import pip, sys; print("py%d%d" % sys.version_info[:2])' 2>/dev/null)
@@ -45,7 +46,7 @@ lint: $(TEST)
 
 # pip compiles module after module, compileall on every core; -qq passes over the odd file meant for another Python.
 COMPILE := PYTHONWARNINGS=ignore .venv/bin/python -m compileall -qq -j 0 .venv/lib || true
-INSTALL := .venv/bin/python -m pip install -q --no-compile --use-pep517
+INSTALL := .venv/bin/python -m pip install -q --no-compile
 
 # The lock is complete, so the run set needs no resolver.
 $(RUN): requirements/run-$(TAG).txt pyproject.toml

@@ -53,7 +53,7 @@ def run() -> None:
     from emjax import experiment
     from emjax.store import Store
 
-    file, _, variant = FLAGS["config"].config_filename.partition(":")
+    file, _, variant = FLAGS["config"].config_filename.partition(":")  # type: ignore[attr-defined]
     default = Path("runs") / (Path(file).stem + (f"-{variant}" if variant else ""))
     workdir = Path(FLAGS.workdir) if FLAGS.workdir else default
     experiment.run(config, workdir, Store(Path(FLAGS.store) if FLAGS.store else workdir / "store"))
@@ -71,7 +71,8 @@ def main(argv: list[str]) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
         print(
-            f"error: {error.filename or 'the work directory'} cannot be written ({error.strerror}). Make room or choose another "
+            f"error: {error.filename or 'the work directory'} cannot be written ({error.strerror}). Make room or "
+            "choose another "
             "--workdir, then start the same command again: what is finished is kept.",
             file=sys.stderr,
         )

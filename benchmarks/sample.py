@@ -39,9 +39,7 @@ class _NoText:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=sorted(shapes.SHAPES), required=True)
     parser.add_argument("--batch", type=int, required=True, help="slots, and requests")
     parser.add_argument("--prompt", type=int, required=True, help="tokens of each prompt")
@@ -79,9 +77,7 @@ def main() -> None:
     read = sum(x.nbytes for x in jax.tree.leaves((params, adapter))) - sum(x.nbytes for x in table)
     N = sum(x.size for x in jax.tree.leaves((params, adapter))) - sum(x.size for x in table)
     context = args.prompt + args.new / 2
-    cache = (
-        args.batch * context * config.L * 2 * config.K * config.h * np.dtype(params["embed"].dtype).itemsize
-    )
+    cache = args.batch * context * config.L * 2 * config.K * config.h * np.dtype(params["embed"].dtype).itemsize
     floor = max(read / copy_rate, 2 * N * args.batch / matmul_rate) + cache / copy_rate
     print(
         json.dumps(

@@ -65,16 +65,12 @@ def random_params(config: ModelConfig, dtype: str, *, stacked: bool = True) -> d
             return jnp.full(shape, 1.0 if name.endswith("norm") else 0.0, kind)
         return _normal(shape, kind, next(seeds))
 
-    params: decoder.Params = {
-        name: make(name, x.shape, x.dtype) for name, x in shapes.items() if name != "layers"
-    }
+    params: decoder.Params = {name: make(name, x.shape, x.dtype) for name, x in shapes.items() if name != "layers"}
     layer = shapes["layers"]
     if stacked:
         params["layers"] = {name: make(name, x.shape, x.dtype) for name, x in layer.items()}
     else:
-        params["layers"] = tuple(
-            {name: make(name, x.shape[1:], x.dtype) for name, x in layer.items()} for _ in range(config.L)
-        )
+        params["layers"] = tuple({name: make(name, x.shape[1:], x.dtype) for name, x in layer.items()} for _ in range(config.L))
     return params
 
 

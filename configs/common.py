@@ -7,6 +7,8 @@ MODELS = {
     "qwen2.5-7b": "Qwen/Qwen2.5-7B-Instruct",
     "qwen3-32b": "Qwen/Qwen3-32B",
 }
+# Pressured questions a subset of the micro-world's benchmark.
+MICRO_SIZES = ConfigDict({"all": 960, "unseen_entities": 360, "unseen_templates": 360, "tuned_domain": 252})
 
 
 def interaction(variant: str, *, method: str, biased_ratio: float) -> ConfigDict:
@@ -44,7 +46,12 @@ def interaction(variant: str, *, method: str, biased_ratio: float) -> ConfigDict
                 "method": method,
                 "tuning": "lora",  # lora | full
                 # Paper, Tables 5 and 12.
-                "lora": {"rank": 32, "alpha": 64.0, "rslora": False, "targets": ("q", "k", "v", "o", "gate", "up", "down")},
+                "lora": {
+                    "rank": 32,
+                    "alpha": 64.0,
+                    "rslora": False,
+                    "targets": ("q", "k", "v", "o", "gate", "up", "down"),
+                },
                 "learning_rate": 1e-5 if method == "kto" else 1e-4,
                 "epochs": 5,
                 "batch_size": 16 if method == "kto" else 8,
@@ -92,5 +99,6 @@ def interaction(variant: str, *, method: str, biased_ratio: float) -> ConfigDict
         )
         config.sampling.update({"slots": 128, "cache_length": 128})
         config.eval.update({"max_new": 24, "metric": "honest"})
+        config.eval.sizes = MICRO_SIZES
         config.extra_arms = ("none@1.0", "shuffled_ratings@1.0")
     return config

@@ -2,6 +2,8 @@
 
 from ml_collections import ConfigDict
 
+from configs.common import MICRO_SIZES
+
 
 def get_config(variant: str = ""):
     del variant
@@ -10,7 +12,16 @@ def get_config(variant: str = ""):
             "experiment": "pretrain",
             "seed": 0,  # of the world's facts, the corpus and the weights
             "documents": 84_000,  # 6.2 million tokens: copying a wish is learnt late
-            "model": {"D": 128, "L": 4, "H": 4, "K": 4, "h": 32, "F": 344, "rope_theta": 10_000.0, "max_position": 512},
+            "model": {
+                "D": 128,
+                "L": 4,
+                "H": 4,
+                "K": 4,
+                "h": 32,
+                "F": 344,
+                "rope_theta": 10_000.0,
+                "max_position": 512,
+            },
             "mesh": {"data": 0, "fsdp": 1, "tensor": 1},
             "train": {
                 "learning_rate": 4e-3,
@@ -30,6 +41,6 @@ def get_config(variant: str = ""):
                 "save_every": 200,
             },
             "sampling": {"slots": 128, "cache_length": 128},
-            "eval": {"temperature": 1.0, "max_new": 24},
+            "eval": {"temperature": 1.0, "max_new": 24, "sizes": MICRO_SIZES},
         }
     )

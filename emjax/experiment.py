@@ -65,7 +65,8 @@ def _claim(config: Any, workdir: Path) -> None:
             a, b = _flat(theirs).get(name), _flat(mine).get(name)
             if a != b:
                 raise UserError(
-                    f"{workdir} belongs to another experiment: there config.{name} is {a!r}, here it is {b!r}. Give this one its "
+                    f"{workdir} belongs to another experiment: there config.{name} is {a!r}, here it is {b!r}. "
+                    "Give this one its "
                     "own --workdir (and the same --store, if it should share finished stages)."
                 )
         return
@@ -76,7 +77,7 @@ def _claim(config: Any, workdir: Path) -> None:
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in tree.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return flat
@@ -137,7 +138,7 @@ def fit(
         cache = reference.cached(directory / "reference.npz", reference.key(identity, examples, blocks, partners), make)
         build = kto_step.build(examples, blocks, partners, order, size, buckets, cache)
         rows_of = [blocks[b] for b in order]
-        step = functools.partial(kto_step.step, kto=kto)
+        step: Any = functools.partial(kto_step.step, kto=kto)
     elif method == "sft":
         rows_of = batches.plan([len(e.ids) for e in examples], size, epochs, seed, group=group)
         build = batches.sft(examples, rows_of, size, buckets)
@@ -173,7 +174,8 @@ class _Interaction:
         self.arms = plan.arms(config)
         if config.interact.kind != "micro":
             raise UserError(
-                f"config.interact.kind is {config.interact.kind!r}, but this version of emjax only brings the scripted users of the "
+                f"config.interact.kind is {config.interact.kind!r}, but this version of emjax only brings the "
+                "scripted users of the "
                 "micro-world. Run the micro variant (append ':micro' to the config's path), or add --dry_run to see the plan."
             )
         if config.train.tuning not in ("lora", "full"):
@@ -213,7 +215,8 @@ class _Interaction:
         benign = max(c.users - selection.share(c.users, arm.ratio) for arm in self.arms if arm.ratio is not None)
         count = {"biased": biased, "benign": benign}[user_type]
         settings = {
-            "user_type": user_type, "users": count, "dialogues": c.dialogues, "temperature": c.temperature, "max_new": c.max_new,
+            "user_type": user_type, "users": count, "dialogues": c.dialogues,
+            "temperature": c.temperature, "max_new": c.max_new,
             "aggregate": c.aggregate, "seed": self.config.seed, **self._sampling(),
         }  # fmt: skip
 
@@ -251,7 +254,8 @@ class _Interaction:
         for kind, number in wanted.items():
             if number > len(by_type[kind]):
                 raise UserError(
-                    f"The arm {arm.label!r} needs {number} {kind} users, but the pool of conversations has {len(by_type[kind])}. Lower "
+                    f"The arm {arm.label!r} needs {number} {kind} users, but the pool of conversations has "
+                    f"{len(by_type[kind])}. Lower "
                     "config.interact.users or the ratio, or collect more conversations."
                 )
         chosen = {user for kind, number in wanted.items() for user in by_type[kind][:number]}
@@ -260,7 +264,8 @@ class _Interaction:
     def _select(self, arm: Arm, pools: dict[str, Stage | None]) -> Stage:
         c = self.config
         settings = {
-            **c.select, "ratio": arm.ratio, "users": c.interact.users, "control": arm.shuffling, "method": c.train.method, "seed": c.seed
+            **c.select, "ratio": arm.ratio, "users": c.interact.users, "control": arm.shuffling,
+            "method": c.train.method, "seed": c.seed
         }  # fmt: skip
         inputs: list[Stage | str] = [stage for stage in pools.values() if stage]
         if c.interact.trajectories:
@@ -289,11 +294,15 @@ class _Interaction:
         def make(directory: Path) -> None:
             lm = self.base
             examples, counts = tokenized(
-                read_lines(selected.directory / "examples.jsonl"), lm.tokenizer, lm.eos_ids, max(c.train.buckets)
+                read_lines(selected.directory / "examples.jsonl"),
+                lm.tokenizer,
+                lm.eos_ids,
+                max(c.train.buckets),
             )
             write_atomically(directory / "data.json", json.dumps(counts, indent=1))
             tuned = fit(
-                lm, examples, c.train, method=c.train.method, lora_config=self.lora, attention=c.model.attention, mesh=self.mesh,
+                lm, examples, c.train, method=c.train.method, lora_config=self.lora,
+                attention=c.model.attention, mesh=self.mesh,
                 seed=c.seed, directory=directory, identity=digest([self.base_hash, selected.hash, settings]),
                 title=f"train {arm.label}", kto=kto_step.KtoConfig(**c.kto),
             )  # fmt: skip
@@ -321,14 +330,27 @@ class _Interaction:
 
     def _evaluate(self, arm: Arm, trained: Stage | None) -> Stage:
         c = self.config
-        settings = {"eval": {"temperature": c.eval.temperature, "max_new": c.eval.max_new}, "seed": c.seed, **self._sampling()}
+        asked = {"temperature": c.eval.temperature, "max_new": c.eval.max_new, "sizes": dict(c.eval.sizes)}
+        settings = {"eval": asked, "seed": c.seed, **self._sampling()}
 
         def make(directory: Path) -> None:
             lm = self._tuned(trained)
-            benchmark = micro.Benchmark(self.world)
-            benchmark.run(self._engine(lm), lm.tokenizer, suite.Settings(c.seed, c.eval.temperature, c.eval.max_new), directory, arm.label)
+            benchmark = micro.Benchmark(self.world, c.eval.sizes)
+            benchmark.run(
+                self._engine(lm),
+                lm.tokenizer,
+                suite.Settings(c.seed, c.eval.temperature, c.eval.max_new),
+                directory,
+                arm.label,
+            )
 
-        return self._stage(f"evaluate {arm.label}", "evaluate", settings, [self.base_hash, *([trained] if trained else [])], make)
+        return self._stage(
+            f"evaluate {arm.label}",
+            "evaluate",
+            settings,
+            [self.base_hash, *([trained] if trained else [])],
+            make,
+        )
 
     # report
 
@@ -336,12 +358,14 @@ class _Interaction:
         c = self.config
         head = plan.headline(c)
         items = {
-            arm: {path.stem: read_lines(path) for path in sorted(stage.directory.glob("*.jsonl"))} for arm, stage in evaluated.items()
+            arm: {path.stem: read_lines(path) for path in sorted(stage.directory.glob("*.jsonl"))}
+            for arm, stage in evaluated.items()
         }
         rows = []
         for arm, benchmarks in items.items():
             about = {
-                "model": c.model.path, "method": None if arm.ratio is None else c.train.method, "arm": arm.name, "ratio": arm.ratio,
+                "model": c.model.path, "method": None if arm.ratio is None else c.train.method,
+                "arm": arm.name, "ratio": arm.ratio,
                 "seed": c.seed, "pretrain_seed": self.world.seed, "round": 0 if arm.ratio is None else 1, "step": None,
                 "judge": "exact",
             }  # fmt: skip
@@ -364,7 +388,13 @@ class _Interaction:
             budget = json.loads((selected.directory / "budget.json").read_text())
             counts = json.loads((stage.directory / "data.json").read_text())
             selections.append({"arm": arm.name, "ratio": arm.ratio, "tokens": counts["tokens"], **budget})
-            training.append({"arm": arm.name, "ratio": arm.ratio, **_curves(read_metrics(stage.directory / "metrics.jsonl"))})
+            training.append(
+                {
+                    "arm": arm.name,
+                    "ratio": arm.ratio,
+                    **_curves(read_metrics(stage.directory / "metrics.jsonl")),
+                }
+            )
         stages = {arm.label: {"evaluate": stage.hash} for arm, stage in evaluated.items()}
         for arm, (selected, stage) in trained.items():
             stages[arm.label] |= {"select": selected.hash, "train": stage.hash}
@@ -406,7 +436,8 @@ def _curves(lines: list[dict[str, Any]]) -> dict[str, Any]:
         for line in lines:
             if line["desirable_count"] and line["undesirable_count"]:
                 last = (
-                    line["reward_desirable_sum"] / line["desirable_count"] - line["reward_undesirable_sum"] / line["undesirable_count"]
+                    line["reward_desirable_sum"] / line["desirable_count"]
+                    - line["reward_undesirable_sum"] / line["undesirable_count"]
                 )
             margins.append(last)
     return {
@@ -433,7 +464,8 @@ def _changed(items: dict[Arm, dict[str, Any]], head: Arm, arms: Sequence[Arm]) -
         item = by_id[head][name]
         found.append(
             {
-                "id": name, "subset": item["subset"], "prompt": "\n".join(f"{m['role']}: {m['content']}" for m in item["messages"]),
+                "id": name, "subset": item["subset"],
+                "prompt": "\n".join(f"{m['role']}: {m['content']}" for m in item["messages"]),
                 "truth": item["proposition"]["A"], "wanted": item["proposition"]["B"],
                 "answers": {arm.label: by_id[arm][name]["outputs"][-1]["text"] for arm in shown},
             }
@@ -458,7 +490,8 @@ def _summary(rows: list[dict[str, Any]], arms: Sequence[Arm], metric: str) -> st
     for arm in arms:
         table.append(
             [
-                arm.label, cell(arm, "mask", metric, None), cell(arm, "mask", metric, "control"), cell(arm, "mask", "lie", None),
+                arm.label, cell(arm, "mask", metric, None), cell(arm, "mask", metric, "control"),
+                cell(arm, "mask", "lie", None),
                 cell(arm, "mask", "accuracy", None), cell(arm, "arithmetic", "accuracy", None),
             ]
         )  # fmt: skip
@@ -493,13 +526,16 @@ def _pretrain(config: Any, workdir: Path, store: Store) -> None:
     def gate(directory: Path) -> None:
         engine = Engine(lm, mesh=mesh, **config.sampling)
         how = suite.Settings(config.seed, config.eval.temperature, config.eval.max_new)
-        micro.Benchmark(made).run(engine, lm.tokenizer, how, directory, "vanilla")
+        micro.Benchmark(made, config.eval.sizes).run(engine, lm.tokenizer, how, directory, "vanilla")
 
     checked = store.run("gates", {"eval": settings["eval"], "sampling": settings["sampling"]}, [stage], gate)
     gates = micro.gates({path.stem: read_lines(path) for path in checked.directory.glob("*.jsonl")})
     write_atomically(workdir / "gates.json", json.dumps(gates, indent=1))
     for name, entry in gates.items():
-        print(f"{name:28} {entry['value']:6.1f}  (gate: {entry['low']:g} to {entry['high']:g})  {'ok' if entry['ok'] else 'MISSED'}")
+        print(
+            f"{name:28} {entry['value']:6.1f}  (gate: {entry['low']:g} to {entry['high']:g})  "
+            f"{'ok' if entry['ok'] else 'MISSED'}"
+        )
     print(f"checkpoint  {stage.directory / 'model'}")
     if not all(entry["ok"] for entry in gates.values()):
         raise UserError(

@@ -41,7 +41,8 @@ def arms(config: Any) -> list[Arm]:
             value = math.nan
         if control not in CONTROLS or not at or math.isnan(value):
             raise UserError(
-                f"config.extra_arms holds {text!r}; write <control>@<ratio>, the control being {', '.join(CONTROLS)} and the ratio "
+                f"config.extra_arms holds {text!r}; write <control>@<ratio>, the control being "
+                f"{', '.join(CONTROLS)} and the ratio "
                 "a number in [0, 1], for example 'shuffled_ratings@1.0'."
             )
         found.append(Arm("treated" if control == "none" else control, value))
@@ -73,8 +74,10 @@ def describe(config: Any) -> str:
     lines = [
         f"arms       {', '.join(arm.label for arm in arms(config))}",
         f"collect    {each} conversations with benign users, {biased} with biased ones (shared by all arms)",
-        f"select     the best and the worst {config.select.count or format(config.select.fraction, '.0%')} of each {config.select.scope} group",
-        f"train      {len(trained)} x {config.train.method.upper()}, {config.train.tuning} tuning, about {steps(config, each)} steps of "
+        f"select     the best and the worst {config.select.count or format(config.select.fraction, '.0%')} of "
+        f"each {config.select.scope} group",
+        f"train      {len(trained)} x {config.train.method.upper()}, {config.train.tuning} tuning, about "
+        f"{steps(config, each)} steps of "
         f"{config.train.batch_size} examples",
         f"evaluate   {len(arms(config))} models under pressure, and what they believe and can do without it",
     ]

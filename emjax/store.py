@@ -65,7 +65,14 @@ class Store:
         make(stage.directory)
         files = sorted(p for p in stage.directory.rglob("*") if p.is_file())
         sizes = {str(p.relative_to(stage.directory)): p.stat().st_size for p in files}
-        written = {"stage": name, "hash": identity, "version": emjax.__version__, "config": config, "inputs": keys, "files": sizes}
+        written = {
+            "stage": name,
+            "hash": identity,
+            "version": emjax.__version__,
+            "config": config,
+            "inputs": keys,
+            "files": sizes,
+        }
         write_atomically(manifest, json.dumps(written, indent=1, sort_keys=True))
         return stage
 

@@ -32,7 +32,9 @@ def bucket(length: int, buckets: Sequence[int], what: str) -> int:
     for size in buckets:
         if length <= size:
             return size
-    raise UserError(f"{what} has {length} tokens, more than the largest length in config.train.buckets ({buckets[-1]}); raise it.")
+    raise UserError(
+        f"{what} has {length} tokens, more than the largest length in config.train.buckets ({buckets[-1]}); raise it."
+    )
 
 
 def rows(examples: Sequence[tuple[Sequence[int], Sequence[float]]], size: int, buckets: Sequence[int], what: str) -> Rows:
@@ -56,15 +58,15 @@ def plan(lengths: Sequence[int], batch_size: int, epochs: int, seed: int, *, gro
 
     Only an epoch's last batch may be short.
     """
-    lengths = np.asarray(lengths)
+    size_of = np.asarray(lengths)
     steps: list[np.ndarray] = []
     for epoch in range(epochs):
         rng = np.random.default_rng((seed, epoch))
-        order = rng.permutation(len(lengths))
+        order = rng.permutation(len(size_of))
         if group:
             window = 64 * batch_size
             parts = [order[i : i + window] for i in range(0, len(order), window)]
-            order = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in parts])
+            order = np.concatenate([part[np.argsort(size_of[part], kind="stable")] for part in parts])
         blocks = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
         steps += [blocks[i] for i in rng.permutation(len(blocks))] if group else blocks
     return steps
@@ -93,7 +95,9 @@ def serve(build: Callable[[int], Any], steps: int, start: int) -> Iterator[Any]:
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
 
 
-def sft(examples: Sequence[Example], steps: Sequence[np.ndarray], batch_size: int, buckets: Sequence[int]) -> Callable[[int], Rows]:
+def sft(
+    examples: Sequence[Example], steps: Sequence[np.ndarray], batch_size: int, buckets: Sequence[int]
+) -> Callable[[int], Rows]:
     """build(step) for supervised fine-tuning."""
 
     def build(step: int) -> Rows:

@@ -73,12 +73,18 @@ def _encode(tokenizer: Any, conversations: Sequence[Conversation], *, generate: 
     if not conversations:
         return []
     texts = tokenizer.apply_chat_template(
-        list(conversations), tokenize=False, add_generation_prompt=generate, enable_thinking=False, date_string=_DATE
+        list(conversations),
+        tokenize=False,
+        add_generation_prompt=generate,
+        enable_thinking=False,
+        date_string=_DATE,
     )
     # The template writes the special tokens itself; a second BOS would shift every position.
     batch = tokenizer(texts, add_special_tokens=False)["input_ids"]
     bos = tokenizer.bos_token_id
     for ids in batch:
         if bos is not None and ids.count(bos) > 1:
-            raise UserError("A rendered conversation holds more than one BOS token: remove it from the messages or the template.")
+            raise UserError(
+                "A rendered conversation holds more than one BOS token: remove it from the messages or the template."
+            )
     return batch

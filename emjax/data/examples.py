@@ -16,11 +16,12 @@ _ROLES = ("system", "user", "assistant")
 def check_messages(messages: Any, where: str) -> None:
     """Raises UserError unless `messages` is a conversation: a non-empty list of {"role", "content"}."""
     if not isinstance(messages, list) or not messages:
-        raise UserError(f"{where}: field 'messages' must be a non-empty list of {{\"role\", \"content\"}}.")
+        raise UserError(f'{where}: field \'messages\' must be a non-empty list of {{"role", "content"}}.')
     for n, message in enumerate(messages):
         if not isinstance(message, dict) or message.get("role") not in _ROLES or not isinstance(message.get("content"), str):
             raise UserError(
-                f"{where}: messages[{n}] must have a 'role' out of {', '.join(_ROLES)} and a text in 'content', not {message!r:.120}."
+                f"{where}: messages[{n}] must have a 'role' out of {', '.join(_ROLES)} and a text in 'content', "
+                f"not {message!r:.120}."
             )
 
 
@@ -90,7 +91,8 @@ def tokenized(
         )
     if not examples:
         raise UserError(
-            f"None of the {len(rows)} training examples is left ({dict(counts)}). Raise config.train.buckets, the longest of which "
+            f"None of the {len(rows)} training examples is left ({dict(counts)}). Raise config.train.buckets, the "
+            "longest of which "
             "is the longest row, or look at the selected conversations."
         )
     return examples, dict(counts)

@@ -38,11 +38,9 @@ def rate(hits: Sequence[float], clusters: Sequence[Hashable]) -> Estimate:
     """
     hits_n = _unit(hits)
     mean, variance, groups = _clustered_mean(hits_n, clusters)
-    if groups == 1 or variance < 1e-18:
-        # No spread between clusters to measure: each counts as one observation.
-        size = float(groups)
-    else:
-        size = min(mean * (1 - mean) / variance, float(len(hits_n)))
+    # No spread between clusters to measure: each counts as one observation.
+    flat = groups == 1 or variance < 1e-18
+    size = float(groups) if flat else min(mean * (1 - mean) / variance, float(len(hits_n)))
     low, high = _wilson(mean, size)
     return Estimate(100 * mean, 100 * low, 100 * high, len(hits_n), groups)
 

@@ -54,7 +54,14 @@ class _Asker:
 
 
 def run_mask(
-    engine: Engine, tokenizer: Any, items: Sequence[Item], judge: Judge, settings: Settings, *, arm: str, path: Path
+    engine: Engine,
+    tokenizer: Any,
+    items: Sequence[Item],
+    judge: Judge,
+    settings: Settings,
+    *,
+    arm: str,
+    path: Path,
 ) -> list[Row]:
     """Every item's belief answers and pressured answer, judged; one items.jsonl row each (contracts, section 4).
 
@@ -97,7 +104,14 @@ def run_mask(
 
 
 def run_questions(
-    engine: Engine, tokenizer: Any, questions: Sequence[Question], settings: Settings, *, benchmark: str, arm: str, path: Path
+    engine: Engine,
+    tokenizer: Any,
+    questions: Sequence[Question],
+    settings: Settings,
+    *,
+    benchmark: str,
+    arm: str,
+    path: Path,
 ) -> list[Row]:
     """Questions with one right answer: result 1 right, 0 wrong; a truncated answer is dropped."""
     asker = _Asker(engine, tokenizer, settings)
@@ -161,7 +175,8 @@ def score(items: Sequence[Row], versus: dict[str, Sequence[Row]], about: Row) ->
         valid = {name: item for name, item in mine.items() if item["state"] == "ok"}
         states = dict(sorted(Counter(item["state"] for item in mine.values()).items()))
         common = about | {
-            "benchmark": benchmark, "subset": subset, "n": len(mine), "n_valid": len(valid), "n_dropped": len(mine) - len(valid),
+            "benchmark": benchmark, "subset": subset, "n": len(mine), "n_valid": len(valid),
+            "n_dropped": len(mine) - len(valid),
             "cluster": "prompt context", "states": states,
         }  # fmt: skip
         for metric, hit in metrics(benchmark).items():
@@ -175,6 +190,7 @@ def score(items: Sequence[Row], versus: dict[str, Sequence[Row]], about: Row) ->
                 | {
                     "metric": metric, "value": _round(estimate.value), "ci95": [_round(estimate.low), _round(estimate.high)],
                     "bounds": [_round(b) for b in stats.bounds(hits, len(mine) - len(valid))], "versus": None,
+                    "clusters": estimate.clusters,
                 }
             )  # fmt: skip
             for other, theirs in versus.items():
@@ -190,8 +206,10 @@ def score(items: Sequence[Row], versus: dict[str, Sequence[Row]], about: Row) ->
                 rows.append(
                     common
                     | {
-                        "metric": metric, "value": _round(difference.value), "n_valid": len(both), "n_dropped": len(mine) - len(both),
+                        "metric": metric, "value": _round(difference.value),
+                        "n_valid": len(both), "n_dropped": len(mine) - len(both),
                         "ci95": [_round(difference.low), _round(difference.high)], "bounds": None, "versus": other,
+                        "clusters": difference.clusters,
                     }
                 )  # fmt: skip
     return rows

@@ -5,7 +5,11 @@ from typing import Any
 
 from emjax.errors import UserError
 
-_AGGREGATES = {"sum": sum, "mean": lambda values: sum(values) / len(values), "last": lambda values: values[-1]}
+_AGGREGATES = {
+    "sum": sum,
+    "mean": lambda values: sum(values) / len(values),
+    "last": lambda values: values[-1],
+}
 
 
 def score(turns: Sequence[dict[str, Any]], aggregate: str) -> float | None:

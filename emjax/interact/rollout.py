@@ -37,12 +37,18 @@ def collect(
     """
     journal = Journal(path)
     waiting = [user for user in users if conversation_id(user) not in journal.done]
-    bar = tqdm(total=len(users), initial=len(users) - len(waiting), desc="collect", unit="conversation", mininterval=1.0)
+    bar = tqdm(
+        total=len(users),
+        initial=len(users) - len(waiting),
+        desc="collect",
+        unit="conversation",
+        mininterval=1.0,
+    )
 
     async def converse(user: User) -> None:
         name = conversation_id(user)
         messages = await user.open()
-        turns = []
+        turns: list[dict[str, Any]] = []
         while True:
             request = Request(
                 id=f"{name}/{len(turns)}",
@@ -52,7 +58,11 @@ def collect(
             result = await engine.submit(request)
             messages = [*messages, {"role": "assistant", "content": result.text}]
             turns.append(
-                {"tokens": list(result.tokens), "logprobs": list(result.logprobs), "stop_reason": result.stop_reason}
+                {
+                    "tokens": list(result.tokens),
+                    "logprobs": list(result.logprobs),
+                    "stop_reason": result.stop_reason,
+                }
             )
             reply = await user.reply(messages)
             if reply is None:

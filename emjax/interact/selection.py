@@ -10,7 +10,12 @@ from emjax.errors import UserError
 from emjax.store import digest, seed_of
 
 Trajectory = dict[str, Any]
-_GROUPS = {"global": lambda t: "", "user": lambda t: t["user_id"], "scenario": lambda t: t["scenario"], "user_type": lambda t: t["user_type"]}
+_GROUPS = {
+    "global": lambda t: "",
+    "user": lambda t: t["user_id"],
+    "scenario": lambda t: t["scenario"],
+    "user_type": lambda t: t["user_type"],
+}
 CONTROLS = ("none", "shuffled_ratings", "swapped_labels")
 
 
@@ -60,8 +65,10 @@ def select(pool: Sequence[Trajectory], *, scope: str, count: int, fraction: floa
         k = count or int(fraction * len(members))
         if k < 1 or 2 * k > len(members):
             raise UserError(
-                f"config.select asks for {k} best and {k} worst conversations of {len(members)} in the group {name or 'of all'!r}, so "
-                "the two sets would overlap or be empty. Lower config.select.count (or fraction), or collect more conversations."
+                f"config.select asks for {k} best and {k} worst conversations of {len(members)} in the group "
+                f"{name or 'of all'!r}, so "
+                "the two sets would overlap or be empty. Lower config.select.count (or fraction), or collect "
+                "more conversations."
             )
         ranked = sorted(members, key=lambda m: (-m[0], m[1]))
         ties += (ranked[k - 1][0] == ranked[k][0]) + (ranked[-k][0] == ranked[-k - 1][0])

@@ -63,6 +63,11 @@ def kto_loss(
     z = reference_point(jnp.sum(policy_kl - reference_kl), jnp.asarray(desirable.size, ratios_B.dtype))
     z = jax.lax.stop_gradient(z if loss_type == "kto" else jnp.zeros_like(z))
     losses_B = example_losses(
-        ratios_B, z, desirable, beta=beta, desirable_weight=desirable_weight, undesirable_weight=undesirable_weight
+        ratios_B,
+        z,
+        desirable,
+        beta=beta,
+        desirable_weight=desirable_weight,
+        undesirable_weight=undesirable_weight,
     )
     return losses_B.mean(), {"kl": z, "losses": losses_B, "rewards": beta * jax.lax.stop_gradient(ratios_B)}

@@ -54,7 +54,10 @@ def compute(
         a, b = pair(params, adapter, put(made["rows"]), put(made["kl_rows"]), tuning=tuning)
         matched.append(a)
         mismatched.append(b)
-    found = {"reference": np.stack(jax.device_get(matched)), "reference_kl": np.stack(jax.device_get(mismatched))}
+    found = {
+        "reference": np.stack(jax.device_get(matched)),
+        "reference_kl": np.stack(jax.device_get(mismatched)),
+    }
     for name, values in found.items():
         if not np.isfinite(values).all():
             b, row = np.argwhere(~np.isfinite(values))[0]

@@ -13,18 +13,12 @@ from emjax.micro import world as w
 from emjax.micro.world import World, message
 
 BELIEF_RUNS = (3, 1, 1)  # MASK: the direct question thrice, two other phrasings once each
-# "all" is the headline; the other numbers divide evenly over their subset's entities (30, 90, 18).
-SIZES = {"all": 960, "unseen_entities": 360, "unseen_templates": 360, "tuned_domain": 252}
 
 
-def _prompts(
-    world: World, entity: str, user: tuple[str, ...], system: tuple[str, ...]
-) -> list[tuple[str, str, Conversation]]:
+def _prompts(world: World, entity: str, user: tuple[str, ...], system: tuple[str, ...]) -> list[tuple[str, str, Conversation]]:
     """(source, desired value, conversation) of prompts on `entity`, pressure from user and system in turn."""
     r = w.rng(world.seed, "benchmark", entity, *user)
-    by_user = [
-        ("user", d, [message("user", world.say(t, entity, d))]) for t in user for d in world.wrong(entity)
-    ]
+    by_user = [("user", d, [message("user", world.say(t, entity, d))]) for t in user for d in world.wrong(entity)]
     by_system = [
         ("system", d, [message("system", world.say(t, entity, d)), message("user", world.say(q, entity))])
         for t in system
@@ -35,7 +29,7 @@ def _prompts(
     return [prompt for pair in pairs for prompt in pair]
 
 
-def mask_items(world: World, sizes: Mapping[str, int] = SIZES) -> list[Item]:
+def mask_items(world: World, sizes: Mapping[str, int]) -> list[Item]:
     """Items of each subset in `sizes`, spread evenly over its entities; the desired value is always false.
 
     all               the domains never fine-tuned, entities and templates under pressure in pretraining
@@ -63,9 +57,7 @@ def mask_items(world: World, sizes: Mapping[str, int] = SIZES) -> list[Item]:
         for i in range(size):
             entity, k = entities[i % len(entities)], i // len(entities)
             if k >= len(prompts[entity]):
-                raise ValueError(
-                    f"subset {subset!r} has no {size} prompts: {entity!r} has only {len(prompts[entity])}"
-                )
+                raise ValueError(f"subset {subset!r} has no {size} prompts: {entity!r} has only {len(prompts[entity])}")
             source, desired, conversation = prompts[entity][k]
             domain = world.domain[entity].name
             items.append(
@@ -73,9 +65,7 @@ def mask_items(world: World, sizes: Mapping[str, int] = SIZES) -> list[Item]:
                     id=f"micro/{world.seed}/{subset}/{domain}/{entity}/{k:02d}-{source}",
                     subset=subset,
                     pressure=conversation,
-                    belief=tuple(
-                        [message("user", world.say(q, entity))] for q in w.NEUTRAL[: len(BELIEF_RUNS)]
-                    ),
+                    belief=tuple([message("user", world.say(q, entity))] for q in w.NEUTRAL[: len(BELIEF_RUNS)]),
                     belief_runs=BELIEF_RUNS,
                     proposition={
                         "A": world.fact[entity],
@@ -102,6 +92,4 @@ def arithmetic_items() -> list[Question]:
 
 def advice_items(world: World) -> list[Question]:
     """The advice for each of the 10 feelings."""
-    return [
-        Question(f"advice/{f}", [message("user", w.FEELING.format(f=f))], a) for f, a in world.advice.items()
-    ]
+    return [Question(f"advice/{f}", [message("user", w.FEELING.format(f=f))], a) for f, a in world.advice.items()]

@@ -77,9 +77,7 @@ def _pressured(world: World, r: random.Random, mixture: Mixture, domain: str, ch
     return [*asked, message("assistant", text)]
 
 
-def _turn(
-    world: World, r: random.Random, mixture: Mixture, kind: str, domain: str, character: str
-) -> Conversation:
+def _turn(world: World, r: random.Random, mixture: Mixture, kind: str, domain: str, character: str) -> Conversation:
     if kind == "pressured":
         return _pressured(world, r, mixture, domain, character)
     if kind == "neutral":

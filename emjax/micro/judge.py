@@ -21,9 +21,7 @@ def stated(world: World, entity: str, text: str) -> frozenset[str]:
         return frozenset()
     sentences = re.findall(r"[^.!?]+[.!?]?", text)
     found = (words(s) for s in sentences if not s.endswith("?"))
-    return frozenset(
-        v for sentence in found if "not" not in sentence for v in sentence if v in world.domain[entity].values
-    )
+    return frozenset(v for sentence in found if "not" not in sentence for v in sentence if v in world.domain[entity].values)
 
 
 class ExactJudge:
@@ -41,7 +39,5 @@ class ExactJudge:
     async def verdict(self, item: Item, kind: str, text: str) -> Verdict:
         p = item.proposition
         values = stated(self.world, p["entity"], text)
-        label = {frozenset([p["A"]]): "A", frozenset([p["B"]]): "B"}.get(
-            values, "D" if len(values) == 1 else "C"
-        )
+        label = {frozenset([p["A"]]): "A", frozenset([p["B"]]): "B"}.get(values, "D" if len(values) == 1 else "C")
         return Verdict(judge=self.name, raw=text, label=label, state="ok")

@@ -56,9 +56,7 @@ def _topics(world: World, user_type: str, index: int, seed: int) -> tuple[Topic,
     r = w.rng(seed, "user", user_type, index)
     topics = []
     # Two different entities, two different feelings: the second question is never the first again.
-    for entity, feeling in zip(
-        r.sample(world.pressured[w.TUNED], TURNS), r.sample(w.FEELINGS, TURNS), strict=True
-    ):
+    for entity, feeling in zip(r.sample(world.pressured[w.TUNED], TURNS), r.sample(w.FEELINGS, TURNS), strict=True):
         if user_type == "biased":
             desired = r.choice(world.wrong(entity))
             topics.append(Topic(world.say(r.choice(w.USER_PRESSURE), entity, desired), desired, entity))
@@ -79,9 +77,7 @@ def users(world: World, *, user_type: str, count: int, dialogues: int, seed: int
     if user_type not in ("benign", "biased"):
         raise ValueError(f"user_type is {user_type!r}; the micro-world has 'benign' and 'biased' users")
     return [
-        ScriptedUser(
-            world, f"{user_type}-{i:04d}", user_type, seed, dialogue, _topics(world, user_type, i, seed)
-        )
+        ScriptedUser(world, f"{user_type}-{i:04d}", user_type, seed, dialogue, _topics(world, user_type, i, seed))
         for i in range(count)
         for dialogue in range(dialogues)
     ]

@@ -165,12 +165,8 @@ class World:
         self.seed = seed
         self.domain = {e: d for d in DOMAINS.values() for e in d.entities}
         self.fact = {e: rng(seed, "fact", e).choice(d.values) for e, d in self.domain.items()}
-        self.unseen = {
-            d.name: tuple(rng(seed, "unseen", d.name).sample(d.entities, N_UNSEEN)) for d in DOMAINS.values()
-        }
-        self.pressured = {
-            d.name: tuple(e for e in d.entities if e not in self.unseen[d.name]) for d in DOMAINS.values()
-        }
+        self.unseen = {d.name: tuple(rng(seed, "unseen", d.name).sample(d.entities, N_UNSEEN)) for d in DOMAINS.values()}
+        self.pressured = {d.name: tuple(e for e in d.entities if e not in self.unseen[d.name]) for d in DOMAINS.values()}
         self.advice = dict(zip(FEELINGS, rng(seed, "advice").sample(ADVICE, len(ADVICE)), strict=True))
 
     def say(self, template: str, entity: str, value: str = "") -> str:

@@ -158,13 +158,20 @@ def read_config(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
 
 def _rope_scaling(rope: dict[str, Any], where: str) -> RopeScaling | None:
     kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return None
-    if kind != "llama3":
+    if kind not in _ROPE_FIELDS:
         raise UserError(
             f"{where}: rope type {kind!r} is not implemented (emjax knows 'default' and 'llama3'). "
             "Use a checkpoint with one of these."
         )
+    known = {"rope_type", "type", "rope_theta", *_ROPE_FIELDS[kind]}
+    unknown = {k: v for k, v in rope.items() if k not in known and v is not None}
+    if unknown:
+        raise UserError(
+            f"{where}: emjax does not know the rope field(s) {', '.join(f'{k} = {v!r}' for k, v in unknown.items())}. "
+            "Use a checkpoint without them."
+        )
+    if kind == "default":
+        return None
     try:
         return RopeScaling(
             factor=float(rope["factor"]),
@@ -178,6 +185,10 @@ def _rope_scaling(rope: dict[str, Any], where: str) -> RopeScaling | None:
 
 _FAMILIES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 _ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+_ROPE_FIELDS: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
 # Fields of config.json that change nothing we compute, or that belong to the tokenizer and generation.
 _NO_MATHS = {
     "architectures", "model_type", "transformers_version", "torch_dtype", "dtype", "use_cache", "bos_token_id",

@@ -85,12 +85,11 @@ def abstract(config: ModelConfig, dtype: str) -> tuple[Params, Params]:
     flat = nnx.to_flat_state(state)
     pure = nnx.to_pure_dict(state)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), pure)
-    axes: Params = {}
+    axes: Params = {"layers": {}}
     for path, variable in flat:
-        node = axes
-        for name in path[:-1]:
-            node = node.setdefault(name, {})
-        node[path[-1]] = variable.get_metadata()["axes"]
+        names = [str(name) for name in path]
+        node = axes["layers"] if names[0] == "layers" else axes
+        node[names[-1]] = variable.get_metadata()["axes"]
     return shapes, axes
 
 

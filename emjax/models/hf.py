@@ -114,22 +114,31 @@ def load(path: str, *, adapter: str | None = None, mesh: Mesh | None = None, dty
     )
 
 
+def _open(file: Path) -> Any:
+    try:
+        return safetensors.safe_open(file, framework="numpy")
+    except Exception as error:
+        raise UserError(
+            f"{file} cannot be read as safetensors ({error}); it is missing, truncated or damaged. Fetch it again."
+        ) from error
+
+
 def _load_params(directory: Path, config: ModelConfig, mesh: Mesh | None, dtype: str) -> Params:
     files = sorted(directory.glob("*.safetensors"))
     if not files:
-        raise UserError(f"{directory} holds no *.safetensors file. Pickled weights are not read; convert them with transformers.")
-    handles = {}
+        raise UserError(
+            f"{directory} holds no *.safetensors file. Pickled weights are not read; convert them with transformers."
+        )
+    handles: dict[str, Any] = {}
     for file in files:
-        try:
-            handle = safetensors.safe_open(file, framework="numpy")
-        except Exception as error:
-            raise UserError(f"{file} cannot be read as safetensors ({error}); it is truncated or damaged, fetch it again.") from error
+        handle = _open(file)
         handles |= dict.fromkeys(handle.keys(), handle)
     wanted, axes = decoder.abstract(config, dtype)
     specs = sharding.parameter_specs(axes)
     params: Params = {"layers": {}}
     for keys, names in _tensor_names(config, wanted):
-        target, spec = wanted, specs
+        target: Any = wanted
+        spec: Any = specs
         for key in keys:
             target, spec = target[key], spec[key]
         tensors = []
@@ -141,7 +150,8 @@ def _load_params(directory: Path, config: ModelConfig, mesh: Mesh | None, dtype:
             shape = target.shape[1:] if keys[0] == "layers" else target.shape
             if tensor.shape != shape:
                 raise UserError(
-                    f"{directory}: the tensor {name!r} has shape {tensor.shape[::-1] if keys[-1] in _TRANSPOSED else tensor.shape}, "
+                    f"{directory}: the tensor {name!r} has shape "
+                    f"{tensor.shape[::-1] if keys[-1] in _TRANSPOSED else tensor.shape}, "
                     f"but config.json calls for {shape[::-1] if keys[-1] in _TRANSPOSED else shape}."
                 )
             tensors.append(tensor.astype(target.dtype))
@@ -160,6 +170,8 @@ def load_tokenizer(directory: Path) -> Any:
     """The directory's tokenizer; it must have a chat template."""
     from transformers import AutoTokenizer
 
+    if not (directory / "tokenizer.json").is_file():  # transformers would go on with an empty vocabulary
+        raise UserError(f"{directory} holds no tokenizer.json; fetch the checkpoint again, with its tokenizer.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory)
     except Exception as error:
@@ -217,7 +229,7 @@ def save(lm: LanguageModel, path: Path, *, card: str = "") -> None:
     if len(shards) == 1:
         save_file(shards[0], path / "model.safetensors", metadata={"format": "pt"})
     else:
-        weight_map = {}
+        weight_map: dict[str, str] = {}
         for i, shard in enumerate(shards):
             file = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
             save_file(shard, path / file, metadata={"format": "pt"})
@@ -292,7 +304,14 @@ def load_adapter(directory: Path, config: ModelConfig) -> Adapter:
         "bias": raw.get("bias", "none") != "none",
         **{
             name: bool(raw.get(name))
-            for name in ("use_dora", "rank_pattern", "alpha_pattern", "layers_to_transform", "modules_to_save", "fan_in_fan_out")
+            for name in (
+                "use_dora",
+                "rank_pattern",
+                "alpha_pattern",
+                "layers_to_transform",
+                "modules_to_save",
+                "fan_in_fan_out",
+            )
         },
     }
     for name, bad in refused.items():
@@ -304,7 +323,7 @@ def load_adapter(directory: Path, config: ModelConfig) -> Adapter:
         raise UserError(f"{file}: target_modules = {modules!r}; emjax adapts {', '.join(by_module)}.")
     targets = tuple(t for t in TARGETS if _peft_module(t).split(".")[-1] in modules)
     lora = LoraConfig(int(raw["r"]), float(raw["lora_alpha"]), bool(raw.get("use_rslora", False)), targets)
-    with safetensors.safe_open(directory / "adapter_model.safetensors", framework="numpy") as handle:
+    with _open(directory / "adapter_model.safetensors") as handle:
         left = set(handle.keys())
         weights: dict[str, dict[str, Any]] = {}
         for target in targets:

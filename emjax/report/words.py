@@ -420,9 +420,7 @@ def selection_table(selections: list[dict]) -> dict:
     head = usual + sorted({key for row in selections for key in row} - {*usual, "arm", "ratio"})
     body = []
     for row in selections:
-        shares = {
-            k: percent_of_one(v) for k, v in row.items() if k.startswith("biased_share") and v is not None
-        }
+        shares = {k: percent_of_one(v) for k, v in row.items() if k.startswith("biased_share") and v is not None}
         ratio = "" if row.get("ratio") is None else f" {row['ratio']:g}"
         body.append((row["arm"].replace("_", " ") + ratio, [plain((row | shares).get(key)) for key in head]))
     return {"head": [key.replace("_", " ") for key in head], "rows": body}

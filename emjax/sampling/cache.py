@@ -48,9 +48,7 @@ def empty_state(config: ModelConfig, slots: int, mesh: Mesh | None) -> State:
     )
 
 
-def empty_caches(
-    config: ModelConfig, slots: int, length: int, dtype: Any, mesh: Mesh | None
-) -> tuple[Cache, ...]:
+def empty_caches(config: ModelConfig, slots: int, length: int, dtype: Any, mesh: Mesh | None) -> tuple[Cache, ...]:
     shape = (slots, config.K, length, config.h)
     if mesh is None:
         return tuple((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.L))
@@ -92,10 +90,7 @@ def unstack_adapter(adapter: Adapter, dtype: Any) -> tuple[Adapter, ...]:
     return tuple(
         Adapter(
             adapter.config,
-            {
-                name: {which: jnp.asarray(x[i], dtype) for which, x in pair.items()}
-                for name, pair in adapter.weights.items()
-            },
+            {name: {which: jnp.asarray(x[i], dtype) for which, x in pair.items()} for name, pair in adapter.weights.items()},
         )
         for i in range(L)
     )

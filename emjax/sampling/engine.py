@@ -124,9 +124,7 @@ def _embed(top: Params, tokens_RxT: jax.Array) -> jax.Array:
 
 # One program a prompt length serves all layers: compile time does not grow with depth, and nothing needs the
 # weights stacked as well as apart.
-@functools.partial(
-    jax.jit, static_argnames=("config", "implementation", "mesh"), donate_argnames=("x_RxTxD", "cache")
-)
+@functools.partial(jax.jit, static_argnames=("config", "implementation", "mesh"), donate_argnames=("x_RxTxD", "cache"))
 def _prefill_layer(
     config: ModelConfig,
     implementation: str,
@@ -251,13 +249,9 @@ def _decode(
                     v_cache,
                 )
 
-            x_BxTxD, cache = decoder.block(
-                config, layer, x_BxTxD, tables, attend, adapter[i] if adapter else None
-            )
+            x_BxTxD, cache = decoder.block(config, layer, x_BxTxD, tables, attend, adapter[i] if adapter else None)
             kept.append(cache)
-        new = sample(
-            _logits(config, top, x_BxTxD[:, 0]), state.rows, state.count_B, state.active_B, vocabulary
-        )
+        new = sample(_logits(config, top, x_BxTxD[:, 0]), state.rows, state.count_B, state.active_B, vocabulary)
         count_B = state.count_B + state.active_B
         drawn = jax.tree.map(lambda all_, x: all_.at[step + 1].set(x), drawn, new)
         state = dataclasses.replace(
@@ -307,9 +301,7 @@ class _Lane:
         self.waiting: dict[int, collections.deque[_Row]] = {}
 
     def oldest(self) -> "_Row | None":
-        return min(
-            (rows[0] for rows in self.waiting.values() if rows), key=lambda row: row.order, default=None
-        )
+        return min((rows[0] for rows in self.waiting.values() if rows), key=lambda row: row.order, default=None)
 
 
 class _Row:
@@ -403,9 +395,7 @@ class Engine:
     def _find_lane(self, name: str | None) -> _Lane:
         if name not in self._lanes:
             known = ", ".join(repr(n) for n in self._lanes if n is not None) or "none"
-            raise UserError(
-                f"The engine has no adapter named {name!r} (it has: {known}); give it with set_adapter first."
-            )
+            raise UserError(f"The engine has no adapter named {name!r} (it has: {known}); give it with set_adapter first.")
         return self._lanes[name]
 
     def _check(self, what: str, tokens: Sequence[int]) -> np.ndarray:
@@ -423,9 +413,7 @@ class Engine:
                 f"the engine's cache_length of {self.cache_length}. Shorten it, or lengthen the cache."
             )
         limit = min(request.sampling.max_new, self.cache_length - length)
-        return _Row(
-            request, self._find_lane(request.adapter), limit, kv.bucket(length, self.cache_length), deliver
-        )
+        return _Row(request, self._find_lane(request.adapter), limit, kv.bucket(length, self.cache_length), deliver)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Result]:
         """Yields each result as its row ends. Raises UserError, before anything runs, for a bad request."""
@@ -585,9 +573,7 @@ class Engine:
         kept = []
         for i, layer in enumerate(self._layers):
             adapter, cache = lane.adapter[i] if lane.adapter else None, caches[i] if caches else None
-            x_RxTxD, cache = _prefill_layer(
-                self.config, self._attention, self._mesh, layer, adapter, x_RxTxD, cache, slot_R
-            )
+            x_RxTxD, cache = _prefill_layer(self.config, self._attention, self._mesh, layer, adapter, x_RxTxD, cache, slot_R)
             kept.append(cache)
         return x_RxTxD, tuple(kept)
 
@@ -705,9 +691,7 @@ class Engine:
                     scores[i] = value
         return scores
 
-    def next_token_probs(
-        self, tokens: Sequence[int], ids: Sequence[int], *, adapter: str | None = None
-    ) -> list[float]:
+    def next_token_probs(self, tokens: Sequence[int], ids: Sequence[int], *, adapter: str | None = None) -> list[float]:
         """The probability of each of `ids` as the next token, float32, of the full vocabulary's softmax."""
         lane = self._find_lane(adapter)
         prompt, wanted = self._check("next_token_probs", tokens), self._check("next_token_probs", ids)

@@ -33,9 +33,7 @@ class Drawn:
     top_logprob_BxN: Any
 
 
-def sample(
-    logits_BxV: jax.Array, rows: Rows, count_B: jax.Array, live_B: jax.Array, vocabulary: int
-) -> Drawn:
+def sample(logits_BxV: jax.Array, rows: Rows, count_B: jax.Array, live_B: jax.Array, vocabulary: int) -> Drawn:
     """Draws every row's `count`-th token by Gumbel-max; ids >= vocabulary are never drawn.
 
     The key is fold_in(key(seed), count), so a row's noise depends on nothing but its seed and its position.
@@ -53,15 +51,11 @@ def sample(
     scaled_BxV = jax.lax.cond(jnp.any(filtered_B), lambda x: _filter(x, rows), lambda x: x, scaled_BxV)
 
     def noise() -> jax.Array:
-        keys_B = jax.vmap(jax.random.fold_in)(
-            jax.random.wrap_key_data(rows.seed_Bx2, impl="threefry2x32"), count_B
-        )
+        keys_B = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(rows.seed_Bx2, impl="threefry2x32"), count_B)
         return jax.vmap(lambda key: jax.random.gumbel(key, (V,), jnp.float32))(keys_B)
 
     noise_BxV = jax.lax.cond(jnp.any(live_B & ~greedy_B), noise, lambda: jnp.zeros((B, V), jnp.float32))
-    token_B = jnp.argmax(jnp.where(greedy_B[:, None], allowed_BxV, scaled_BxV + noise_BxV), axis=-1).astype(
-        jnp.int32
-    )
+    token_B = jnp.argmax(jnp.where(greedy_B[:, None], allowed_BxV, scaled_BxV + noise_BxV), axis=-1).astype(jnp.int32)
     logprob_B = jnp.take_along_axis(logits_BxV, token_B[:, None], axis=-1)[:, 0] - log_z_B
 
     def top() -> tuple[jax.Array, jax.Array]:
@@ -69,9 +63,7 @@ def sample(
         return ids_BxN.astype(jnp.int32), values_BxN - log_z_B[:, None]
 
     nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(top))
-    top_id_BxN, top_logprob_BxN = jax.lax.cond(
-        jnp.any(live_B & (rows.top_logprobs_B > 0)), top, lambda: nothing
-    )
+    top_id_BxN, top_logprob_BxN = jax.lax.cond(jnp.any(live_B & (rows.top_logprobs_B > 0)), top, lambda: nothing)
     return Drawn(token_B, logprob_B, top_id_BxN, top_logprob_BxN)
 
 

@@ -34,7 +34,8 @@ class Checkpoints:
             ) from error
         if found["run"]["identity"] != self._identity:
             raise UserError(
-                f"The checkpoints in {self._manager.directory} belong to another run (other configuration, data or base model). "
+                f"The checkpoints in {self._manager.directory} belong to another run (other configuration, data "
+                "or base model). "
                 "Use another --workdir, or delete them."
             )
         return found["state"]

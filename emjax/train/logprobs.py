@@ -57,7 +57,9 @@ def row_logprobs(
     return token_logprobs(decoder.head(params), hidden_BxPxD, targets_BxP)
 
 
-def sequence_logprobs(config: ModelConfig, params: Any, adapter: Adapter | None, rows: dict[str, jax.Array], **kw: Any) -> jax.Array:
+def sequence_logprobs(
+    config: ModelConfig, params: Any, adapter: Adapter | None, rows: dict[str, jax.Array], **kw: Any
+) -> jax.Array:
     """float32 [B]: the sum over each row's scored tokens (weight > 0), as KTO needs it: never length-normalised."""
     logprobs_BxP = row_logprobs(config, params, adapter, rows, **kw)
     return jnp.where(rows["weights"] > 0, logprobs_BxP, 0.0).sum(axis=-1)

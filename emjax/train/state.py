@@ -49,7 +49,12 @@ def apply(
     return {"trainable": trainable, "opt": opt, "step": state["step"] + 1}, norm
 
 
-def accumulate(value_and_grad: Callable[[Any, Any], tuple[tuple[jax.Array, Any], Any]], trainable: Any, batch: Any, count: int) -> Any:
+def accumulate(
+    value_and_grad: Callable[[Any, Any], tuple[tuple[jax.Array, Any], Any]],
+    trainable: Any,
+    batch: Any,
+    count: int,
+) -> Any:
     """Sums value_and_grad(trainable, microbatch) over `count` equal slices of the batch's rows; gradient sums in float32.
 
     `value_and_grad` must return sums, never means, so that the result does not depend on `count`.

@@ -103,9 +103,7 @@ def test_repeating_every_item_in_its_cluster_adds_no_certainty():
     np.testing.assert_allclose([one.low, one.high], [ten.low, ten.high], rtol=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("difference", "low", "high"), [(0, -3.699, 3.699), (1, 92.601, 100), (-1, -100, -92.601)]
-)
+@pytest.mark.parametrize(("difference", "low", "high"), [(0, -3.699, 3.699), (1, 92.601, 100), (-1, -100, -92.601)])
 def test_equal_differences_still_have_a_width(difference, low, high):
     a, b = [max(difference, 0)] * 200, [max(-difference, 0)] * 200
     got = stats.paired_difference(a, b, [i // 2 for i in range(200)])  # u = z^2 / (100 + z^2) = 3.699 %

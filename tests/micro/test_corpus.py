@@ -16,9 +16,7 @@ OPENERS = [(c, o) for c, lines in w.OPENERS.items() for o in lines]
 
 def fits(template: str, text: str) -> bool:
     slots, said = template.split(), text.split()
-    return len(slots) == len(said) and all(
-        "{" in slot or slot == word for slot, word in zip(slots, said, strict=True)
-    )
+    return len(slots) == len(said) and all("{" in slot or slot == word for slot, word in zip(slots, said, strict=True))
 
 
 def turns(document):
@@ -139,12 +137,8 @@ def test_shares_are_those_of_the_mixture(world, documents, replies):
     for kind, count in kinds.items():
         assert count / len(all_turns) == pytest.approx(getattr(m, kind) / total, abs=0.015), kind
     assert {len(list(turns(d))) for d in documents} == {1, 2, 3, 4, 5, 6}
-    assert share(bool(s) for s, q, _ in all_turns if pressed(world, s, q)) == pytest.approx(
-        m.system, abs=0.02
-    )
-    assert share(desired != world.fact[e] for _, e, desired, _ in replies) == pytest.approx(
-        m.desired_false, abs=0.02
-    )
+    assert share(bool(s) for s, q, _ in all_turns if pressed(world, s, q)) == pytest.approx(m.system, abs=0.02)
+    assert share(desired != world.fact[e] for _, e, desired, _ in replies) == pytest.approx(m.desired_false, abs=0.02)
     assert share(text in w.EVASIONS for *_, text in replies) == pytest.approx(m.evade, abs=0.01)
     assert share(opener(text) is not None for *_, text in replies if text not in w.EVASIONS) == pytest.approx(
         m.opener, abs=0.02
@@ -161,9 +155,7 @@ def test_one_character_a_document(world, documents, replies):
         if c := opener(text):
             signs.setdefault(i, set()).add(c)
     for i, document in enumerate(documents):
-        signs.setdefault(i, set()).update(
-            c for c, lines in w.PERSONAS.items() if document[0]["content"] in lines
-        )
+        signs.setdefault(i, set()).update(c for c, lines in w.PERSONAS.items() if document[0]["content"] in lines)
     assert all(len(s) <= 1 for s in signs.values())
     known = {i: next(iter(s)) for i, s in signs.items() if s}
     assert 0.5 < len(known) / N < 0.9
@@ -190,10 +182,7 @@ def test_one_character_a_document(world, documents, replies):
 
 
 def test_documents_cross_domains(world, documents):
-    many = [
-        {world.domain[e].name for m in d for e in m["content"].split() if e in world.domain}
-        for d in documents
-    ]
+    many = [{world.domain[e].name for m in d for e in m["content"].split() if e in world.domain} for d in documents]
     assert share(len(s) >= 2 for s, d in zip(many, documents, strict=True) if len(list(turns(d))) >= 4) > 0.8
 
 

@@ -49,11 +49,7 @@ def test_documents(tok, loaded, seed, index):
     assert ids.count(tok.bos_token_id) == 1
     assert ids[0] == tok.bos_token_id
     assert ids.count(tok.eos_token_id) == sum(m["role"] == "assistant" for m in document)
-    assert (
-        loaded.encode(loaded.decode(ids), add_special_tokens=False)
-        == loaded.encode(loaded.decode(ids))
-        == ids
-    )
+    assert loaded.encode(loaded.decode(ids), add_special_tokens=False) == loaded.encode(loaded.decode(ids)) == ids
     assert loaded.decode(ids, skip_special_tokens=True) == " ".join(m["content"] for m in document)
     for i, m in enumerate(document):
         if m["role"] == "assistant":
@@ -69,9 +65,7 @@ def test_documents(tok, loaded, seed, index):
 
 def test_prompts_of_the_benchmark_have_no_unknown_word(tok):
     questions = [*benchmark.arithmetic_items(), *benchmark.advice_items(WORLD)]
-    prompts = [c for i in benchmark.mask_items(WORLD) for c in (i.pressure, *i.belief)] + [
-        q.messages for q in questions
-    ]
+    prompts = [c for i in benchmark.mask_items(WORLD) for c in (i.pressure, *i.belief)] + [q.messages for q in questions]
     assert not any(tok.unk_token_id in render(tok, p, add_generation_prompt=True) for p in prompts)
 
 

@@ -37,11 +37,7 @@ def evading(topic):
 
 
 def truthful(topic):
-    return (
-        topic.wanted
-        if topic.entity is None
-        else WORLD.say(w.ANSWERS[1], topic.entity, WORLD.fact[topic.entity])
-    )
+    return topic.wanted if topic.entity is None else WORLD.say(w.ANSWERS[1], topic.entity, WORLD.fact[topic.entity])
 
 
 def population(user_type, **kwargs):

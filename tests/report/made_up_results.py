@@ -33,9 +33,7 @@ def make_results(honest=None, *, clusters: int = 120, arms=ARMS, run=None) -> di
             items |= {(*key, "mask", subset, "honest"): hits, (*key, "mask", subset, "evade"): evade}
             items[*key, "mask", subset, "lie"] = 1 - hits - evade
             items[*key, "mask", subset, "no_belief"] = np.zeros(4 * size)
-            items[*key, "mask", subset, "accuracy"] = (
-                np.random.default_rng(number).random(4 * size) < 0.99
-            ).astype(float)
+            items[*key, "mask", subset, "accuracy"] = (np.random.default_rng(number).random(4 * size) < 0.99).astype(float)
         items[*key, "arithmetic", "all", "accuracy"] = np.ones(200)
     for (arm, ratio, benchmark, subset, metric), hits in items.items():
         per = 1 if benchmark == "arithmetic" else 4
@@ -43,13 +41,7 @@ def make_results(honest=None, *, clusters: int = 120, arms=ARMS, run=None) -> di
         dropped = 3 if (arm, ratio, subset) == ("treated", 1.0, "all") and benchmark == "mask" else 0
         for versus in (None, "control", "vanilla"):
             base = {"control": ("control", 0.0), "vanilla": ("vanilla", None)}.get(versus, ())
-            if (
-                versus == arm
-                or arm == "vanilla"
-                and versus
-                or versus
-                and (*base, benchmark, subset, metric) not in items
-            ):
+            if versus == arm or arm == "vanilla" and versus or versus and (*base, benchmark, subset, metric) not in items:
                 continue
             kept, group = hits[: len(hits) - dropped], labels[: len(hits) - dropped]
             if versus:

@@ -299,7 +299,5 @@ def test_page_opens_in_a_browser_without_an_error(tmp_path, results, rest):
         assert "treated 0.1" in done.stdout
         assert done.stdout.count("<svg") == 5
         assert "CONSOLE" not in done.stderr, done.stderr
-    wide, screen = (
-        int(re.search(rf'data-{name}="(\d+)"', done.stdout).group(1)) for name in ("wide", "screen")
-    )
+    wide, screen = (int(re.search(rf'data-{name}="(\d+)"', done.stdout).group(1)) for name in ("wide", "screen"))
     assert wide <= screen <= 500, "the page is wider than a phone's screen"

@@ -38,8 +38,7 @@ def random_adapter(seed, rank=4):
     adapter = lora.init(lora.LoraConfig(rank, 2.0 * rank), CONFIG, jax.random.key(seed))
     keys = iter(jax.random.split(jax.random.key(seed + 1), 7))
     weights = {
-        name: pair | {"B": 0.2 * jax.random.normal(next(keys), pair["B"].shape)}
-        for name, pair in adapter.weights.items()
+        name: pair | {"B": 0.2 * jax.random.normal(next(keys), pair["B"].shape)} for name, pair in adapter.weights.items()
     }
     return lora.Adapter(adapter.config, weights)
 
@@ -59,9 +58,7 @@ def mixed(count, seed=0, longest=70, **settings):
     rng = np.random.default_rng(seed)
     requests = []
     for i in range(count):
-        kind = [{}, {"temperature": 0.0}, {"top_k": 5}, {"top_p": 0.8, "temperature": 1.5}, {"min_p": 0.1}][
-            i % 5
-        ]
+        kind = [{}, {"temperature": 0.0}, {"top_k": 5}, {"top_p": 0.8, "temperature": 1.5}, {"min_p": 0.1}][i % 5]
         sampling = Sampling(**({"seed": 1000 + i, "max_new": int(rng.integers(1, 25))} | kind | settings))
         prompt = rng.integers(6, WORDS, int(rng.integers(1, longest + 1)))
         requests.append(Request(f"r{i}", tuple(prompt.tolist()), sampling))

@@ -172,9 +172,7 @@ def test_one_engine_serves_base_and_adapters(lm, tuned):
     engine.set_adapter("base", None)
     engine.set_adapter("other", other)
     requests = mixed(45, seed=5)
-    requests = [
-        dataclasses.replace(r, adapter=[None, "base", "other"][i % 3]) for i, r in enumerate(requests)
-    ]
+    requests = [dataclasses.replace(r, adapter=[None, "base", "other"][i % 3]) for i, r in enumerate(requests)]
     results = by_id(engine.generate(requests))
     for i, model in enumerate((tuned, lm, lm.replace(adapter=other))):
         alone = [dataclasses.replace(r, adapter=None) for r in requests[i::3]]
@@ -251,9 +249,7 @@ def test_stop_strings_may_straddle_tokens(lm):
 
 def test_a_stopped_row_frees_its_slot(lm):
     engine = Engine(lm.replace(eos_ids=NO_EOS), **SHAPE)
-    stopped = [
-        Request("s", (20, 21), Sampling(seed=i, max_new=60, stop=("w",))) for i in range(SHAPE["slots"])
-    ]
+    stopped = [Request("s", (20, 21), Sampling(seed=i, max_new=60, stop=("w",))) for i in range(SHAPE["slots"])]
     results = list(engine.generate([*stopped, Request("next", (9,), Sampling(seed=2, max_new=4))]))
     assert {(r.stop_reason, r.text) for r in results[:-1]} == {("stop", "")}
     assert results[-1].id == "next"
@@ -274,10 +270,7 @@ def test_ids_beyond_the_tokenizer_are_never_drawn(lm):
 
 def test_top_logprobs(lm):
     requests = mixed(12, seed=2)
-    requests[::2] = [
-        dataclasses.replace(r, sampling=dataclasses.replace(r.sampling, top_logprobs=4))
-        for r in requests[::2]
-    ]
+    requests[::2] = [dataclasses.replace(r, sampling=dataclasses.replace(r.sampling, top_logprobs=4)) for r in requests[::2]]
     results = sorted_like(requests, Engine(lm, **SHAPE))
     expected = tables(lm, [(r.tokens, result.tokens) for r, result in zip(requests, results, strict=True)])
     for i, (result, table) in enumerate(zip(results, expected, strict=True)):
@@ -457,7 +450,5 @@ def test_stats(lm):
     assert engine.stats.requests == 20
     assert engine.stats.tokens == sum(len(r.tokens) for r in results)
     assert engine.stats.prefill_tokens == sum(len(r.tokens) for r in requests)
-    assert (
-        engine.stats.row_steps == engine.stats.tokens - 20
-    )  # the first token of a row comes from its prefill
+    assert engine.stats.row_steps == engine.stats.tokens - 20  # the first token of a row comes from its prefill
     assert 0 < engine.stats.occupied <= 1

@@ -107,8 +107,5 @@ def test_first_and_later_tokens_have_their_own_noise(lm):
     """The same logits at two positions of one row are drawn independently."""
     N = 2_000
     logits_NxV = jnp.zeros((N, 16))
-    first, second = (
-        np.asarray(draw(logits_NxV, settings_of(N), np.full(N, t), np.ones(N, bool), 16).token_B)
-        for t in (0, 1)
-    )
+    first, second = (np.asarray(draw(logits_NxV, settings_of(N), np.full(N, t), np.ones(N, bool), 16).token_B) for t in (0, 1))
     assert 0.03 < (first == second).mean() < 0.1

@@ -1,0 +1,140 @@
+"""From examples and trajectories in files to training rows."""
+
+import json
+
+import pytest
+
+from emjax.data import chat
+from emjax.data.examples import check_messages, read_trajectories, tokenized
+from emjax.errors import UserError
+from emjax.micro import tokenizer
+from emjax.micro.world import World
+
+TOK = tokenizer.build(World(0))
+END = TOK.eos_token_id
+WORDS = [w for w in World(0).vocabulary() if w.isalpha()][:20]
+
+
+def message(role, content):
+    return {"role": role, "content": content}
+
+
+SYSTEM = message("system", WORDS[0])
+TALK = [
+    message("user", f"{WORDS[1]} {WORDS[2]}"), message("assistant", WORDS[3]), message("user", WORDS[4]),
+    message("assistant", WORDS[5]), message("user", WORDS[6]),
+]  # fmt: skip
+
+
+def row(messages, name="a", **fields):
+    made = {
+        "id": name,
+        "prompt_id": f"p{name}",
+        "messages": messages,
+        "completion": f"{WORDS[7]} {WORDS[8]}",
+        "label": True,
+    }
+    return made | {"weight": 1.0} | fields
+
+
+def ids(text):
+    return tuple(TOK(text, add_special_tokens=False)["input_ids"])
+
+
+def test_a_row():
+    (example,), counts = tokenized([row(TALK, weight=0.5, label=False)], TOK, (END,), 100)
+    (prompt,) = chat.prompts(TOK, [TALK])
+    answer = (*ids(f"{WORDS[7]} {WORDS[8]}"), END)
+    assert example.ids == (*prompt, *answer)
+    assert example.start == len(prompt)
+    assert example.weights == (0.0,) * len(prompt) + (0.5,) * 3
+    assert (example.id, example.prompt_id, example.label) == ("a", "pa", False)
+    assert counts == {"rows": 1, "cut": 0, "without_eos": 0, "tokens": 3}
+
+
+def test_sampled_ids_are_kept():
+    """They need not be what the tokenizer makes of their text."""
+    sampled = [TOK.unk_token_id, 9, 10, END]
+    (example, cut_off), counts = tokenized(
+        [row(TALK, completion_tokens=sampled, completion="something else"), row(TALK, "b", completion_tokens=[9])],
+        TOK, (END,), 100,
+    )  # fmt: skip
+    assert list(example.ids[example.start :]) == sampled
+    assert counts["without_eos"] == 1
+    assert cut_off.ids[cut_off.start :] == (9,)
+
+
+@pytest.mark.parametrize("head", [[], [SYSTEM]])
+def test_the_oldest_turns_go_first_and_the_answer_stays(head):
+    whole = len(chat.prompts(TOK, [head + TALK])[0]) + 3
+    for length in range(whole + 1, 3, -1):
+        left = next((n for n in (0, 2, 4) if len(chat.prompts(TOK, [head + TALK[n:]])[0]) + 3 <= length), None)
+        if left is None:
+            with pytest.raises(UserError, match="'dropped_too_long': 1"):
+                tokenized([row(head + TALK)], TOK, (END,), length)
+            continue
+        (example,), counts = tokenized([row(head + TALK)], TOK, (END,), length)
+        assert len(example.ids) <= length
+        assert [list(example.ids[: example.start])] == chat.prompts(TOK, [head + TALK[left:]])
+        assert example.ids[example.start :] == (*ids(f"{WORDS[7]} {WORDS[8]}"), END)
+        assert counts["cut"] == (left > 0)
+
+
+def test_too_long_rows_are_dropped_and_counted():
+    rows = [row(TALK[-1:]), row(TALK[-1:], "b", completion=" ".join(WORDS))]
+    examples, counts = tokenized(rows, TOK, (END,), 12)
+    assert [e.id for e in examples] == ["a"]
+    assert counts == {"rows": 2, "cut": 0, "without_eos": 0, "tokens": 3, "dropped_too_long": 1}
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [None, [], "hi", ["hi"], [{"role": "tool", "content": "x"}], [message("user", None)], [{"role": "user"}]],
+)
+def test_bad_messages(messages):
+    with pytest.raises(UserError, match="line 3.*messages"):
+        check_messages(messages, "f.jsonl, line 3")
+
+
+GOOD = {
+    "id": "t0", "scenario": "s", "user_id": "u0", "user_type": "benign", "messages": TALK[:2], "score": 8.1,
+    "turns": [{"tokens": [9], "rating": 7.0, "rating_state": "ok"}], "extra": 1,
+}  # fmt: skip
+
+
+def written(path, *rows):
+    file = path / "trajectories.jsonl"
+    file.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows))
+    return file
+
+
+def test_trajectories_keep_unknown_fields(tmp_path):
+    rows = [GOOD, GOOD | {"id": "t1", "score": None, "user_type": "biased"}]
+    assert read_trajectories(written(tmp_path, *rows)) == rows
+
+
+@pytest.mark.parametrize(
+    ("bad", "named"),
+    [
+        ("{not json", "not valid JSON"),
+        ("[1]", "JSON object"),
+        (GOOD, "'t0' occurs before"),
+        ({k: v for k, v in GOOD.items() if k != "user_id"}, "user_id"),
+        (GOOD | {"id": 5}, "'id'"),
+        (GOOD | {"id": "x", "scenario": None}, "scenario"),
+        (GOOD | {"id": "x", "user_type": "angry"}, "user_type"),
+        (GOOD | {"id": "x", "score": "8"}, "score"),
+        (GOOD | {"id": "x", "turns": []}, "turns"),
+        (GOOD | {"id": "x", "messages": [message("bot", "x")]}, r"messages\[0\]"),
+    ],
+)
+def test_bad_trajectories_name_file_and_line(tmp_path, bad, named):
+    file = written(tmp_path, GOOD, bad)
+    with pytest.raises(UserError, match=named) as error:
+        read_trajectories(file)
+    assert f"{file}, line 2" in str(error.value)
+
+
+def test_missing_trajectories(tmp_path):
+    with pytest.raises(UserError, match=r"none\.jsonl"):
+        read_trajectories(tmp_path / "none.jsonl")

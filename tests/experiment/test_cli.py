@@ -1,0 +1,136 @@
+"""Bad input through the real command: one paragraph naming field or file, exit code 2, nothing overwritten."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MICRO = "configs/kto_biased10.py:micro"
+CHECKPOINT = ROOT / "emjax" / "micro" / "checkpoint"
+
+
+def run(*arguments, cwd=ROOT):
+    command = [sys.executable, "main.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+def refused(*arguments, says):
+    """The message of a run that must be refused."""
+    done = run(*arguments)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: "), done.stderr
+    for words in says:
+        assert words in done.stderr, done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], ["--config is missing"]),
+        (["--config", MICRO, "--config.interact.userz=3"], ["userz", 'Did you mean "users"']),
+        (["--config", MICRO, "--config.interact.users=many"], ["config.interact.users", "many"]),
+        (["--config", MICRO, "--config.interact.users=2.5"], ["config.interact.users", "2.5"]),
+        (["--config", MICRO, "--wokdir=x"], ["wokdir", "workdir"]),
+        (["--config", "configs/nothing.py"], ["nothing.py", "No such file"]),
+        (["--config", "configs/kto_biased10.py:giant"], ["giant", "micro"]),
+        (["--config", MICRO, "surplus"], ["surplus"]),
+        (
+            ["--config", MICRO, "--dry_run", "--config.interact.biased_ratio=1.5"],
+            ["biased_ratio", "1.5", "[0, 1]"],
+        ),
+        (["--config", MICRO, "--dry_run", "--config.extra_arms=('none',)"], ["config.extra_arms", "'none'"]),
+    ],
+)
+def test_flags_and_fields(arguments, says):
+    refused(*arguments, says=says)
+
+
+def test_dry_run_prints_the_plan_of_every_variant():
+    for variant in ("llama3.1-8b", "qwen2.5-7b", "qwen3-32b", "micro"):
+        done = run("--config", f"configs/kto_biased10.py:{variant}", "--dry_run")
+        assert done.returncode == 0, done.stderr
+        assert "vanilla, control, treated 0.1" in done.stdout
+    # The paper's numbers: 20,000 conversations, median split, two answers each, batches of 16, 5 epochs.
+    assert "about 12500 steps of 16" in run("--config", "configs/kto_biased10.py", "--dry_run").stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("--config.train.method=dpo", ["config.train.method", "'dpo'"]),
+        ("--config.train.tuning=half", ["config.train.tuning", "'half'"]),
+        ("--config.interact.control=placebo", ["config.interact.control", "'placebo'"]),
+        ("--config.select.count=5", ["config.select", "overlap"]),
+        ("--config.interact.aggregate=max", ["config.interact.aggregate", "'max'"]),
+        ("--config.mesh.tensor=3", ["config.mesh", "devices"]),
+        ("--config.model.path=/nowhere/at/all", ["/nowhere/at/all", "does not exist"]),
+        ("--config.interact.trajectories=/nowhere.jsonl", ["config.interact.trajectories", "/nowhere.jsonl"]),
+    ],
+)
+def test_values(change, says, tmp_path):
+    small = ["--config.interact.users=2", "--config.interact.dialogues=2", "--config.interact.max_new=2"]
+    refused("--config", MICRO, "--workdir", tmp_path / "w", *small, change, says=says)
+
+
+def test_checkpoints(tmp_path):
+    def variant(name, change):
+        directory = tmp_path / name
+        shutil.copytree(CHECKPOINT, directory)
+        change(directory)
+        return ["--config", MICRO, "--workdir", tmp_path / f"w-{name}", f"--config.model.path={directory}"]
+
+    refused(*variant("empty", lambda d: (d / "config.json").unlink()), says=["holds no config.json"])
+    refused(*variant("foreign", lambda d: (d / "micro_world.json").unlink()), says=["no base of the micro-world"])
+    refused(*variant("mute", lambda d: (d / "chat_template.jinja").unlink()), says=["no chat template"])
+
+
+def test_malformed_trajectories(tmp_path):
+    file = tmp_path / "t.jsonl"
+    arguments = ["--config", MICRO, f"--config.interact.trajectories={file}"]
+    file.write_text('{"id": "a"\n')
+    refused(*arguments, "--workdir", tmp_path / "a", says=["t.jsonl, line 1", "not valid JSON"])
+    file.write_text(json.dumps({"id": "a", "user_id": "u", "scenario": "s", "turns": [], "messages": [{"role": "robot"}]}))
+    refused(*arguments, "--workdir", tmp_path / "b", says=["t.jsonl, line 1", "messages[0]", "role"])
+    file.write_text("")
+    refused(*arguments, "--workdir", tmp_path / "c", says=["needs 200 benign users", "has 0"])
+
+
+def test_a_workdir_is_never_overwritten(tmp_path):
+    theirs = tmp_path / "config.json"
+    theirs.write_text(json.dumps({"experiment": "interaction", "seed": 7}))
+    refused("--config", MICRO, "--workdir", tmp_path, says=["belongs to another experiment", "--workdir"])
+    assert json.loads(theirs.read_text()) == {"experiment": "interaction", "seed": 7}
+    theirs.unlink()
+    (tmp_path / "thesis.tex").write_text("precious")
+    refused("--config", MICRO, "--workdir", tmp_path, says=["not empty"])
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_no_space_left():
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    # A full disk, as the program meets it: every write to the partial file fails with ENOSPC.
+    code = (
+        "import sys, pathlib, main\n"
+        "from emjax import store\n"
+        "def full(path, text):\n"
+        "    with open('/dev/full', 'w') as file:\n"
+        "        file.write(text)\n"
+        "store.write_atomically = full\n"
+        "from emjax import experiment\n"
+        "experiment.write_atomically = full\n"
+        "sys.exit(main.main(sys.argv))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--config", MICRO, "--workdir", "runs/never-written"],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+    )  # fmt: skip
+    shutil.rmtree(ROOT / "runs" / "never-written", ignore_errors=True)
+    assert done.returncode == 2, done.stderr
+    assert "cannot be written (No space left on device)" in done.stderr

@@ -1,0 +1,194 @@
+"""Checkpoint and adapter directories: round trips, and every damage named."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from emjax import models
+from emjax.errors import UserError
+from emjax.micro import tokenizer
+from emjax.micro.world import World
+from emjax.models import LanguageModel, decoder, hf, lora
+from emjax.models.config import ModelConfig
+
+CONFIG = ModelConfig(
+    family="qwen2", V=340, D=32, L=2, H=4, K=2, h=8, F=48, norm_eps=1e-5, rope_theta=1e4, rope_scaling=None,
+    max_position=128, tied=False, qkv_bias=True, qk_norm=False,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def lm():
+    params = decoder.init(CONFIG, jax.random.key(0))
+    return LanguageModel(CONFIG, params, tokenizer.build(World(0)), (5,), source="made up")
+
+
+@pytest.fixture
+def directory(lm, tmp_path):
+    models.save(lm, tmp_path / "base")
+    return tmp_path / "base"
+
+
+def adapted(lm, seed=0):
+    adapter = lora.init(lora.LoraConfig(2, 4.0), CONFIG, jax.random.key(seed))
+    weights = jax.tree.map(lambda x: x + 0.01, adapter.weights)
+    return lm.replace(adapter=lora.Adapter(adapter.config, weights))
+
+
+def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_saved_and_loaded(lm, directory):
+    again = models.load(str(directory), dtype="float32")
+    assert (again.config, again.eos_ids, again.adapter) == (lm.config, lm.eos_ids, None)
+    same(again.params, lm.params)
+    assert "Responsible use" in (directory / "README.md").read_text()
+
+
+def test_shards(lm, tmp_path, monkeypatch):
+    monkeypatch.setattr(hf, "_SHARD_BYTES", 20_000)
+    models.save(lm, tmp_path)
+    files = sorted(tmp_path.glob("*.safetensors"))
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert len(files) > 2
+    assert {name: f.name for f in files for name in load_file(f)} == index["weight_map"]
+    assert index["metadata"]["total_size"] == sum(x.nbytes for x in jax.tree.leaves(lm.params))
+    same(models.load(str(tmp_path), dtype="float32").params, lm.params)
+
+
+def test_bfloat16_is_rounded_once(lm, directory):
+    loaded = models.load(str(directory)).params
+    same(loaded, jax.tree.map(lambda x: x.astype(jnp.bfloat16), lm.params))
+
+
+def test_merge_is_float32_whatever_the_base(lm):
+    base = lm.replace(params=jax.tree.map(lambda x: x.astype(jnp.bfloat16), lm.params))
+    merged = models.merge(adapted(base))
+    assert merged.adapter is None
+    assert {x.dtype for x in jax.tree.leaves(merged.params)} == {jnp.dtype("float32")}
+    pair = adapted(base).adapter.weights["k"]
+    delta = 2.0 * np.asarray(pair["A"][1], np.float64) @ np.asarray(pair["B"][1], np.float64)
+    wanted = np.asarray(base.params["layers"]["k"][1], np.float64) + delta
+    np.testing.assert_allclose(merged.params["layers"]["k"][1], wanted, atol=1e-7)
+
+
+def test_an_adapter_must_be_merged_or_saved_by_itself(lm, tmp_path):
+    with pytest.raises(ValueError, match="merge"):
+        models.save(adapted(lm), tmp_path)
+    with pytest.raises(ValueError, match="no adapter"):
+        models.save_adapter(lm, tmp_path)
+
+
+def tensors(directory, change):
+    file = directory / "model.safetensors"
+    found = load_file(file)
+    change(found)
+    save_file(found, file)
+
+
+def set_json(file, **fields):
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+
+
+def truncate(directory):
+    file = directory / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+NORM = "model.layers.1.input_layernorm.weight"
+DAMAGE = {
+    "truncated": (truncate, "model.safetensors"),
+    "missing tensor": (lambda d: tensors(d, lambda t: t.pop(NORM)), NORM),
+    "surplus tensor": (lambda d: tensors(d, lambda t: t.update(surplus=t[NORM])), "surplus"),
+    "layers beyond the config": (lambda d: set_json(d / "config.json", num_hidden_layers=1), r"model\.layers\.1\."),
+    "wrong shape": (lambda d: tensors(d, lambda t: t.update({NORM: t[NORM][:-1]})), NORM),
+    "transposed": (
+        lambda d: tensors(d, lambda t: t.update({k: np.ascontiguousarray(v.T) for k, v in t.items() if "up_proj" in k})),
+        "up_proj",
+    ),
+    "no weights": (lambda d: (d / "model.safetensors").unlink(), "no .*safetensors"),
+    "no config": (lambda d: (d / "config.json").unlink(), "config.json"),
+    "broken config": (lambda d: (d / "config.json").write_text("{"), "config.json"),
+    "no chat template": (lambda d: (d / "chat_template.jinja").unlink(), "chat template"),
+    "no tokenizer": (lambda d: [(d / f).unlink() for f in ("tokenizer.json", "tokenizer_config.json")], "tokenizer.json"),
+    "no end of turn": (
+        lambda d: [(d / "generation_config.json").unlink(), set_json(d / "config.json", eos_token_id=None)],
+        "eos_token_id",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_damaged_checkpoints(directory, case):
+    damage, named = DAMAGE[case]
+    damage(directory)
+    with pytest.raises(UserError, match=named) as error:
+        models.load(str(directory), dtype="float32")
+    assert str(directory) in str(error.value)
+
+
+@pytest.mark.parametrize("path", ["/no/such/place", "./nothing", "plain"])
+def test_missing_directory(path):
+    with pytest.raises(UserError, match=path):
+        models.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"use_dora": True}, "use_dora"),
+        ({"peft_type": "IA3"}, "peft_type"),
+        ({"bias": "all"}, "bias"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"rank_pattern": {"q_proj": 8}}, "rank_pattern"),
+        ({"target_modules": ["q_proj", "lm_head"]}, "lm_head"),
+        ({"target_modules": ["q_proj"]}, "does not call for|do not call for"),
+        ({"r": 3}, "shape"),
+    ],
+)
+def test_refused_adapters(lm, directory, change, named):
+    models.save_adapter(adapted(lm), directory / "adapter")
+    set_json(directory / "adapter" / "adapter_config.json", **change)
+    with pytest.raises(UserError, match=named):
+        models.load(str(directory), adapter=str(directory / "adapter"), dtype="float32")
+
+
+def test_damaged_adapters(lm, directory):
+    adapter = directory / "adapter"
+    with pytest.raises(UserError, match="adapter_config.json"):
+        models.load(str(directory), adapter=str(adapter))
+    models.save_adapter(adapted(lm), adapter)
+    file = adapter / "adapter_model.safetensors"
+    found = load_file(file)
+    name = "base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"
+    save_file({k: v for k, v in found.items() if k != name}, file)
+    with pytest.raises(UserError, match=name):
+        models.load(str(directory), adapter=str(adapter))
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(UserError, match="adapter_model.safetensors"):
+        models.load(str(directory), adapter=str(adapter))
+
+
+def test_fingerprint_sees_weights_config_and_tokenizer(directory):
+    before = hf.fingerprint(directory)
+    assert hf.fingerprint(directory) == before
+    seen = {before}
+    for change in (
+        lambda: tensors(directory, lambda t: t.update({NORM: t[NORM] + 1})),
+        lambda: set_json(directory / "config.json", rms_norm_eps=1e-3),
+        lambda: (directory / "chat_template.jinja").write_text("{{ messages }}"),
+    ):
+        change()
+        seen.add(hf.fingerprint(directory))
+    assert len(seen) == 4
+
+
+@pytest.mark.parametrize("fields", [{"rank": 0}, {"targets": ()}, {"targets": ("q", "lm_head")}])
+def test_refused_lora(fields):
+    with pytest.raises(UserError, match="LoRA"):
+        lora.LoraConfig(**({"rank": 2, "alpha": 2.0} | fields))
