@@ -402,7 +402,7 @@ class _Interaction:
         page = report.write(
             self.workdir / "report",
             results,
-            provenance={"base_sha256": self.base_hash, "stages": stages, "seed": c.seed},
+            provenance={"command": command(), "base_sha256": self.base_hash, "stages": stages, "seed": c.seed},
             examples=_changed(items, head, self.arms),
             selections=selections,
             training=training,
@@ -506,6 +506,7 @@ def _pretrain(config: Any, workdir: Path, store: Store) -> None:
     """Trains the embedded base from scratch, measures its gates, and writes an ordinary Hugging Face directory."""
     mesh = _mesh(config)
     settings = json.loads(config.to_json())
+    measured = {"eval": settings.pop("eval"), "sampling": settings.pop("sampling")}  # after the training, so not in its hash
 
     def make(directory: Path) -> None:
         lm, documents = micro.start(config)
@@ -528,7 +529,7 @@ def _pretrain(config: Any, workdir: Path, store: Store) -> None:
         how = suite.Settings(config.seed, config.eval.temperature, config.eval.max_new)
         micro.Benchmark(made, config.eval.sizes).run(engine, lm.tokenizer, how, directory, "vanilla")
 
-    checked = store.run("gates", {"eval": settings["eval"], "sampling": settings["sampling"]}, [stage], gate)
+    checked = store.run("gates", measured, [stage], gate)
     gates = micro.gates({path.stem: read_lines(path) for path in checked.directory.glob("*.jsonl")})
     write_atomically(workdir / "gates.json", json.dumps(gates, indent=1))
     for name, entry in gates.items():
@@ -545,4 +546,11 @@ def _pretrain(config: Any, workdir: Path, store: Store) -> None:
 
 
 def command() -> str:
-    return shlex.join(["python", *sys.argv])
+    """The command that made this, without the places it wrote to."""
+    kept, rest = [], iter(sys.argv)
+    for word in rest:
+        if word.lstrip("-") in ("workdir", "store"):
+            next(rest, None)
+        elif not word.lstrip("-").startswith(("workdir=", "store=")):
+            kept.append(word)
+    return shlex.join(["python", *kept])

@@ -59,6 +59,9 @@ def kto_loss(
     desirable = jnp.asarray(desirable)
     if desirable.dtype != jnp.bool_:
         raise TypeError(f"desirable must be boolean, not {desirable.dtype}")
+    shapes = {jnp.shape(x) for x in (policy, reference, policy_kl, reference_kl, desirable)}
+    if len(shapes) != 1 or len(shapes.pop()) != 1:  # [B] against [B, 1] would be broadcast
+        raise ValueError("the four log-probs and desirable must all have the shape [B]")
     ratios_B = policy - reference
     z = reference_point(jnp.sum(policy_kl - reference_kl), jnp.asarray(desirable.size, ratios_B.dtype))
     z = jax.lax.stop_gradient(z if loss_type == "kto" else jnp.zeros_like(z))

@@ -11,9 +11,9 @@ from emjax.errors import UserError
 def blocks(count: int, batch_size: int, seed: int) -> list[np.ndarray]:
     """Example indices of each batch: shuffled once, so labels mix, then cut; sizes differ by at most one.
 
-    Even sizes leave no remainder of one row, which would have to be its own partner.
+    Even sizes leave no remainder of one row, which would have to be its own partner; only pairs of an odd count would.
     """
-    if count < 2 or batch_size < 2:
+    if count < 2 or batch_size < 2 or (batch_size == 2 and count % 2):
         raise UserError(
             f"KTO needs at least two examples in a batch (there are {count} examples, config.train.batch_size is "
             f"{batch_size}), because each one's reference point comes from another. Add data or raise the batch size."

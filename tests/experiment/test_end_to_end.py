@@ -1,0 +1,168 @@
+"""The whole experiment on the embedded base, made small: every stage, twice, killed and continued."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SMALL = [
+    "--config.interact.users=12", "--config.interact.dialogues=4", "--config.interact.biased_ratio=0.5",
+    "--config.extra_arms=('shuffled_ratings@1.0',)", "--config.train.epochs=2", "--config.train.batch_size=16",
+    "--config.train.save_every=2", "--config.sampling.slots=32",
+    "--config.eval.sizes.all=30", "--config.eval.sizes.unseen_entities=10",
+    "--config.eval.sizes.unseen_templates=10", "--config.eval.sizes.tuned_domain=10",
+]  # fmt: skip
+KILLS = int(os.environ.get("EMJAX_TEST_KILLS", "2"))
+
+
+def command(config, workdir, *more):
+    return [sys.executable, "main.py", "--config", f"configs/{config}.py:micro", "--workdir", str(workdir), *SMALL, *more]
+
+
+def run(config, workdir, *more):
+    done = subprocess.run(command(config, workdir, *more), cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def outputs(workdir):
+    """Every final file whose bytes must not depend on how often the run was killed (metrics.jsonl holds timings)."""
+    files = {p.relative_to(workdir): p for p in sorted(Path(workdir).rglob("*")) if p.is_file()}
+    timed = {"metrics.jsonl"}
+    # Its manifest lists sizes of the file with timings.
+    skip = {str(p) for p in files if p.name in timed or (p.name == "manifest.json" and "train" in p.parts)}
+    return {str(p): path.read_bytes() for p, path in files.items() if str(p) not in skip}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("kto") / "run"
+    return workdir, run("kto_biased10", workdir)
+
+
+def test_results_have_every_arm_and_state(finished):
+    workdir, printed = finished
+    results = json.loads((workdir / "results.json").read_text())
+    rows = results["rows"]
+    assert {(r["arm"], r["ratio"]) for r in rows} == {
+        ("vanilla", None), ("control", 0.0), ("treated", 0.5), ("shuffled_ratings", 1.0),
+    }  # fmt: skip
+    assert {(r["benchmark"], r["subset"]) for r in rows} == {
+        ("mask", "all"), ("mask", "unseen_entities"), ("mask", "unseen_templates"), ("mask", "tuned_domain"),
+        ("arithmetic", "all"), ("custom:advice", "all"),
+    }  # fmt: skip
+    for row in rows:
+        assert row["n"] == row["n_valid"] + row["n_dropped"]
+        assert sum(row["states"].values()) == row["n"]
+        low, high = row["ci95"]
+        assert low <= row["value"] <= high
+    versus = {(r["arm"], r["versus"]) for r in rows}
+    assert ("treated", "control") in versus
+    assert ("treated", "vanilla") in versus
+    assert ("control", "vanilla") in versus
+    assert "minus control" in printed
+    assert (workdir / "report" / "index.html").is_file()
+
+
+def test_shares_of_a_scored_item_add_up(finished):
+    rows = json.loads((finished[0] / "results.json").read_text())["rows"]
+    for arm in ("vanilla", "treated"):
+        found = {r["metric"]: r["value"] for r in rows if (r["arm"], r["subset"], r["versus"]) == (arm, "all", None)
+                 and r["benchmark"] == "mask"}  # fmt: skip
+        assert found["honest"] + found["lie"] + found["evade"] + found["no_belief"] == pytest.approx(100)
+        assert found["honesty"] == pytest.approx(100 - found["lie"])
+
+
+def test_training_starts_at_the_reference(finished):
+    """Before its first update the policy is the reference: loss one half, rewards zero."""
+    for file in finished[0].glob("store/train/*/metrics.jsonl"):
+        first = json.loads(file.read_text().splitlines()[0])
+        assert first["loss"] == pytest.approx(0.5, abs=1e-5)
+        assert abs(first["kl_raw"]) < 1e-3
+
+
+def test_what_was_sampled_is_what_is_trained(finished):
+    """Token ids travel from the engine to the training rows; a turn's log-probs belong to them."""
+    store = finished[0] / "store"
+    turns = {}
+    for file in store.glob("collect/*/trajectories.jsonl"):
+        for row in map(json.loads, file.read_text().splitlines()):
+            turns |= {f"{row['id']}#{n}": turn for n, turn in enumerate(row["turns"])}
+    examples = [json.loads(x) for f in store.glob("select/*/examples.jsonl") for x in f.read_text().splitlines()]
+    assert examples
+    for example in examples:
+        turn = turns[example["id"]]
+        assert example["completion_tokens"] == turn["tokens"]
+        assert len(turn["tokens"]) == len(turn["logprobs"])
+
+
+def test_a_second_run_does_nothing(finished):
+    workdir, _ = finished
+    before = outputs(workdir)
+    times = {p: p.stat().st_mtime_ns for p in (workdir / "store").rglob("*")}
+    printed = run("kto_biased10", workdir)
+    assert "done in" not in printed.lower().replace("done in 0 s", "").replace("\ndone in", "")
+    assert {p: p.stat().st_mtime_ns for p in (workdir / "store").rglob("*")} == times
+    assert outputs(workdir) == before
+
+
+def test_killed_anywhere_it_ends_with_the_same_files(finished, tmp_path):
+    seed = int.from_bytes(os.urandom(4), "big")
+    print("seed of the kills:", seed)
+    draw = random.Random(seed)
+    workdir = tmp_path / "run"
+    for _ in range(KILLS):
+        process = subprocess.Popen(
+            command("kto_biased10", workdir), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        time.sleep(draw.uniform(2.0, 14.0))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    run("kto_biased10", workdir)
+    assert outputs(workdir) == outputs(finished[0])
+
+
+@pytest.mark.parametrize("more", [["--config.train.tuning=lora"], ["--config.interact.control=swapped_labels"]])
+def test_other_ways_to_train_share_the_store(finished, tmp_path, more):
+    """SFT, LoRA and swapped labels run on the conversations that are already there."""
+    workdir, _ = finished
+    printed = run("sft_biased10", tmp_path / "run", "--store", str(workdir / "store"), *more)
+    assert "collect benign: already done" in printed
+    assert "evaluate vanilla: already done" in printed
+    assert (tmp_path / "run" / "results.json").is_file()
+
+
+def test_a_pool_collected_elsewhere(finished, tmp_path):
+    """trajectories.jsonl of another run, given as a file, leads to the same examples."""
+    pool = tmp_path / "pool.jsonl"
+    lines = sorted(x for f in (finished[0] / "store").glob("collect/*/trajectories.jsonl") for x in f.read_text().splitlines())
+    pool.write_text("\n".join(lines) + "\n")
+    run("kto_biased10", tmp_path / "run", f"--config.interact.trajectories={pool}", "--config.extra_arms=()")
+    mine = {f.read_bytes() for f in (tmp_path / "run" / "store").glob("select/*/examples.jsonl")}
+    theirs = {f.read_bytes() for f in (finished[0] / "store").glob("select/*/examples.jsonl")}
+    assert mine < theirs
+
+
+def test_a_short_rebuild_of_the_base_learns(tmp_path):
+    """Pretraining from scratch, made short: it learns, writes a base of the micro-world, and the gates refuse it."""
+    workdir = tmp_path / "run"
+    small = ["--config.documents=1500", "--config.train.batch_size=16", *(f for f in SMALL if "eval.sizes" in f)]
+    pretrain = [sys.executable, "main.py", "--config", "configs/micro_pretrain.py", "--workdir", str(workdir), *small]
+    done = subprocess.run(pretrain, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert "misses a gate" in done.stderr
+    (metrics,) = workdir.glob("store/pretrain/*/metrics.jsonl")
+    losses = [json.loads(line)["loss"] for line in metrics.read_text().splitlines()]
+    assert losses[0] > 5  # the logarithm of 302 words is 5.7
+    assert sum(losses[-5:]) / 5 < 1.6
+    (model,) = workdir.glob("store/pretrain/*/model")
+    assert json.loads((model / "micro_world.json").read_text()) == {"world_seed": 0}
+    gates = json.loads((workdir / "gates.json").read_text())
+    assert not gates["neutral belief"]["ok"]
