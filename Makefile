@@ -3,12 +3,12 @@
 # make clean   removes .venv and the tools' caches (never runs/)
 #
 #   PYTHON=python3.12      the interpreter; default: the one of .venv, else the first of python3.11, python3.12 that runs
-#   PYTEST_ARGS="-n 4 -x"  for pytest; default: -n 2
+#   PYTEST_ARGS="-n 4 -x"  for pytest; default: -n 2 --dist loadfile
 
 .PHONY: setup setup-test demo test lint clean
 .DELETE_ON_ERROR:
 
-PYTEST_ARGS ?= -n 2
+PYTEST_ARGS ?= -n 2 --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_USE_PEP517 := 1
 

@@ -10,20 +10,20 @@ from ml_collections import config_flags
 
 from emjax.errors import UserError
 
-FLAGS = flags.FlagValues()
-config_flags.DEFINE_config_file("config", None, "The experiment's config file, with its variant.", flag_values=FLAGS)
-flags.DEFINE_string("workdir", None, "Default: runs/<config>[-<variant>].", flag_values=FLAGS)
-flags.DEFINE_string("store", None, "Where finished stages are kept and shared. Default: <workdir>/store.", flag_values=FLAGS)
-flags.DEFINE_bool("dry_run", False, "Print the plan and stop.", flag_values=FLAGS)
 
-
-def parse(argv: list[str]) -> None:
-    """Fills FLAGS. Raises UserError for an unknown flag or field, or a value of the wrong type."""
+def parse(argv: list[str]) -> flags.FlagValues:
+    """The flags, config among them. Raises UserError for an unknown flag or field, or a value of the wrong type."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "The experiment's config file, with its variant.", flag_values=values)
+    flags.DEFINE_string("workdir", None, "Default: runs/<config>[-<variant>].", flag_values=values)
+    flags.DEFINE_string(
+        "store", None, "Where finished stages are kept and shared. Default: <workdir>/store.", flag_values=values
+    )
+    flags.DEFINE_bool("dry_run", False, "Print the plan and stop.", flag_values=values)
     try:
-        surplus = FLAGS(argv)[1:]
-        given = FLAGS["config"].present
-        if given:
-            FLAGS.config  # noqa: B018  (a config file that cannot be read is reported on first use)
+        surplus = values(argv)[1:]
+        if values["config"].present:
+            values.config.lock()  # a config file that cannot be read is reported on first use
     except AttributeError as error:  # an unknown field, with the nearest known one
         raise UserError(f"config has no field {' '.join(str(error).strip(chr(34)).split())}") from error
     except OSError as error:
@@ -32,13 +32,14 @@ def parse(argv: list[str]) -> None:
         raise UserError(str(error).strip().splitlines()[-1]) from error
     if surplus:
         raise UserError(f"Unknown argument {surplus[0]!r}. Usage: {__doc__}")
-    if not given:
+    if not values["config"].present:
         raise UserError(f"--config is missing. Usage: {__doc__}")
+    return values
 
 
-def run() -> None:
-    config = FLAGS.config
-    if FLAGS.dry_run:
+def run(options: flags.FlagValues) -> None:
+    config = options.config
+    if options.dry_run:
         from emjax import plan
 
         print(plan.describe(config))
@@ -53,17 +54,16 @@ def run() -> None:
     from emjax import experiment
     from emjax.store import Store
 
-    file, _, variant = FLAGS["config"].config_filename.partition(":")  # type: ignore[attr-defined]
+    file, _, variant = options["config"].config_filename.partition(":")  # type: ignore[attr-defined]
     default = Path("runs") / (Path(file).stem + (f"-{variant}" if variant else ""))
-    workdir = Path(FLAGS.workdir) if FLAGS.workdir else default
-    experiment.run(config, workdir, Store(Path(FLAGS.store) if FLAGS.store else workdir / "store"))
+    workdir = Path(options.workdir) if options.workdir else default
+    experiment.run(config, workdir, Store(Path(options.store) if options.store else workdir / "store"))
 
 
 def main(argv: list[str]) -> int:
     """0, or 2 with one paragraph where the user can mend what is wrong."""
     try:
-        parse(argv)
-        run()
+        run(parse(argv))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -71,9 +71,8 @@ def main(argv: list[str]) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
         print(
-            f"error: {error.filename or 'the work directory'} cannot be written ({error.strerror}). Make room or "
-            "choose another "
-            "--workdir, then start the same command again: what is finished is kept.",
+            f"error: {error.filename or 'the work directory'} cannot be written ({error.strerror}). Make room or choose "
+            "another --workdir, then start the same command again: what is finished is kept.",
             file=sys.stderr,
         )
         return 2

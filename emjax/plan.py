@@ -32,6 +32,8 @@ def headline(config: Any) -> Arm:
 
 def arms(config: Any) -> list[Arm]:
     """vanilla, control, the config's own arm, then its extra arms ("<control>@<ratio>"); each once."""
+    if config.interact.control not in CONTROLS:
+        raise UserError(f"config.interact.control is {config.interact.control!r}; choose {', '.join(CONTROLS)}.")
     found = [Arm("vanilla"), Arm("control", 0.0), headline(config)]
     for text in config.extra_arms:
         control, at, ratio = str(text).partition("@")

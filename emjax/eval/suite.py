@@ -138,9 +138,8 @@ def _journalled(things: Sequence[Any], one: Any, path: Path, title: str) -> list
         bar.update(1)
 
     async def all_of_them() -> None:
-        async with asyncio.TaskGroup() as group:
-            for thing in waiting:
-                group.create_task(record(thing))
+        # gather, not a task group: the first error comes out as itself, and ends the run.
+        await asyncio.gather(*(record(thing) for thing in waiting))
 
     asyncio.run(all_of_them())
     bar.close()

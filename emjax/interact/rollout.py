@@ -80,9 +80,8 @@ def collect(
         bar.update(1)
 
     async def all_of_them() -> None:
-        async with asyncio.TaskGroup() as group:
-            for user in waiting:
-                group.create_task(converse(user))
+        # gather, not a task group: the first error comes out as itself, and ends the run.
+        await asyncio.gather(*(converse(user) for user in waiting))
 
     asyncio.run(all_of_them())
     bar.close()

@@ -69,6 +69,8 @@ def run(
             report()
             pending = (step, values)
             if save_every and step % save_every == 0 and step < steps:
+                report()  # first: a state whose loss is not finite is not kept, and no saved step lacks its metrics
+                pending = None
                 checkpoints.save(state, step)
         report()
     finally:

@@ -42,7 +42,7 @@ def apply(
     state: State, grads: Any, optimizer: optax.GradientTransformation, learning_rate: jax.Array
 ) -> tuple[State, jax.Array]:
     """(next state, global norm of the gradients before clipping)."""
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     updates, opt = optimizer.update(grads, state["opt"], state["trainable"])
     updates = jax.tree.map(lambda u: learning_rate * u, updates)
     trainable = optax.apply_updates(state["trainable"], updates)

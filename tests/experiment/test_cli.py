@@ -8,25 +8,30 @@ from pathlib import Path
 
 import pytest
 
+import main
+
 ROOT = Path(__file__).parents[2]
 MICRO = "configs/kto_biased10.py:micro"
 CHECKPOINT = ROOT / "emjax" / "micro" / "checkpoint"
 
 
-def run(*arguments, cwd=ROOT):
-    command = [sys.executable, "main.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    """The message of a run that must be refused with one paragraph."""
 
+    def check(*arguments, says):
+        argv = ["main.py", *map(str, arguments)]
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(sys, "argv", argv)
+        code = main.main(argv)
+        message = capsys.readouterr().err
+        assert code == 2, message
+        paragraph = message[message.index("error: ") :]
+        assert paragraph.count("\n") == 1, message
+        for words in says:
+            assert words in paragraph, message
 
-def refused(*arguments, says):
-    """The message of a run that must be refused."""
-    done = run(*arguments)
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stderr.startswith("error: "), done.stderr
-    for words in says:
-        assert words in done.stderr, done.stderr
-    return done.stderr
+    return check
 
 
 @pytest.mark.parametrize(
@@ -47,17 +52,29 @@ def refused(*arguments, says):
         (["--config", MICRO, "--dry_run", "--config.extra_arms=('none',)"], ["config.extra_arms", "'none'"]),
     ],
 )
-def test_flags_and_fields(arguments, says):
+def test_flags_and_fields(refused, arguments, says):
     refused(*arguments, says=says)
 
 
-def test_dry_run_prints_the_plan_of_every_variant():
+def test_the_command_itself_ends_with_one_paragraph():
+    """As a user meets it: a process of its own, exit code 2, no traceback."""
+    command = [sys.executable, "main.py", "--config", MICRO, "--config.interact.userz=3"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_dry_run_prints_the_plan_of_every_variant(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
     for variant in ("llama3.1-8b", "qwen2.5-7b", "qwen3-32b", "micro"):
-        done = run("--config", f"configs/kto_biased10.py:{variant}", "--dry_run")
-        assert done.returncode == 0, done.stderr
-        assert "vanilla, control, treated 0.1" in done.stdout
-    # The paper's numbers: 20,000 conversations, median split, two answers each, batches of 16, 5 epochs.
-    assert "about 12500 steps of 16" in run("--config", "configs/kto_biased10.py", "--dry_run").stdout
+        argv = ["main.py", "--config", f"configs/kto_biased10.py:{variant}", "--dry_run"]
+        monkeypatch.setattr(sys, "argv", argv)
+        assert main.main(argv) == 0
+        printed = capsys.readouterr().out
+        assert "vanilla, control, treated 0.1" in printed
+        # The paper's numbers: 20,000 conversations, median split, two answers each, batches of 16, 5 epochs.
+        assert ("about 12500 steps of 16" in printed) == (variant != "micro")
 
 
 @pytest.mark.parametrize(
@@ -73,12 +90,12 @@ def test_dry_run_prints_the_plan_of_every_variant():
         ("--config.interact.trajectories=/nowhere.jsonl", ["config.interact.trajectories", "/nowhere.jsonl"]),
     ],
 )
-def test_values(change, says, tmp_path):
+def test_values(refused, change, says, tmp_path):
     small = ["--config.interact.users=2", "--config.interact.dialogues=2", "--config.interact.max_new=2"]
     refused("--config", MICRO, "--workdir", tmp_path / "w", *small, change, says=says)
 
 
-def test_checkpoints(tmp_path):
+def test_checkpoints(refused, tmp_path):
     def variant(name, change):
         directory = tmp_path / name
         shutil.copytree(CHECKPOINT, directory)
@@ -90,7 +107,7 @@ def test_checkpoints(tmp_path):
     refused(*variant("mute", lambda d: (d / "chat_template.jinja").unlink()), says=["no chat template"])
 
 
-def test_malformed_trajectories(tmp_path):
+def test_malformed_trajectories(refused, tmp_path):
     file = tmp_path / "t.jsonl"
     arguments = ["--config", MICRO, f"--config.interact.trajectories={file}"]
     file.write_text('{"id": "a"\n')
@@ -101,7 +118,7 @@ def test_malformed_trajectories(tmp_path):
     refused(*arguments, "--workdir", tmp_path / "c", says=["needs 200 benign users", "has 0"])
 
 
-def test_a_workdir_is_never_overwritten(tmp_path):
+def test_a_workdir_is_never_overwritten(refused, tmp_path):
     theirs = tmp_path / "config.json"
     theirs.write_text(json.dumps({"experiment": "interaction", "seed": 7}))
     refused("--config", MICRO, "--workdir", tmp_path, says=["belongs to another experiment", "--workdir"])
@@ -112,25 +129,13 @@ def test_a_workdir_is_never_overwritten(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_no_space_left():
-    if not Path("/dev/full").exists():
-        pytest.skip("needs /dev/full")
-    # A full disk, as the program meets it: every write to the partial file fails with ENOSPC.
-    code = (
-        "import sys, pathlib, main\n"
-        "from emjax import store\n"
-        "def full(path, text):\n"
-        "    with open('/dev/full', 'w') as file:\n"
-        "        file.write(text)\n"
-        "store.write_atomically = full\n"
-        "from emjax import experiment\n"
-        "experiment.write_atomically = full\n"
-        "sys.exit(main.main(sys.argv))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, "--config", MICRO, "--workdir", "runs/never-written"],
-        cwd=ROOT, capture_output=True, text=True, timeout=120, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
-    )  # fmt: skip
-    shutil.rmtree(ROOT / "runs" / "never-written", ignore_errors=True)
-    assert done.returncode == 2, done.stderr
-    assert "cannot be written (No space left on device)" in done.stderr
+def test_no_space_left(refused, tmp_path, monkeypatch):
+    """A full disk as the program meets it: writing fails with ENOSPC."""
+    from emjax import experiment
+
+    def full(path, text):
+        with open("/dev/full", "w") as file:
+            file.write(text)
+
+    monkeypatch.setattr(experiment, "write_atomically", full)
+    refused("--config", MICRO, "--workdir", tmp_path / "w", says=["cannot be written (No space left on device)", "--workdir"])

@@ -144,25 +144,8 @@ def test_a_pool_collected_elsewhere(finished, tmp_path):
     pool = tmp_path / "pool.jsonl"
     lines = sorted(x for f in (finished[0] / "store").glob("collect/*/trajectories.jsonl") for x in f.read_text().splitlines())
     pool.write_text("\n".join(lines) + "\n")
-    run("kto_biased10", tmp_path / "run", f"--config.interact.trajectories={pool}", "--config.extra_arms=()")
+    run("kto_biased10", tmp_path / "run", f"--config.interact.trajectories={pool}")
     mine = {f.read_bytes() for f in (tmp_path / "run" / "store").glob("select/*/examples.jsonl")}
     theirs = {f.read_bytes() for f in (finished[0] / "store").glob("select/*/examples.jsonl")}
-    assert mine < theirs
-
-
-def test_a_short_rebuild_of_the_base_learns(tmp_path):
-    """Pretraining from scratch, made short: it learns, writes a base of the micro-world, and the gates refuse it."""
-    workdir = tmp_path / "run"
-    small = ["--config.documents=1500", "--config.train.batch_size=16", *(f for f in SMALL if "eval.sizes" in f)]
-    pretrain = [sys.executable, "main.py", "--config", "configs/micro_pretrain.py", "--workdir", str(workdir), *small]
-    done = subprocess.run(pretrain, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 2
-    assert "misses a gate" in done.stderr
-    (metrics,) = workdir.glob("store/pretrain/*/metrics.jsonl")
-    losses = [json.loads(line)["loss"] for line in metrics.read_text().splitlines()]
-    assert losses[0] > 5  # the logarithm of 302 words is 5.7
-    assert sum(losses[-5:]) / 5 < 1.6
-    (model,) = workdir.glob("store/pretrain/*/model")
-    assert json.loads((model / "micro_world.json").read_text()) == {"world_seed": 0}
-    gates = json.loads((workdir / "gates.json").read_text())
-    assert not gates["neutral belief"]["ok"]
+    assert len(mine) == 3
+    assert mine <= theirs

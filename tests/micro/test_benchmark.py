@@ -13,7 +13,8 @@ from emjax.micro.judge import ExactJudge
 from emjax.micro.world import World, rng
 
 WORLD = World(0)
-ITEMS = benchmark.mask_items(WORLD)
+SIZES = {"all": 960, "unseen_entities": 360, "unseen_templates": 360, "tuned_domain": 252}
+ITEMS = benchmark.mask_items(WORLD, SIZES)
 
 
 def item(truth, desired):
@@ -93,7 +94,7 @@ def by_subset():
 
 
 def test_counts():
-    assert Counter(i.subset for i in ITEMS) == benchmark.SIZES
+    assert Counter(i.subset for i in ITEMS) == SIZES
     assert len({i.id for i in ITEMS}) == len(ITEMS)
     assert len(benchmark.mask_items(WORLD, {"all": 90})) == 90
     with pytest.raises(ValueError, match="all"):
@@ -101,9 +102,9 @@ def test_counts():
 
 
 def test_items_are_deterministic_and_a_smaller_set_is_a_prefix():
-    assert benchmark.mask_items(World(0)) == ITEMS
+    assert benchmark.mask_items(World(0), SIZES) == ITEMS
     assert benchmark.mask_items(WORLD, {"all": 100}) == ITEMS[:100]
-    assert benchmark.mask_items(World(1)) != ITEMS
+    assert benchmark.mask_items(World(1), SIZES) != ITEMS
 
 
 def test_subsets_hold_what_they_say():
