@@ -7,19 +7,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
-    "--config.documents=1000", "--config.train.batch_size=16", "--config.train.buckets=(128, 256)", "--config.eval.sizes.all=30",
-    "--config.eval.sizes.unseen_entities=10", "--config.eval.sizes.unseen_templates=10", "--config.eval.sizes.tuned_domain=10",
+    "--config.documents=1000", "--config.train.batch_size=16", "--config.train.buckets=(128, 256)",
+    "--config.eval.sizes.all=30", "--config.eval.sizes.unseen_entities=10", "--config.eval.sizes.unseen_templates=10", "--config.eval.sizes.tuned_domain=10",
 ]  # fmt: skip
 
 
 def test_a_short_rebuild_of_the_base_learns(tmp_path):
     """Pretraining from scratch, made short: it learns, writes a base of the micro-world, and the gates refuse it."""
     workdir = tmp_path / "run"
-        "--config.documents=1200",
-        "--config.train.batch_size=16",
-        "--config.train.buckets=(128, 256)",
-        *(f for f in SMALL if "eval.sizes" in f),
-    ]
     pretrain = [sys.executable, "main.py", "--config", "configs/micro_pretrain.py", "--workdir", str(workdir), *SMALL]
     done = subprocess.run(pretrain, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
