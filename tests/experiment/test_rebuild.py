@@ -8,7 +8,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 SMALL = [
     "--config.documents=1000", "--config.train.batch_size=16", "--config.train.buckets=(128, 256)",
-    "--config.eval.sizes.all=30", "--config.eval.sizes.unseen_entities=10", "--config.eval.sizes.unseen_templates=10", "--config.eval.sizes.tuned_domain=10",
+    "--config.eval.sizes.all=30", "--config.eval.sizes.unseen_entities=10",
+    "--config.eval.sizes.unseen_templates=10", "--config.eval.sizes.tuned_domain=10",
 ]  # fmt: skip
 
 
