@@ -24,12 +24,12 @@ from emjax.data.batches import Example
 from emjax.data.examples import read_trajectories, tokenized
 from emjax.errors import UserError
 from emjax.eval import suite
-from emjax.interact import rollout, selection
+from emjax.interact import ratings, rollout, selection
 from emjax.kto import pairing, reference
 from emjax.kto import step as kto_step
 from emjax.micro import base as micro
 from emjax.micro.users import users as micro_users
-from emjax.models import LanguageModel, hf, lora, sharding
+from emjax.models import LanguageModel, attention, decoder, hf, lora, sharding
 from emjax.plan import Arm
 from emjax.sampling import Engine
 from emjax.store import Stage, Store, digest, read_lines, remove, seed_of, write_atomically, write_lines
@@ -44,7 +44,6 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers"
 
 def run(config: Any, workdir: Path, store: Store) -> None:
     """Runs what `config` describes. Raises UserError for anything the user can mend."""
-    _claim(config, workdir)
     started = time.perf_counter()
     if config.experiment == "interaction":
         _Interaction(config, workdir, store).run()
@@ -56,7 +55,10 @@ def run(config: Any, workdir: Path, store: Store) -> None:
 
 
 def _claim(config: Any, workdir: Path) -> None:
-    """Writes the config into the workdir, or refuses a workdir that holds another one."""
+    """Writes the config into the workdir, or refuses a workdir that holds another one.
+
+    Called when the config is known to be good: a mistyped value must not claim the place of the run that mends it.
+    """
     mine = json.loads(config.to_json())
     file = workdir / "config.json"
     if file.is_file():
@@ -74,6 +76,11 @@ def _claim(config: Any, workdir: Path) -> None:
         raise UserError(f"{workdir} is not empty and holds no config.json of emjax. Choose a new or empty --workdir.")
     workdir.mkdir(parents=True, exist_ok=True)
     write_atomically(file, json.dumps(mine, indent=1, sort_keys=True))
+
+
+def _one_of(field: str, value: Any, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise UserError(f"config.{field} is {value!r}; choose {', '.join(choices)}.")
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -119,6 +126,13 @@ def fit(
     """Trains `lm` (its adapter, or all of it) on `examples`, resuming from `directory` where it was interrupted."""
     tuning = Tuning(lm.config, lora_config, attention, train.remat)
     buckets, size = tuple(train.buckets), int(train.batch_size)
+    rows = mesh.shape["data"] * mesh.shape["fsdp"] * int(train.microbatches)
+    if size < 1 or size % rows:
+        raise UserError(
+            f"config.train.batch_size is {size}; it must be a multiple of {rows}, the product of the mesh's data "
+            "and fsdp sizes "
+            "and config.train.microbatches."
+        )
     if lora_config is None:
         trainable, frozen = lm.params, None
     else:
@@ -144,7 +158,7 @@ def fit(
         build = batches.sft(examples, rows_of, size, buckets)
         step = sft.step
     else:
-        raise UserError(f"config.train.method is {method!r}; choose 'sft' or 'kto'.")
+        raise ValueError(method)
     settings = {"tuning": tuning, "optimizer": opt, "microbatches": int(train.microbatches)}
     state = loop.run(
         lambda state, batch, rate: step(state, frozen, batch, rate, **settings),
@@ -178,10 +192,22 @@ class _Interaction:
                 "scripted users of the "
                 "micro-world. Run the micro variant (append ':micro' to the config's path), or add --dry_run to see the plan."
             )
-        if config.train.tuning not in ("lora", "full"):
-            raise UserError(f"config.train.tuning is {config.train.tuning!r}; choose 'lora' or 'full'.")
-        if config.train.method not in ("sft", "kto"):
-            raise UserError(f"config.train.method is {config.train.method!r}; choose 'sft' or 'kto'.")
+        _one_of("train.tuning", config.train.tuning, ("lora", "full"))
+        _one_of("train.method", config.train.method, ("sft", "kto"))
+        _one_of("train.schedule", config.train.schedule, optimizer.SCHEDULES)
+        _one_of("train.remat", config.train.remat, decoder.REMAT)
+        _one_of("model.attention", config.model.attention, attention.IMPLEMENTATIONS)
+        _one_of("interact.aggregate", config.interact.aggregate, tuple(ratings.AGGREGATES))
+        _one_of("select.scope", config.select.scope, tuple(selection.GROUPS))
+        group = config.interact.dialogues * (1 if config.select.scope == "user" else config.interact.users)
+        if not config.interact.trajectories and 2 * config.select.count > group:
+            raise UserError(
+                f"config.select.count is {config.select.count}, but a {config.select.scope} group has {group} "
+                "conversations: the best "
+                f"and the worst {config.select.count} of them would overlap. Lower it, or collect more conversations."
+            )
+        given = config.interact.trajectories
+        self.given = read_trajectories(Path(given)) if given else []
         self.lora = None
         if config.train.tuning == "lora":
             fields = {**config.train.lora, "targets": tuple(config.train.lora.targets)}
@@ -195,6 +221,7 @@ class _Interaction:
         self.base_hash = hf.fingerprint(path)
         self.base = models.load(str(path), mesh=self.mesh, dtype=config.model.dtype).replace(source=config.model.path)
         self.world = micro.world_of(path)
+        _claim(config, self.workdir)
         pools = {kind: self._collect(kind) for kind in ("benign", "biased")}
         trained: dict[Arm, tuple[Stage, Stage]] = {}
         for arm in self.arms:
@@ -243,7 +270,7 @@ class _Interaction:
         c = self.config.interact
         assert arm.ratio is not None
         if c.trajectories:
-            rows = read_trajectories(Path(c.trajectories))
+            rows = self.given
         else:
             rows = [row for stage in pools.values() if stage for row in read_lines(stage.directory / "trajectories.jsonl")]
         by_type: dict[str, list[str]] = {
@@ -269,7 +296,7 @@ class _Interaction:
         }  # fmt: skip
         inputs: list[Stage | str] = [stage for stage in pools.values() if stage]
         if c.interact.trajectories:
-            inputs = [digest(read_trajectories(Path(c.interact.trajectories)))]
+            inputs = [digest(self.given)]
 
         def make(directory: Path) -> None:
             chosen = selection.select(
@@ -505,6 +532,7 @@ def _summary(rows: list[dict[str, Any]], arms: Sequence[Arm], metric: str) -> st
 def _pretrain(config: Any, workdir: Path, store: Store) -> None:
     """Trains the embedded base from scratch, measures its gates, and writes an ordinary Hugging Face directory."""
     mesh = _mesh(config)
+    _claim(config, workdir)
     settings = json.loads(config.to_json())
     measured = {"eval": settings.pop("eval"), "sampling": settings.pop("sampling")}  # after the training, so not in its hash
 

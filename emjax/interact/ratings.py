@@ -5,7 +5,7 @@ from typing import Any
 
 from emjax.errors import UserError
 
-_AGGREGATES = {
+AGGREGATES = {
     "sum": sum,
     "mean": lambda values: sum(values) / len(values),
     "last": lambda values: values[-1],
@@ -17,8 +17,8 @@ def score(turns: Sequence[dict[str, Any]], aggregate: str) -> float | None:
 
     A conversation with an unparsed rating is left unscored: filling it in would rank it by a guess.
     """
-    if aggregate not in _AGGREGATES:
-        raise UserError(f"config.interact.aggregate is {aggregate!r}; choose {', '.join(_AGGREGATES)}.")
+    if aggregate not in AGGREGATES:
+        raise UserError(f"config.interact.aggregate is {aggregate!r}; choose {', '.join(AGGREGATES)}.")
     if not turns or any(turn["rating_state"] != "ok" or turn["rating"] is None for turn in turns):
         return None
-    return float(_AGGREGATES[aggregate]([turn["rating"] for turn in turns]))
+    return float(AGGREGATES[aggregate]([turn["rating"] for turn in turns]))

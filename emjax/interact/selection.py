@@ -10,7 +10,7 @@ from emjax.errors import UserError
 from emjax.store import digest, seed_of
 
 Trajectory = dict[str, Any]
-_GROUPS = {
+GROUPS = {
     "global": lambda t: "",
     "user": lambda t: t["user_id"],
     "scenario": lambda t: t["scenario"],
@@ -41,8 +41,8 @@ def select(pool: Sequence[Trajectory], *, scope: str, count: int, fraction: floa
     Ties fall by a seeded draw. Under "shuffled_ratings" the scores are first permuted over the whole pool. Unscored
     conversations are left out and counted. Raises UserError for an empty pool and where top and bottom would overlap.
     """
-    if scope not in _GROUPS:
-        raise UserError(f"config.select.scope is {scope!r}; choose {', '.join(_GROUPS)}.")
+    if scope not in GROUPS:
+        raise UserError(f"config.select.scope is {scope!r}; choose {', '.join(GROUPS)}.")
     if control not in CONTROLS:
         raise UserError(f"config.interact.control is {control!r}; choose {', '.join(CONTROLS)}.")
     scored = sorted((t for t in pool if t["score"] is not None), key=lambda t: t["id"])
@@ -57,7 +57,7 @@ def select(pool: Sequence[Trajectory], *, scope: str, count: int, fraction: floa
     groups: dict[str, list[tuple[float, float, Trajectory]]] = defaultdict(list)
     for value, t in zip(scores, scored, strict=True):
         tie = random.Random(seed_of("tie", seed, t["id"])).random()
-        groups[_GROUPS[scope](t)].append((value, tie, t))
+        groups[GROUPS[scope](t)].append((value, tie, t))
     top: list[Trajectory] = []
     bottom: list[Trajectory] = []
     ties = 0

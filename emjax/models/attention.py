@@ -5,6 +5,8 @@ import jax.numpy as jnp
 
 from emjax.errors import UserError
 
+IMPLEMENTATIONS = ("xla", "cudnn")
+
 
 def causal(q_BxTxHxh: jax.Array, k_BxTxKxh: jax.Array, v_BxTxKxh: jax.Array, implementation: str) -> jax.Array:
     """Causal self-attention over right-padded rows, [B, T, H, h].

@@ -133,6 +133,7 @@ def block(
     return x_BxTxD, kept
 
 
+REMAT = ("none", "projections", "full")
 _SAVED = ("q", "k", "v", "attended", "gate", "up")
 
 

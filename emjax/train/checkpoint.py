@@ -24,19 +24,21 @@ class Checkpoints:
         if latest is None:
             return state
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(like), run=ocp.args.JsonRestore())
         try:
-            found: Any = self._manager.restore(latest, args=args)
+            # First: the state of another run need not fit.
+            found: Any = self._manager.restore(latest, args=ocp.args.Composite(run=ocp.args.JsonRestore()))
+            mine = found["run"]["identity"] == self._identity
+            if mine:
+                found = self._manager.restore(latest, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))
         except Exception as error:
             raise UserError(
                 f"The checkpoint of step {latest} in {self._manager.directory} cannot be restored ({type(error).__name__}: "
                 f"{str(error).splitlines()[0]}). Delete that step's folder to go on from the one before."
             ) from error
-        if found["run"]["identity"] != self._identity:
+        if not mine:
             raise UserError(
-                f"The checkpoints in {self._manager.directory} belong to another run (other configuration, data "
-                "or base model). "
-                "Use another --workdir, or delete them."
+                f"The checkpoints in {self._manager.directory} belong to another run (other configuration, data or base "
+                "model). Use another --workdir, or delete them."
             )
         return found["state"]
 

@@ -11,6 +11,8 @@ import optax
 
 from emjax.errors import UserError
 
+SCHEDULES = ("constant", "linear", "cosine")
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:

@@ -84,6 +84,7 @@ def test_dry_run_prints_the_plan_of_every_variant(monkeypatch, capsys):
         ("--config.train.tuning=half", ["config.train.tuning", "'half'"]),
         ("--config.interact.control=placebo", ["config.interact.control", "'placebo'"]),
         ("--config.select.count=5", ["config.select", "overlap"]),
+        ("--config.train.schedule=zigzag", ["config.train.schedule", "'zigzag'"]),
         ("--config.interact.aggregate=max", ["config.interact.aggregate", "'max'"]),
         ("--config.mesh.tensor=3", ["config.mesh", "devices"]),
         ("--config.model.path=/nowhere/at/all", ["/nowhere/at/all", "does not exist"]),
@@ -93,6 +94,8 @@ def test_dry_run_prints_the_plan_of_every_variant(monkeypatch, capsys):
 def test_values(refused, change, says, tmp_path):
     small = ["--config.interact.users=2", "--config.interact.dialogues=2", "--config.interact.max_new=2"]
     refused("--config", MICRO, "--workdir", tmp_path / "w", *small, change, says=says)
+    # A mistyped value must not claim the place of the run that mends it.
+    assert not (tmp_path / "w").exists()
 
 
 def test_checkpoints(refused, tmp_path):
