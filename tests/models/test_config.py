@@ -64,7 +64,7 @@ REFUSED = {
         "llama3.1-8b", {"rope_scaling": {k: v for k, v in LLAMA3.items() if k != "factor"}}, "factor"
     ),
     "rope field": ("llama3.1-8b", {"rope_scaling": LLAMA3 | {"attention_factor": 1.5}}, "attention_factor"),
-    "partial rope": ("qwen3-32b", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+    "partial rope": ("qwen3-32b", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
     "mlp_bias": ("llama3.1-8b", {"mlp_bias": True}, "mlp_bias"),
     "attention_bias": ("llama3.1-8b", {"attention_bias": True}, "attention_bias"),
     "activation": ("llama3.1-8b", {"hidden_act": "gelu"}, "hidden_act"),
