@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
-    "--config.documents=1000", "--config.train.batch_size=16", "--config.train.buckets=(128, 256)",
+    "--config.documents=1000", "--config.train.batch_size=16", "--config.train.buckets=(208,)",
     "--config.eval.sizes.all=30", "--config.eval.sizes.unseen_entities=10",
     "--config.eval.sizes.unseen_templates=10", "--config.eval.sizes.tuned_domain=10",
 ]  # fmt: skip
@@ -23,7 +23,7 @@ def test_a_short_rebuild_of_the_base_learns(tmp_path):
     (metrics,) = workdir.glob("store/pretrain/*/metrics.jsonl")
     losses = [json.loads(line)["loss"] for line in metrics.read_text().splitlines()]
     assert losses[0] > 5  # the logarithm of 302 words is 5.7
-    assert sum(losses[-5:]) / 5 < 3.0
+    assert sum(losses[-5:]) / 5 < 3.5  # 62 steps; guessing by word frequency stays above 4
     (model,) = workdir.glob("store/pretrain/*/model")
     assert json.loads((model / "micro_world.json").read_text()) == {"world_seed": 0}
     gates = json.loads((workdir / "gates.json").read_text())
