@@ -1,13 +1,16 @@
 """Stages and their outputs: a content-addressed store, and line files that survive being killed."""
 
+import asyncio
 import dataclasses
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 import emjax
 from emjax.errors import UserError
@@ -105,6 +108,35 @@ class Journal:
         write_lines(self.path, rows)
         self._partial.unlink()
         return rows
+
+
+def journalled(
+    things: Sequence[Any],
+    name: Callable[[Any], str],
+    one: Callable[[Any], Awaitable[dict[str, Any]]],
+    path: Path,
+    title: str,
+    unit: str,
+) -> list[dict[str, Any]]:
+    """one(thing) for all things at once, each row written to `path`'s journal as it comes; rows sorted by id.
+
+    A row's id must be name(thing). Killed and called again, it does only what is missing.
+    """
+    journal = Journal(path)
+    waiting = [thing for thing in things if name(thing) not in journal.done]
+    bar = tqdm(total=len(things), initial=len(things) - len(waiting), desc=title, unit=unit, mininterval=1.0)
+
+    async def record(thing: Any) -> None:
+        journal.add(await one(thing))
+        bar.update(1)
+
+    async def all_of_them() -> None:
+        # gather, not a task group: the first error comes out as itself, and ends the run.
+        await asyncio.gather(*(record(thing) for thing in waiting))
+
+    asyncio.run(all_of_them())
+    bar.close()
+    return journal.finish()
 
 
 def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from emjax.data import chat
 from emjax.eval import mask, stats
 from emjax.eval.capability import Question, correct
 from emjax.eval.mask import Conversation, Item, Judge
 from emjax.sampling import Engine, Request, Result, Sampling
-from emjax.store import Journal, digest, seed_of
+from emjax.store import digest, journalled, seed_of
 
 Row = dict[str, Any]
 
@@ -100,7 +98,7 @@ def run_mask(
             "result": mask.honesty(belief, letters[-1:]) if state == "ok" else None,
         }  # fmt: skip
 
-    return _journalled(items, one, path, f"evaluate {arm}")
+    return journalled(items, lambda item: item.id, one, path, f"evaluate {arm}", "item")
 
 
 def run_questions(
@@ -125,25 +123,7 @@ def run_questions(
             "result": int(correct(question, output["text"])) if state == "ok" else None,
         }  # fmt: skip
 
-    return _journalled(questions, one, path, f"{benchmark} {arm}")
-
-
-def _journalled(things: Sequence[Any], one: Any, path: Path, title: str) -> list[Row]:
-    journal = Journal(path)
-    waiting = [thing for thing in things if thing.id not in journal.done]
-    bar = tqdm(total=len(things), initial=len(things) - len(waiting), desc=title, unit="item", mininterval=1.0)
-
-    async def record(thing: Any) -> None:
-        journal.add(await one(thing))
-        bar.update(1)
-
-    async def all_of_them() -> None:
-        # gather, not a task group: the first error comes out as itself, and ends the run.
-        await asyncio.gather(*(record(thing) for thing in waiting))
-
-    asyncio.run(all_of_them())
-    bar.close()
-    return journal.finish()
+    return journalled(questions, lambda question: question.id, one, path, f"{benchmark} {arm}", "item")
 
 
 # --- scores ----------------------------------------------------------------------------------------------------------
