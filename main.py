@@ -25,11 +25,15 @@ def parse(argv: list[str]) -> flags.FlagValues:
         if values["config"].present:
             values.config.lock()  # a config file that cannot be read is reported on first use
     except AttributeError as error:  # an unknown field, with the nearest known one
-        raise UserError(f"config has no field {' '.join(str(error).strip(chr(34)).split())}") from error
+        inner = error.args[0]
+        text = str(inner.args[0] if isinstance(inner, Exception) else inner)
+        raise UserError(f"--config.*: there is no field {'. '.join(text.splitlines())}") from error
     except OSError as error:
         raise UserError(f"The config file cannot be read: {str(error).splitlines()[-1].strip()}") from error
     except flags.Error as error:
-        raise UserError(str(error).strip().splitlines()[-1]) from error
+        raise UserError(
+            f"{str(error).strip().splitlines()[-1]}. Correct the flag; a field takes values of its own type."
+        ) from error
     if surplus:
         raise UserError(f"Unknown argument {surplus[0]!r}. Usage: {__doc__}")
     if not values["config"].present:

@@ -41,7 +41,7 @@ def arms(config: Any) -> list[Arm]:
             value = float(ratio)
         except ValueError:
             value = math.nan
-        if control not in CONTROLS or not at or math.isnan(value):
+        if control not in CONTROLS or not at or not 0 <= value <= 1:
             raise UserError(
                 f"config.extra_arms holds {text!r}; write <control>@<ratio>, the control being "
                 f"{', '.join(CONTROLS)} and the ratio "

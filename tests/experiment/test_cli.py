@@ -50,6 +50,7 @@ def refused(monkeypatch, capsys):
             ["biased_ratio", "1.5", "[0, 1]"],
         ),
         (["--config", MICRO, "--dry_run", "--config.extra_arms=('none',)"], ["config.extra_arms", "'none'"]),
+        (["--config", MICRO, "--dry_run", "--config.extra_arms=('none@2',)"], ["config.extra_arms", "'none@2'", "[0, 1]"]),
     ],
 )
 def test_flags_and_fields(refused, arguments, says):
