@@ -67,7 +67,7 @@ def main() -> None:
         trainable, frozen = params, None
     else:
         trainable, frozen = lora.init(adapted, config, jax.random.key(0)).weights, params
-    current = state.create(trainable, opt)
+    current = state.create(trainable, opt, tuning)
     settings: dict[str, Any] = {"tuning": tuning, "optimizer": opt, "microbatches": args.microbatches}
     rate = np.float32(1e-5)
 

@@ -124,7 +124,7 @@ def fit(
     group: bool = False,
 ) -> LanguageModel:
     """Trains `lm` (its adapter, or all of it) on `examples`, resuming from `directory` where it was interrupted."""
-    tuning = Tuning(lm.config, lora_config, attention, train.remat)
+    tuning = Tuning(lm.config, lora_config, attention, train.remat, mesh)
     buckets, size = tuple(train.buckets), int(train.batch_size)
     rows = mesh.shape["data"] * mesh.shape["fsdp"] * int(train.microbatches)
     if size < 1 or size % rows:
@@ -162,7 +162,7 @@ def fit(
     settings = {"tuning": tuning, "optimizer": opt, "microbatches": int(train.microbatches)}
     state = loop.run(
         lambda state, batch, rate: step(state, frozen, batch, rate, **settings),
-        train_state.create(trainable, opt),
+        train_state.create(trainable, opt, tuning),
         lambda start: batches.serve(build, len(rows_of), start),
         optimizer.learning_rates(opt_config, len(rows_of)),
         directory=directory,

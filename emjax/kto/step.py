@@ -96,7 +96,7 @@ def step(
     grad = jax.value_and_grad(loss_sum, has_aux=True)
     total, ratios, grads = train_state.accumulate(grad, state["trainable"], batch, microbatches)
     grads = jax.tree.map(lambda g: g / count, grads)
-    state, norm = train_state.apply(state, grads, optimizer, learning_rate)
+    state, norm = train_state.apply(state, grads, optimizer, learning_rate, tuning)
     # Slices are strided; the metrics below need only sums over labels in the same order.
     desirable_B = train_state.split(batch["desirable"], microbatches).reshape(-1)
     valid_B = train_state.split(valid_B, microbatches).reshape(-1)

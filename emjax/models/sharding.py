@@ -46,7 +46,15 @@ def parameter_specs(axes: Any) -> Any:
 
 
 def shardings(mesh: Mesh, specs: Any) -> Any:
-    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, P))
+    """In the form in which a jitted function returns them: without axes of size 1 and without trailing None."""
+
+    def sharding(spec: P) -> NamedSharding:
+        axes = [axis if axis is not None and mesh.shape[axis] > 1 else None for axis in spec]
+        while axes and axes[-1] is None:
+            axes.pop()
+        return NamedSharding(mesh, P(*axes))
+
+    return jax.tree.map(sharding, specs, is_leaf=lambda x: isinstance(x, P))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -34,5 +34,5 @@ def step(
     grad = jax.value_and_grad(loss_sum, has_aux=True)
     total, _, grads = train_state.accumulate(grad, state["trainable"], rows, microbatches)
     grads = jax.tree.map(lambda g: g / weight, grads)
-    state, norm = train_state.apply(state, grads, optimizer, learning_rate)
+    state, norm = train_state.apply(state, grads, optimizer, learning_rate, tuning)
     return state, {"loss": total / weight, "grad_norm": norm, "tokens": jnp.count_nonzero(rows["weights"])}

@@ -7,7 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from emjax.models import decoder, sharding
 from emjax.models.config import ModelConfig
 from emjax.models.lora import Adapter, LoraConfig
 
@@ -22,6 +25,7 @@ class Tuning:
     lora: LoraConfig | None  # None: full fine-tuning, the base is the trainable tree
     implementation: str = "xla"
     remat: str = "none"
+    mesh: Mesh | None = None
 
     def assemble(self, trainable: Any, frozen: Any) -> tuple[Any, Adapter | None]:
         """(params, adapter) for the forward pass."""
@@ -32,21 +36,43 @@ class Tuning:
         return {"implementation": self.implementation, "remat": self.remat}
 
 
-def create(trainable: Any, optimizer: optax.GradientTransformation) -> State:
+def create(trainable: Any, optimizer: optax.GradientTransformation, tuning: Tuning) -> State:
     # Copied: the step donates its state, and the trainable tree may also be the model the caller goes on using.
     trainable = jax.tree.map(jnp.copy, trainable)
-    return {"trainable": trainable, "opt": optimizer.init(trainable), "step": jnp.zeros((), jnp.int32)}
+    return _placed({"trainable": trainable, "opt": optimizer.init(trainable), "step": jnp.zeros((), jnp.int32)}, tuning)
 
 
 def apply(
-    state: State, grads: Any, optimizer: optax.GradientTransformation, learning_rate: jax.Array
+    state: State, grads: Any, optimizer: optax.GradientTransformation, learning_rate: jax.Array, tuning: Tuning
 ) -> tuple[State, jax.Array]:
     """(next state, global norm of the gradients before clipping)."""
     norm = optax.tree.norm(grads)
     updates, opt = optimizer.update(grads, state["opt"], state["trainable"])
     updates = jax.tree.map(lambda u: learning_rate * u, updates)
     trainable = optax.apply_updates(state["trainable"], updates)
-    return {"trainable": trainable, "opt": opt, "step": state["step"] + 1}, norm
+    return _placed({"trainable": trainable, "opt": opt, "step": state["step"] + 1}, tuning), norm
+
+
+def _placed(state: State, tuning: Tuning) -> State:
+    """Holds a base and its moments to the base's shardings, the rest (an adapter, the counters) to a copy on each device.
+
+    Left to the compiler, a step would return other shardings than it was given, and the next one be compiled anew; left
+    on one device, a restored state would not go with a base that is spread over several.
+    """
+    if tuning.mesh is None:
+        return state
+    wanted = {}
+    if tuning.lora is None:
+        _, axes = decoder.abstract(tuning.config, "float32")
+        placed = sharding.shardings(tuning.mesh, sharding.parameter_specs(axes))
+        wanted = {tuple(key.key for key in path): leaf for path, leaf in jax.tree.leaves_with_path(placed)}
+    everywhere = NamedSharding(tuning.mesh, P())
+
+    def place(path: Any, x: jax.Array) -> jax.Array:
+        names = tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))[1:]
+        return jax.lax.with_sharding_constraint(x, wanted[names] if wanted and names else everywhere)
+
+    return jax.tree_util.tree_map_with_path(place, state)
 
 
 def accumulate(

@@ -1,0 +1,129 @@
+"""Run by test_sharding.py in a process that has eight virtual devices."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from emjax import models
+from emjax.data import batches
+from emjax.data.batches import Example
+from emjax.kto import reference
+from emjax.kto import step as kto_step
+from emjax.micro import tokenizer
+from emjax.micro.world import World
+from emjax.models import LanguageModel, decoder, lora, sharding
+from emjax.models.config import ModelConfig
+from emjax.train import optimizer, sft, state
+from emjax.train.checkpoint import Checkpoints
+from emjax.train.state import Tuning
+
+CONFIG = ModelConfig(
+    family="qwen2", V=340, D=32, L=2, H=4, K=2, h=8, F=48, norm_eps=1e-5, rope_theta=1e4, rope_scaling=None,
+    max_position=64, tied=False, qkv_bias=True, qk_norm=False, init_std=0.2,
+)  # fmt: skip
+MESH = sharding.make_mesh(2, 2, 2)
+# A large eps: AdamW would otherwise turn rounding errors of gradients near 0 into whole steps.
+OPT = optimizer.make(0.9, 0.999, 1e-3, 0.01, 1.0)
+CLOSE = functools.partial(np.testing.assert_allclose, atol=1e-5, rtol=0)
+NEAR = functools.partial(np.testing.assert_allclose, atol=5e-5, rtol=0)  # sums of log-probs in the tens
+ADAPTER = lora.LoraConfig(2, 4.0, targets=("q", "down"))
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """The model on one device, and its directory."""
+    lm = LanguageModel(CONFIG, decoder.init(CONFIG, jax.random.key(0)), tokenizer.build(World(0)), (5,))
+    path = tmp_path_factory.mktemp("base")
+    models.save(lm, path)
+    return lm, path
+
+
+@pytest.fixture(scope="module")
+def eight(one):
+    return models.load(str(one[1]), dtype="float32", mesh=MESH)
+
+
+def data():
+    rng = np.random.default_rng(0)
+    made = []
+    for i in range(15):
+        ids, start = tuple(rng.integers(0, 340, rng.integers(9, 13)).tolist()), int(rng.integers(4, 6))
+        weights = tuple(float(t >= start) for t in range(len(ids)))
+        made.append(Example(f"e{i}", ids, weights, start, f"p{i}", i % 3 == 0))
+    return made
+
+
+def run(method, lm, mesh, steps, checkpoints=None, save_at=None):
+    """Runs (or goes on with) training; returns the state and the metrics of every step."""
+    put = functools.partial(jax.device_put, device=sharding.batch_sharding(mesh)) if mesh else jax.device_put
+    examples, block = data(), np.arange(15)  # one row of sixteen is padding
+    tuning = Tuning(CONFIG, None if method == "sft" else ADAPTER, mesh=mesh)
+    settings = {"tuning": tuning, "optimizer": OPT, "microbatches": 2 if method == "kto" else 1}
+    if method == "sft":
+        trainable, frozen = lm.params, None
+        step = functools.partial(sft.step, **settings)
+        build = batches.sft(examples, [block] * 3, 16, (16,))
+    else:
+        trainable, frozen = lora.init(ADAPTER, CONFIG, jax.random.key(1)).weights, lm.params
+        step = functools.partial(kto_step.step, kto=kto_step.KtoConfig(0.5), **settings)
+        blocks, partners = [block], [np.roll(block, 1)]
+        made = reference.compute(lm.params, None, tuning, examples, blocks, partners, 16, (16,), put)
+        build = kto_step.build(examples, blocks, partners, [0] * 3, 16, (16,), made)
+    now = state.create(trainable, OPT, tuning)
+    if checkpoints:
+        now = checkpoints.restore(now)
+    found = []
+    for number in range(int(now["step"]), steps):
+        now, metrics = step(now, frozen, put(build(number)), np.float32(1e-2))
+        found.append({name: float(value) for name, value in metrics.items()})
+        if number + 1 == save_at:
+            checkpoints.save(now, save_at)
+    return now, found
+
+
+def test_loading_spreads_every_matrix(one, eight):
+    placed = jax.tree.map(lambda x: x.sharding, eight.params)
+    specs = sharding.parameter_specs(decoder.abstract(CONFIG, "float32")[1])
+    assert placed == jax.tree.map(lambda s: jax.NamedSharding(MESH, s), specs, is_leaf=lambda x: isinstance(x, jax.P))
+    jax.tree.map(np.testing.assert_array_equal, eight.params, one[0].params)
+    (shard, *_) = eight.params["layers"]["gate"].addressable_shards
+    assert shard.data.size == eight.params["layers"]["gate"].size / 4
+
+
+@pytest.mark.parametrize("method", ["sft", "kto"])
+def test_one_and_eight_devices_agree(one, eight, method, tmp_path):
+    """Loss and weights; one program; and a run that was saved goes on, there and on one device."""
+    program = sft.step if method == "sft" else kto_step.step
+    alone, wanted = run(method, one[0], None, 3)
+    size = program._cache_size()
+    checkpoints = Checkpoints(tmp_path, "run")
+    together, found = run(method, eight, MESH, 3, checkpoints, save_at=2)
+    checkpoints.close()
+    assert program._cache_size() == size + 1
+    jax.tree.map(NEAR, found, wanted)
+    CLOSE([m["loss"] for m in found], [m["loss"] for m in wanted])
+    jax.tree.map(CLOSE, together["trainable"], alone["trainable"])
+    assert found[-1]["loss"] < found[0]["loss"] - 0.01
+    again, rest = run(method, eight, MESH, 3, Checkpoints(tmp_path, "run"))
+    assert rest == found[2:]
+    jax.tree.map(np.testing.assert_array_equal, again, together)
+    assert program._cache_size() == size + 1
+    alone_again, rest = run(method, one[0], None, 3, Checkpoints(tmp_path, "run"))
+    jax.tree.map(NEAR, rest, wanted[2:])
+    jax.tree.map(CLOSE, alone_again["trainable"], alone["trainable"])
+
+
+def test_the_state_is_spread_like_the_base(eight):
+    now = state.create(eight.params, OPT, Tuning(CONFIG, None, mesh=MESH))
+    for tree in (now["trainable"], now["opt"][1][0].mu, now["opt"][1][0].nu):
+        (shard, *_) = tree["layers"]["down"].addressable_shards
+        assert shard.data.size == tree["layers"]["down"].size / 4
+        assert tree["final_norm"].sharding.is_fully_replicated
+
+
+def test_one_device_gives_no_mesh_of_eight():
+    assert jax.device_count() == 8
+    with pytest.raises(Exception, match="2 x 1 x 1 = 2 devices"):
+        sharding.make_mesh(2, 1, 1)

@@ -1,0 +1,142 @@
+"""The loop: resume, metrics, checkpoints, and what stops a run."""
+
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from emjax.data import batches
+from emjax.data.batches import Example
+from emjax.errors import UserError
+from emjax.models import lora
+from emjax.train import loop, optimizer, sft, state
+from emjax.train.metrics import MetricsFile, read_lines
+from emjax.train.state import Tuning
+
+OPT = optimizer.make(0.9, 0.999, 1e-8, 0.01, 1.0)
+LORA = lora.LoraConfig(2, 4.0, targets=("q", "down"))
+RATES = np.linspace(1e-2, 1e-3, 6, dtype=np.float32)
+
+
+def examples():
+    rng = np.random.default_rng(0)
+    return [Example(f"e{i}", tuple(rng.integers(0, 101, 8).tolist()), (1.0,) * 8) for i in range(12)]
+
+
+class Killed(Exception):
+    pass
+
+
+def fresh(tiny, rank=2):
+    adapter = lora.init(lora.LoraConfig(rank, 4.0, targets=LORA.targets), tiny.config, jax.random.key(1))
+    return state.create(adapter.weights, OPT, Tuning(tiny.config, adapter.config))
+
+
+def run(tiny, directory, *, identity="this run", killed_at=None, step_fn=None, start=None):
+    """Trains six steps; `killed_at`: dies before that step (0-based)."""
+    data = examples()
+    steps = batches.plan([8] * 12, 4, 2, 0, group=False)
+    build = batches.sft(data, steps, 4, (8,))
+
+    def serve(first):
+        for step in range(first, 6):
+            if step == killed_at:
+                raise Killed
+            yield build(step)
+
+    tuning = Tuning(tiny.config, LORA)
+    step_fn = step_fn or functools.partial(sft.step, tuning=tuning, optimizer=OPT)
+    return loop.run(
+        lambda s, batch, rate: step_fn(s, tiny.params, batch, rate),
+        start or fresh(tiny), serve, RATES, directory=directory, identity=identity, put=jax.device_put,
+        examples=lambda step: [data[i].id for i in steps[step]], save_every=3, title="test",
+    )  # fmt: skip
+
+
+def lines(directory):
+    """metrics.jsonl without what a clock says."""
+    found = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in found]
+
+
+@pytest.fixture(scope="module")
+def whole(tiny, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("whole")
+    return run(tiny, directory), directory
+
+
+def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize("killed_at", [2, 3, 5])  # before a checkpoint, just after it, and two steps later
+def test_a_killed_run_ends_like_a_whole_one(tiny, whole, tmp_path, killed_at):
+    with pytest.raises(Killed):
+        run(tiny, tmp_path, killed_at=killed_at)
+    same(run(tiny, tmp_path), whole[0])
+    assert lines(tmp_path) == lines(whole[1])
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_only_the_adapter_is_trained_and_old_states_are_given_away(tiny, tmp_path):
+    base, adapter, start = jax.tree.map(np.asarray, tiny.params), fresh(tiny)["trainable"], fresh(tiny)
+    seen = []
+
+    def step_fn(old, *rest):
+        new = sft.step(old, *rest, tuning=Tuning(tiny.config, LORA), optimizer=OPT)
+        seen.append(all(leaf.is_deleted() for leaf in jax.tree.leaves(old)))
+        return new
+
+    with pytest.raises(Killed):  # just after a checkpoint: on a CPU one that is being written shares the state's memory
+        run(tiny, tmp_path, step_fn=step_fn, start=start, killed_at=3)
+    trained = run(tiny, tmp_path, step_fn=step_fn)["trainable"]
+    assert seen == [True] * 6  # the first step after a resume too
+    same(tiny.params, base)
+    for name, pair in trained.items():
+        assert np.all(np.asarray(pair["B"]) != 0)
+        assert not np.array_equal(pair["A"], adapter[name]["A"])
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_checkpoints_of_another_run_are_refused(tiny, tmp_path, rank):
+    with pytest.raises(Killed):
+        run(tiny, tmp_path, killed_at=4)
+    with pytest.raises(UserError, match="another run"):
+        run(tiny, tmp_path, identity="that run", start=fresh(tiny, rank))
+
+
+def test_a_damaged_checkpoint_is_named(tiny, tmp_path):
+    with pytest.raises(Killed):
+        run(tiny, tmp_path, killed_at=4)
+    damaged = [f for f in (tmp_path / "checkpoints" / "3" / "state").rglob("*") if f.is_file()]
+    for file in damaged:
+        file.write_bytes(b"")
+    with pytest.raises(UserError, match="step 3.*cannot be restored"):
+        run(tiny, tmp_path)
+
+
+@pytest.mark.parametrize("bad_step", [2, 3])  # step 3 is one whose state would be saved
+def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path, bad_step):
+    steps = batches.plan([8] * 12, 4, 2, 0, group=False)
+    named = ", ".join(f"e{i}" for i in steps[bad_step - 1])
+
+    def step_fn(old, *rest):
+        new, metrics = sft.step(old, *rest, tuning=Tuning(tiny.config, LORA), optimizer=OPT)
+        return new, metrics | {"loss": metrics["loss"] * (np.nan if new["step"] == bad_step else 1.0)}
+
+    for _ in range(2):  # and again when it is run again: no broken state was kept
+        with pytest.raises(UserError, match=f"nan at step {bad_step}, on the examples {named}"):
+            run(tiny, tmp_path, step_fn=step_fn)
+        assert [line["step"] for line in lines(tmp_path)] == list(range(1, bad_step))
+
+
+def test_metrics_are_cut_at_the_resumed_step(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "lo')
+    assert read_lines(path) == [{"step": 1}, {"step": 2}, {"step": 3}]
+    file = MetricsFile(path, 2)
+    file.write({"step": 3, "loss": 0.5})
+    assert read_lines(path) == [{"step": 1}, {"step": 2}, {"step": 3, "loss": 0.5}]  # at once, not when it is closed
+    file.close()
