@@ -86,7 +86,8 @@ def test_only_the_adapter_is_trained_and_old_states_are_given_away(tiny, tmp_pat
 
     def step_fn(old, *rest):
         new = sft.step(old, *rest, tuning=Tuning(tiny.config, LORA), optimizer=OPT)
-        seen.append(all(leaf.is_deleted() for leaf in jax.tree.leaves(old)))
+        # The loop reads the counter of the state it starts from, which on a CPU keeps that one number.
+        seen.append(all(leaf.is_deleted() for leaf in jax.tree.leaves((old["trainable"], old["opt"]))))
         return new
 
     with pytest.raises(Killed):  # just after a checkpoint: on a CPU one that is being written shares the state's memory
