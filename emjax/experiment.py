@@ -130,8 +130,7 @@ def fit(
     if size < 1 or size % rows:
         raise UserError(
             f"config.train.batch_size is {size}; it must be a multiple of {rows}, the product of the mesh's data "
-            "and fsdp sizes "
-            "and config.train.microbatches."
+            "and fsdp sizes and config.train.microbatches."
         )
     if lora_config is None:
         trainable, frozen = lm.params, None
@@ -189,8 +188,8 @@ class _Interaction:
         if config.interact.kind != "micro":
             raise UserError(
                 f"config.interact.kind is {config.interact.kind!r}, but this version of emjax only brings the "
-                "scripted users of the "
-                "micro-world. Run the micro variant (append ':micro' to the config's path), or add --dry_run to see the plan."
+                "scripted users of the micro-world. Run the micro variant (append ':micro' to the config's path), or add "
+                "--dry_run to see the plan."
             )
         _one_of("train.tuning", config.train.tuning, ("lora", "full"))
         _one_of("train.method", config.train.method, ("sft", "kto"))
@@ -203,8 +202,8 @@ class _Interaction:
         if not config.interact.trajectories and 2 * config.select.count > group:
             raise UserError(
                 f"config.select.count is {config.select.count}, but a {config.select.scope} group has {group} "
-                "conversations: the best "
-                f"and the worst {config.select.count} of them would overlap. Lower it, or collect more conversations."
+                f"conversations: the best and the worst {config.select.count} of them would overlap. Lower it, or collect more "
+                "conversations."
             )
         given = config.interact.trajectories
         self.given = read_trajectories(Path(given)) if given else []
@@ -258,7 +257,9 @@ class _Interaction:
         return self._stage(f"collect {user_type}", "collect", settings, [self.base_hash], make)
 
     def _sampling(self) -> dict[str, Any]:
-        return {"sampling": dict(self.config.sampling), "dtype": self.config.model.dtype}
+        """What of the config decides how tokens are drawn: the part of a stage's hash that names the engine."""
+        model = self.config.model
+        return {"sampling": dict(self.config.sampling), "dtype": model.dtype, "attention": model.attention}
 
     def _engine(self, lm: LanguageModel) -> Engine:
         return Engine(lm, mesh=self.mesh, attention=self.config.model.attention, **self.config.sampling)
@@ -282,8 +283,7 @@ class _Interaction:
             if number > len(by_type[kind]):
                 raise UserError(
                     f"The arm {arm.label!r} needs {number} {kind} users, but the pool of conversations has "
-                    f"{len(by_type[kind])}. Lower "
-                    "config.interact.users or the ratio, or collect more conversations."
+                    f"{len(by_type[kind])}. Lower config.interact.users or the ratio, or collect more conversations."
                 )
         chosen = {user for kind, number in wanted.items() for user in by_type[kind][:number]}
         return [row for row in rows if row["user_id"] in chosen]
