@@ -1,18 +1,26 @@
 """Attention by name. A kernel that cannot serve a shape raises; it is never swapped for another."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from emjax.errors import UserError
 
-IMPLEMENTATIONS = ("xla", "cudnn")
+IMPLEMENTATIONS = ("xla", "cudnn", "splash")
 
 
-def causal(q_BxTxHxh: jax.Array, k_BxTxKxh: jax.Array, v_BxTxKxh: jax.Array, implementation: str) -> jax.Array:
+def causal(
+    q_BxTxHxh: jax.Array, k_BxTxKxh: jax.Array, v_BxTxKxh: jax.Array, implementation: str, mesh: Mesh | None = None
+) -> jax.Array:
     """Causal self-attention over right-padded rows, [B, T, H, h].
 
     Padding stands to the right, so causality alone keeps it from every real position and no mask is needed
-    (cuDNN's masked backward pass has known errors; reference: pytorch #196678).
+    (cuDNN's masked backward pass has known errors; reference: pytorch #196678). `mesh`: over which the arrays are spread;
+    only splash, a kernel that the compiler cannot split by itself, asks for it.
     """
     if implementation == "xla":
         return jax.nn.dot_product_attention(q_BxTxHxh, k_BxTxKxh, v_BxTxKxh, is_causal=True, implementation="xla")
@@ -24,7 +32,45 @@ def causal(q_BxTxHxh: jax.Array, k_BxTxKxh: jax.Array, v_BxTxKxh: jax.Array, imp
                 "head size that is a multiple of 8, at most 256. Choose attention='xla'."
             )
         return jax.nn.dot_product_attention(q_BxTxHxh, k_BxTxKxh, v_BxTxKxh, is_causal=True, implementation="cudnn")
-    raise UserError(f"attention {implementation!r} is unknown; choose 'xla' or 'cudnn'.")
+    if implementation == "splash":
+        platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+        if platform != "tpu":
+            raise UserError(f"attention 'splash' is a TPU kernel, but this is a {platform}. Choose attention='xla' or 'cudnn'.")
+        return splash(q_BxTxHxh, k_BxTxKxh, v_BxTxKxh, mesh)
+    raise UserError(f"attention {implementation!r} is unknown; choose {', '.join(IMPLEMENTATIONS)}.")
+
+
+def splash(
+    q_BxTxHxh: jax.Array, k_BxTxKxh: jax.Array, v_BxTxKxh: jax.Array, mesh: Mesh | None = None, *, interpret: bool = False
+) -> jax.Array:
+    """`causal` by JAX's splash kernel, rows spread over data and fsdp, heads over tensor. `interpret` emulates it."""
+    _, T, H, h = q_BxTxHxh.shape
+    if T % 128 or h % 64:
+        raise UserError(
+            f"attention 'splash' cannot serve rows of {T} tokens with head size {h}: rows must be a multiple of 128, the head "
+            "size one of 64. Make every length in config.train.buckets a multiple of 128, or choose attention='xla'."
+        )
+    block = next(b for b in (2048, 1024, 512, 256, 128) if T % b == 0)
+    compute = min(block, 512)
+    sizes = splash_attention_kernel.BlockSizes(
+        block_q=compute, block_kv=block, block_kv_compute=compute,
+        block_q_dkv=compute, block_kv_dkv=block, block_kv_dkv_compute=compute, use_fused_bwd_kernel=True,
+    )  # fmt: skip
+
+    def local(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.CausalMask((T, T))] * q.shape[2])
+        kernel = splash_attention_kernel.make_splash_mha(
+            mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
+        )
+        q, k, v = (x.swapaxes(1, 2) for x in (q * h**-0.5, k, v))  # the kernel does not scale
+        return jax.vmap(kernel)(q, k, v).swapaxes(1, 2)
+
+    if mesh is None:
+        return local(q_BxTxHxh, k_BxTxKxh, v_BxTxKxh)
+    spec = P(("data", "fsdp"), None, "tensor")
+    # The kernel's outputs do not say over which axes they vary, so that check is off.
+    spread = functools.partial(jax.shard_map, mesh=mesh, in_specs=(spec, spec, spec), out_specs=spec, check_vma=False)
+    return spread(local)(q_BxTxHxh, k_BxTxKxh, v_BxTxKxh)
 
 
 def over_cache(q_BxHxh: jax.Array, k_BxKxSxh: jax.Array, v_BxKxSxh: jax.Array, lengths_B: jax.Array) -> jax.Array:

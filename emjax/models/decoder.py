@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import Mesh
 
 from emjax.errors import UserError
 from emjax.models import attention, rope
@@ -156,6 +157,7 @@ def forward(
     implementation: str = "xla",
     remat: str = "none",
     keep_kv: bool = False,
+    mesh: Mesh | None = None,
 ) -> tuple[jax.Array, Any]:
     """Right-padded int tokens [B, T] -> (hidden_BxTxD after the final norm, kept).
 
@@ -165,7 +167,7 @@ def forward(
     tables = rope.tables(config, jnp.arange(T)[None, :])
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Any]:
-        return attention.causal(q, k, v, implementation), (k, v) if keep_kv else None
+        return attention.causal(q, k, v, implementation, mesh), (k, v) if keep_kv else None
 
     def body(x_BxTxD: jax.Array, layer: tuple[Params, Adapter | None]) -> tuple[jax.Array, Any]:
         return block(config, layer[0], x_BxTxD, tables, attend, layer[1])

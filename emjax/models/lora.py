@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from emjax.errors import UserError
 from emjax.models.config import ModelConfig
@@ -20,6 +21,8 @@ class LoraConfig:
     alpha: float
     rslora: bool = False
     targets: tuple[str, ...] = TARGETS
+    layers: tuple[int, ...] = ()  # the layers that are adapted; () = all
+    dropout: float = 0.0  # share of an adapted projection's inputs that a training pass hides from the adapter
 
     def __post_init__(self) -> None:
         unknown = set(self.targets) - set(TARGETS)
@@ -27,6 +30,11 @@ class LoraConfig:
             raise UserError(
                 f"LoRA rank {self.rank}, targets {list(self.targets)}: the rank must be at least 1 and the targets a "
                 f"non-empty subset of {', '.join(TARGETS)}."
+            )
+        if not 0 <= self.dropout < 1 or len(set(self.layers)) < len(self.layers) or min(self.layers, default=0) < 0:
+            raise UserError(
+                f"LoRA dropout {self.dropout}, layers {list(self.layers)}: the dropout must be in [0, 1) and the layers "
+                "different numbers from 0 on (none = all layers)."
             )
 
     @property
@@ -36,14 +44,18 @@ class LoraConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """A LoRA with its weights: weights[target] = {"A": [L, in, r], "B": [L, r, out]}, float32."""
+    """A LoRA with its weights: weights[target] = {"A": [L, in, r], "B": [L, r, out]}, float32.
+
+    Layers outside config.layers hold A = B = 0. Their gradients are then exactly zero, so training leaves them so.
+    """
 
     config: LoraConfig
     weights: dict[str, dict[str, Any]]
+    keys: jax.Array | None = None  # [L, B] random keys of this pass's dropout; None = no dropout
 
 
-# An adapter's configuration is static under jit, its weights are leaves.
-jax.tree_util.register_dataclass(Adapter, data_fields=["weights"], meta_fields=["config"])
+# An adapter's configuration is static under jit, its weights and keys are leaves.
+jax.tree_util.register_dataclass(Adapter, data_fields=["weights", "keys"], meta_fields=["config"])
 
 
 def shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
@@ -57,15 +69,37 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
 
 def init(lora: LoraConfig, config: ModelConfig, key: jax.Array) -> Adapter:
     """A uniform in +-1/sqrt(in), as PEFT draws it; B zero, so the adapter starts as nothing."""
+    check_layers(lora, config)
+    inside_Lx1x1 = np.isin(np.arange(config.L), lora.layers or range(config.L))[:, None, None]
     weights = {}
     for name, key_t in zip(lora.targets, jax.random.split(key, len(lora.targets)), strict=True):
         fan_in, fan_out = shapes(config)[name]
         bound = fan_in**-0.5
         weights[name] = {
-            "A": jax.random.uniform(key_t, (config.L, fan_in, lora.rank), jnp.float32, -bound, bound),
+            "A": jnp.where(
+                inside_Lx1x1, jax.random.uniform(key_t, (config.L, fan_in, lora.rank), jnp.float32, -bound, bound), 0.0
+            ),
             "B": jnp.zeros((config.L, lora.rank, fan_out), jnp.float32),
         }
     return Adapter(lora, weights)
+
+
+def check_layers(lora: LoraConfig, config: ModelConfig) -> None:
+    """Raises UserError where the adapter names a layer that the model does not have."""
+    if max(lora.layers, default=0) >= config.L:
+        raise UserError(f"LoRA layers {list(lora.layers)}: the model has the layers 0 to {config.L - 1}.")
+
+
+def with_dropout(adapter: Adapter, key: jax.Array, rows_B: jax.Array) -> Adapter:
+    """The adapter for one training pass over the rows numbered `rows_B` [B].
+
+    A row's mask is drawn from its own number, so that it depends neither on the slices nor on the shards of a batch.
+    """
+    if not adapter.config.dropout:
+        return adapter
+    L = next(iter(adapter.weights.values()))["A"].shape[0]
+    fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
+    return dataclasses.replace(adapter, keys=fold(jax.random.split(key, L), rows_B))
 
 
 def linear(x: jax.Array, w: jax.Array, name: str, adapter: Adapter | None) -> jax.Array:
@@ -74,4 +108,9 @@ def linear(x: jax.Array, w: jax.Array, name: str, adapter: Adapter | None) -> ja
     if adapter is None or name not in adapter.weights:
         return y
     pair = adapter.weights[name]
+    if adapter.keys is not None:
+        keep = 1.0 - adapter.config.dropout
+        keys_B = jax.vmap(jax.random.fold_in, (0, None))(adapter.keys, TARGETS.index(name))
+        kept = jax.vmap(lambda key: jax.random.bernoulli(key, keep, x.shape[1:]))(keys_B)
+        x = jnp.where(kept, x / keep, 0)
     return y + (x @ pair["A"].astype(x.dtype)) @ pair["B"].astype(x.dtype) * adapter.config.scale

@@ -4,13 +4,17 @@ The decoder's declaration gives every parameter its logical axes; `RULES` maps e
 axis without a rule, or an unknown mesh axis, raises; nothing is replicated by default.
 """
 
-from typing import Any
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from emjax.errors import UserError
+from emjax.models import decoder
+from emjax.models.config import ModelConfig
 
 AXES = ("data", "fsdp", "tensor")
 RULES: dict[str, str | None] = {
@@ -31,6 +35,42 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
             f"but {jax.device_count()} are present. Make the product equal to the number of devices."
         )
     return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
+
+
+def check(config: ModelConfig, sizes: Mapping[str, int]) -> None:
+    """Raises UserError where the model cannot be cut evenly over a mesh of these sizes."""
+    for axis, name in (("tensor", "H"), ("tensor", "K"), ("tensor", "F"), ("tensor", "V"), ("fsdp", "D")):
+        if getattr(config, name) % sizes[axis]:
+            what = {"H": "query heads", "K": "key/value heads", "F": "feed-forward width", "V": "vocabulary", "D": "width"}
+            raise UserError(
+                f"config.mesh.{axis} is {sizes[axis]}, but the model's {what[name]} ({getattr(config, name)}) cannot be cut "
+                "into as many equal parts. Choose a divisor."
+            )
+
+
+class Placed(NamedTuple):
+    """One parameter on a mesh."""
+
+    name: str
+    shape: tuple[int, ...]
+    spec: P
+    total: int  # bytes
+    device: int  # bytes on each device
+
+
+def table(config: ModelConfig, dtype: str, sizes: Mapping[str, int]) -> list[Placed]:
+    """Where every parameter would live on a mesh of these sizes, and how large it is there. Allocates nothing."""
+    check(config, sizes)
+    shapes, axes = decoder.abstract(config, dtype)
+    specs = parameter_specs(axes)
+    rows = []
+    for (path, x), spec in zip(
+        jax.tree.leaves_with_path(shapes), jax.tree.leaves(specs, is_leaf=lambda s: isinstance(s, P)), strict=True
+    ):
+        total = math.prod(x.shape) * x.dtype.itemsize
+        parts = math.prod(sizes[axis] for axis in spec if axis is not None)
+        rows.append(Placed(".".join(key.key for key in path), x.shape, spec, total, total // parts))
+    return rows
 
 
 def parameter_specs(axes: Any) -> Any:

@@ -1,0 +1,163 @@
+"""python -m benchmarks.parity --model llama3.1-8b [--layers 4 --dtype float32]
+
+Writes random weights of a real shape with transformers, loads them with emjax, compares the two on one row of random
+tokens, and prints one JSON line:
+
+load_s                  models.load, from a directory that the file system has just seen
+host_gb, file_gb        the most memory that load added to this process: its own, and pages of the mapped file
+kl_mean, kl_max         KL(transformers || emjax) a position, both in --dtype
+max_abs                 largest difference of a logit
+top1                    share of positions where both have the same likeliest token
+top1_exact              the same of emjax in --dtype and transformers in float32
+top1_transformers       the same of transformers in --dtype and transformers in float32
+
+Random weights make many near ties, so that even one model in two precisions disagrees with itself: top1_exact is to be
+held against top1_transformers. Needs torch; on a GPU both run there.
+"""
+
+import argparse
+import dataclasses
+import gc
+import json
+import os
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+
+def resident() -> tuple[int, int]:
+    """(bytes of this process's own memory, bytes of mapped files) that are resident."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return tuple(int(fields[name].split()[0]) * 1024 for name in ("RssAnon", "RssFile"))  # type: ignore[return-value]
+
+
+class Peak:
+    """The most `resident()` while the block ran, above what it was at its start."""
+
+    def __enter__(self) -> "Peak":
+        self._start, self._most, self._done = resident(), resident(), threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.005):
+            self._most = tuple(map(max, self._most, resident()))
+
+    def __exit__(self, *_: Any) -> None:
+        self._done.set()
+        self._thread.join()
+        own, files = (round((most - start) / 2**30, 3) for most, start in zip(self._most, self._start, strict=True))
+        self.own_gb, self.files_gb = own, files
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--layers", type=int, default=0, help="cut the model to so many layers; 0 = all")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--seq", type=int, default=1024)
+    parser.add_argument("--directory", default=None, help="where the weights are written for a while")
+    args = parser.parse_args()
+    if args.dtype == "float32":  # timing every kernel for exact products takes minutes
+        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_autotune_level=0"
+
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    import torch
+    import transformers
+
+    from benchmarks import shapes
+    from emjax import models
+    from emjax.micro import tokenizer
+    from emjax.micro.world import World
+    from emjax.models import decoder
+
+    config, _ = shapes.SHAPES[args.model]
+    if args.layers:
+        config = dataclasses.replace(config, L=args.layers)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = getattr(torch, args.dtype)
+    tokens = np.random.default_rng(0).integers(0, config.V, (1, args.seq))
+
+    with tempfile.TemporaryDirectory(dir=args.directory) as directory:
+        torch.manual_seed(0)
+        with torch.device(device):
+            theirs = transformers.AutoModelForCausalLM.from_config(
+                transformers.AutoConfig.for_model(**config.to_hf()), dtype=dtype
+            ).eval()
+        with torch.no_grad():  # norms and biases too: at 1 and 0 they would hide an error
+            for name, p in theirs.named_parameters():
+                if p.ndim == 1:
+                    p.copy_(torch.randn_like(p) * 0.02 + (1.0 if "norm" in name else 0.0))
+        theirs.save_pretrained(directory)
+        tokenizer.build(World(0)).save_pretrained(directory)
+        Path(directory, "generation_config.json").write_text('{"eos_token_id": 3}')
+
+        def run() -> np.ndarray:
+            with torch.no_grad():
+                return theirs(torch.tensor(tokens, device=device)).logits[0].float().cpu().numpy()
+
+        same = run()
+        theirs = theirs.float()
+        exact = run()
+        theirs = None
+        gc.collect()
+        if device == "cuda":
+            torch.cuda.empty_cache()
+
+        jax.block_until_ready(jnp.zeros(8) + 1)
+        with Peak() as peak:
+            start = time.perf_counter()
+            lm = models.load(directory, dtype=args.dtype)
+            jax.block_until_ready(lm.params)
+            load_s = time.perf_counter() - start
+
+    @jax.jit
+    def forward(params: Any, tokens: Any) -> Any:
+        kernel = "cudnn" if jax.default_backend() == "gpu" and args.dtype == "bfloat16" else "xla"
+        hidden, _ = decoder.forward(config, params, tokens, implementation=kernel)
+        return jnp.einsum("btd,dv->btv", hidden, decoder.head(params), preferred_element_type=jnp.float32)[0]
+
+    with jax.default_matmul_precision("highest" if args.dtype == "float32" else "default"):
+        ours = np.asarray(forward(lm.params, tokens))
+
+    @jax.jit
+    def divergence(a: Any, b: Any) -> Any:
+        a, b = jax.nn.log_softmax(a), jax.nn.log_softmax(b)
+        return (jnp.exp(a) * (a - b)).sum(-1)
+
+    kl = np.concatenate([np.asarray(divergence(same[i : i + 128], ours[i : i + 128])) for i in range(0, args.seq, 128)])
+
+    def agreement(a: np.ndarray, b: np.ndarray) -> float:
+        return round(float((a.argmax(-1) == b.argmax(-1)).mean()), 4)
+
+    print(
+        json.dumps(
+            vars(args)
+            | {
+                "device": jax.devices()[0].device_kind,
+                "jax": jax.__version__,
+                "transformers": transformers.__version__,
+                "checkpoint_gb": round(sum(x.nbytes for x in jax.tree.leaves(lm.params)) / 2**30, 2),
+                "largest_tensor_gb": round(config.V * config.D * lm.params["embed"].dtype.itemsize / 2**30, 3),
+                "load_s": round(load_s, 2),
+                "host_gb": peak.own_gb,
+                "file_gb": peak.files_gb,
+                "kl_mean": float(kl.mean()),
+                "kl_max": float(kl.max()),
+                "max_abs": float(np.abs(same - ours).max()),
+                "top1": agreement(same, ours),
+                "top1_exact": agreement(exact, ours),
+                "top1_transformers": agreement(exact, same),
+            }
+        ),
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()
