@@ -126,7 +126,7 @@ def block(
     v_BxTxKxh = checkpoint_name(v_BxTxKxh, "v")
     out_BxTxHxh, kept = attend(q_BxTxHxh, k_BxTxKxh, v_BxTxKxh)
     out = checkpoint_name(out_BxTxHxh.reshape(B, T, config.H * config.h), "attended")
-    x_BxTxD = x_BxTxD + linear(out, p["o"], "o", adapter)
+    x_BxTxD = checkpoint_name(x_BxTxD + linear(out, p["o"], "o", adapter), "residual")
     y = rms_norm(x_BxTxD, p["mlp_norm"], config.norm_eps)
     gate_BxTxF = checkpoint_name(linear(y, p["gate"], "gate", adapter), "gate")
     up_BxTxF = checkpoint_name(linear(y, p["up"], "up", adapter), "up")
@@ -135,7 +135,7 @@ def block(
 
 
 REMAT = ("none", "projections", "full")
-_SAVED = ("q", "k", "v", "attended", "gate", "up")
+_SAVED = ("q", "k", "v", "attended", "residual", "gate", "up", "low")
 
 
 def _rematerialised(body: Callable, policy: str) -> Callable:

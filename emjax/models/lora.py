@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from emjax.errors import UserError
 from emjax.models.config import ModelConfig
@@ -113,4 +114,6 @@ def linear(x: jax.Array, w: jax.Array, name: str, adapter: Adapter | None) -> ja
         keys_B = jax.vmap(jax.random.fold_in, (0, None))(adapter.keys, TARGETS.index(name))
         kept = jax.vmap(lambda key: jax.random.bernoulli(key, keep, x.shape[1:]))(keys_B)
         x = jnp.where(kept, x / keep, 0)
-    return y + (x @ pair["A"].astype(x.dtype)) @ pair["B"].astype(x.dtype) * adapter.config.scale
+    # Scaled while it is small, so that the sum is one product's epilogue; named, so that the backward pass finds it kept.
+    low = checkpoint_name((x @ pair["A"].astype(x.dtype)) * adapter.config.scale, "low")
+    return y + low @ pair["B"].astype(x.dtype)

@@ -13,11 +13,14 @@ from emjax.models.lora import Adapter
 CHUNK = 1024  # tokens whose logits exist at a time: [1024, 128256] float32 is 0.5 GB
 
 
-def token_logprobs(head_DxV: jax.Array, hidden_BxPxD: jax.Array, targets_BxP: jax.Array, chunk: int = CHUNK) -> jax.Array:
+def token_logprobs(
+    head_DxV: jax.Array, hidden_BxPxD: jax.Array, targets_BxP: jax.Array, *, chunk: int = CHUNK, train_head: bool = True
+) -> jax.Array:
     """log softmax(hidden @ head)[target], float32 [B, P].
 
     Scans over chunks of P so that no [.., V] array is larger than about `chunk` tokens; the batch axis stays whole, and with
-    it its sharding. The backward pass recomputes each chunk's logits.
+    it its sharding. With train_head the backward pass recomputes each chunk's logits; without, the head counts as a
+    constant, and the forward pass keeps each token's gradient instead.
     """
     B, P, D = hidden_BxPxD.shape
     width = min(P, max(1, chunk // B))
@@ -25,16 +28,44 @@ def token_logprobs(head_DxV: jax.Array, hidden_BxPxD: jax.Array, targets_BxP: ja
     pad = n * width - P
     hidden = jnp.pad(hidden_BxPxD, ((0, 0), (0, pad), (0, 0))).reshape(B, n, width, D).swapaxes(0, 1)
     targets = jnp.pad(targets_BxP, ((0, 0), (0, pad))).reshape(B, n, width).swapaxes(0, 1)
+    of_chunk = jax.checkpoint(_chunk_logprobs) if train_head else _chunk_logprobs_of_constant_head
 
-    @jax.checkpoint
     def body(_: None, part: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
-        hidden_BxCxD, targets_BxC = part
-        logits_BxCxV = jnp.einsum("bcd,dv->bcv", hidden_BxCxD, head_DxV, preferred_element_type=jnp.float32)
-        chosen_BxC = jnp.take_along_axis(logits_BxCxV, targets_BxC[..., None], axis=-1)[..., 0]
-        return None, chosen_BxC - jax.nn.logsumexp(logits_BxCxV, axis=-1)
+        return None, of_chunk(head_DxV, *part)
 
     _, logprobs = jax.lax.scan(body, None, (hidden, targets))
     return logprobs.swapaxes(0, 1).reshape(B, n * width)[:, :P]
+
+
+def _chunk_logits(head_DxV: jax.Array, hidden_BxCxD: jax.Array) -> jax.Array:
+    return jnp.einsum("bcd,dv->bcv", hidden_BxCxD, head_DxV, preferred_element_type=jnp.float32)
+
+
+def _chunk_logprobs(head_DxV: jax.Array, hidden_BxCxD: jax.Array, targets_BxC: jax.Array) -> jax.Array:
+    logits_BxCxV = _chunk_logits(head_DxV, hidden_BxCxD)
+    chosen_BxC = jnp.take_along_axis(logits_BxCxV, targets_BxC[..., None], axis=-1)[..., 0]
+    return chosen_BxC - jax.nn.logsumexp(logits_BxCxV, axis=-1)
+
+
+# d log p(target) / d hidden = sum_v ([v = target] - p(v)) head[:, v] is known in the forward pass, so the logits need not be
+# made again (a third of the head's arithmetic), and the product runs in the hidden state's dtype instead of float32.
+_chunk_logprobs_of_constant_head = jax.custom_vjp(_chunk_logprobs)
+
+
+def _keep_gradient(head_DxV: jax.Array, hidden_BxCxD: jax.Array, targets_BxC: jax.Array) -> tuple[jax.Array, jax.Array]:
+    logits_BxCxV = _chunk_logits(head_DxV, hidden_BxCxD)
+    chosen_BxC = jnp.take_along_axis(logits_BxCxV, targets_BxC[..., None], axis=-1)[..., 0]
+    norm_BxC = jax.nn.logsumexp(logits_BxCxV, axis=-1)
+    is_target_BxCxV = jnp.arange(head_DxV.shape[1]) == targets_BxC[..., None]
+    slope_BxCxV = (is_target_BxCxV - jnp.exp(logits_BxCxV - norm_BxC[..., None])).astype(hidden_BxCxD.dtype)
+    return chosen_BxC - norm_BxC, jnp.einsum("bcv,dv->bcd", slope_BxCxV, head_DxV)
+
+
+def _use_gradient(gradient_BxCxD: jax.Array, g_BxC: jax.Array) -> tuple[None, jax.Array, None]:
+    return None, (g_BxC[..., None] * gradient_BxCxD.astype(jnp.float32)).astype(gradient_BxCxD.dtype), None
+
+
+_chunk_logprobs_of_constant_head.defvjp(_keep_gradient, _use_gradient)
 
 
 @functools.partial(jax.named_call, name="row_logprobs")
@@ -54,7 +85,7 @@ def row_logprobs(
     before_BxP = rows["positions"] - 1
     hidden_BxPxD = jnp.take_along_axis(hidden_BxTxD, before_BxP[..., None], axis=1)
     targets_BxP = jnp.take_along_axis(rows["tokens"], rows["positions"], axis=1)
-    return token_logprobs(decoder.head(params), hidden_BxPxD, targets_BxP)
+    return token_logprobs(decoder.head(params), hidden_BxPxD, targets_BxP, train_head=adapter is None)
 
 
 def sequence_logprobs(

@@ -33,7 +33,7 @@ def case():
 @pytest.mark.parametrize("chunk", [1, B * 3, B * 4, B * P, 1000])  # one token a row ... all of them; 3 and 4 leave a rest
 def test_values_in_any_chunks(case, chunk):
     head, hidden, targets, wanted = case
-    got = token_logprobs(head, hidden, targets, chunk)
+    got = token_logprobs(head, hidden, targets, chunk=chunk)
     assert got.dtype == jnp.float32
     np.testing.assert_allclose(got, wanted, atol=2e-6, rtol=0)
 
@@ -42,7 +42,7 @@ def test_gradients_in_any_chunks(case):
     head, hidden, targets, _ = case
 
     def total(head, hidden, chunk):
-        return (token_logprobs(head, hidden, targets, chunk) * jnp.arange(P)).sum()
+        return (token_logprobs(head, hidden, targets, chunk=chunk) * jnp.arange(P)).sum()
 
     whole, parts = (jax.grad(total, (0, 1))(head, hidden, chunk) for chunk in (1000, B * 4))
     for a, b in zip(whole, parts, strict=True):
@@ -74,7 +74,7 @@ def most_tokens(jaxpr, vocabulary):
 def test_no_more_logits_than_a_chunk(case):
     head, hidden, targets, _ = case
     for chunk in (B * 2, B * 4, B * P):
-        jaxpr = jax.make_jaxpr(jax.grad(lambda h, c=chunk: token_logprobs(head, h, targets, c).sum()))(hidden)
+        jaxpr = jax.make_jaxpr(jax.grad(lambda h, c=chunk: token_logprobs(head, h, targets, chunk=c).sum()))(hidden)
         assert most_tokens(jaxpr.jaxpr, V) == chunk
 
 
