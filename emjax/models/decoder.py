@@ -112,9 +112,7 @@ def block(
     """One layer; `p` and `adapter` hold this layer's weights. Returns (x_BxTxD, what `attend` kept)."""
     B, T, _ = x_BxTxD.shape
     y = rms_norm(x_BxTxD, p["attn_norm"], config.norm_eps)
-    q, k, v = (linear(y, p[name], name, adapter) for name in ("q", "k", "v"))
-    if config.qkv_bias:
-        q, k, v = q + p["q_bias"], k + p["k_bias"], v + p["v_bias"]
+    q, k, v = (linear(y, p[name], name, adapter, p.get(f"{name}_bias")) for name in ("q", "k", "v"))
     q_BxTxHxh = q.reshape(B, T, config.H, config.h)
     k_BxTxKxh = k.reshape(B, T, config.K, config.h)
     v_BxTxKxh = v.reshape(B, T, config.K, config.h)

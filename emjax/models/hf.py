@@ -191,7 +191,8 @@ def _load_params(directory: Path, config: ModelConfig, mesh: Mesh | None, dtype:
                     params["layers"][keys[1]] = _put(stack, tensor, layer, transposed=transposed, on=stack.sharding)
                 else:
                     params[keys[0]] = _cast(tensor, wanted[keys[0]].dtype, transposed=transposed, on=_on(mesh, spec))
-                jax.block_until_ready(tensor)  # then its copy on the host is free
+                jax.block_until_ready(tensor)
+                del tensor  # and with it, at the latest, its copy on the host
     if left:
         raise UserError(
             f"{directory}: the tensor {next(iter(left))!r} that config.json calls for is missing from the checkpoint "

@@ -103,9 +103,29 @@ def with_dropout(adapter: Adapter, key: jax.Array, rows_B: jax.Array) -> Adapter
     return dataclasses.replace(adapter, keys=fold(jax.random.split(key, L), rows_B))
 
 
-def linear(x: jax.Array, w: jax.Array, name: str, adapter: Adapter | None) -> jax.Array:
-    """x @ w, plus the adapter's scaled x @ A @ B where it has this target; unmerged, cast at use."""
-    y = x @ w
+@jax.custom_vjp
+def _affine(x: jax.Array, w: jax.Array, bias: jax.Array) -> jax.Array:
+    """x @ w + bias, rounded to x's dtype once: a product rounded before the bias joins it is off twice."""
+    return (jnp.matmul(x, w, preferred_element_type=jnp.float32) + bias).astype(x.dtype)
+
+
+# Derived by JAX, the backward products would take the float32 slope, and run several times slower than x's dtype.
+def _affine_fwd(x: jax.Array, w: jax.Array, bias: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
+    return _affine(x, w, bias), (x, w, bias)
+
+
+def _affine_bwd(kept: tuple[jax.Array, jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    x, w, bias = kept
+    rows, slopes = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
+    return g @ w.T, rows.T @ slopes, slopes.astype(jnp.float32).sum(0).astype(bias.dtype)
+
+
+_affine.defvjp(_affine_fwd, _affine_bwd)
+
+
+def linear(x: jax.Array, w: jax.Array, name: str, adapter: Adapter | None, bias: jax.Array | None = None) -> jax.Array:
+    """x @ w (+ bias), plus the adapter's scaled x @ A @ B where it has this target; unmerged, cast at use."""
+    y = x @ w if bias is None else _affine(x, w, bias)
     if adapter is None or name not in adapter.weights:
         return y
     pair = adapter.weights[name]

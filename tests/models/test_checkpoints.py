@@ -1,11 +1,19 @@
 """Checkpoint and adapter directories: round trips, and every damage named."""
 
+import dataclasses
 import json
+import os
+import subprocess
+import sys
+import tracemalloc
 
+import httpx
+import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from huggingface_hub import errors
 from safetensors.numpy import load_file, save_file
 
 from emjax import models
@@ -61,6 +69,52 @@ def test_shards(lm, tmp_path, monkeypatch):
     same(models.load(str(tmp_path), dtype="float32").params, lm.params)
 
 
+def reshard(directory, names_of_second, **change):
+    """Two weight files and an index; `change` replaces what the second holds."""
+    found = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    second = {k: v for k, v in found.items() if k in names_of_second} | change
+    save_file({k: v for k, v in found.items() if k not in names_of_second}, directory / "a.safetensors")
+    save_file(second, directory / "b.safetensors")
+    weight_map = dict.fromkeys(found, "a.safetensors") | dict.fromkeys(names_of_second, "b.safetensors")
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def test_the_index_says_which_files_are_read(lm, directory):
+    reshard(directory, [NORM])
+    save_file({"else": np.zeros(3)}, directory / "consolidated.safetensors")  # as some repositories add
+    same(models.load(str(directory), dtype="float32").params, lm.params)
+    (directory / "b.safetensors").unlink()
+    with pytest.raises(UserError, match=r"b\.safetensors"):
+        models.load(str(directory))
+
+
+def test_a_tensor_that_occurs_twice(directory):
+    twice = load_file(directory / "model.safetensors")["model.norm.weight"]
+    reshard(directory, [NORM], **{"model.norm.weight": twice})
+    with pytest.raises(UserError, match=r"b\.safetensors.*'model\.norm\.weight' occurs twice"):
+        models.load(str(directory))
+
+
+def test_one_tensor_at_a_time_on_the_host(tmp_path):
+    """The checkpoint is more than twenty times as large as its largest tensor."""
+    config = dataclasses.replace(CONFIG, V=4000, D=256, L=16, F=2048)
+    lm = LanguageModel(config, decoder.init(config, jax.random.key(0)), tokenizer.build(World(0)), (5,))
+    largest = lm.params["embed"].nbytes
+    assert sum(x.nbytes for x in jax.tree.leaves(lm.params)) > 20 * largest
+    models.save(lm, tmp_path)
+    models.load(str(tmp_path), dtype="float32")  # what imports and compiling keep is kept already
+    # XLA's own memory is not counted, but an array on its CPU device may go on using the host's copy: hence two of them.
+    tracemalloc.start()
+    try:
+        again = models.load(str(tmp_path), dtype="float32")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert largest < peak < 2.5 * largest
+    same(again.params, lm.params)
+
+
 def test_bfloat16_is_rounded_once(lm, directory):
     loaded = models.load(str(directory)).params
     same(loaded, jax.tree.map(lambda x: x.astype(jnp.bfloat16), lm.params))
@@ -111,7 +165,8 @@ DAMAGE = {
         lambda d: tensors(d, lambda t: t.update({k: np.ascontiguousarray(v.T) for k, v in t.items() if "up_proj" in k})),
         "up_proj",
     ),
-    "no weights": (lambda d: (d / "model.safetensors").unlink(), "no .*safetensors"),
+    "quantised": (lambda d: tensors(d, lambda t: t.update({NORM: t[NORM].astype(np.int8)})), "stored as I8"),
+    "no weights": (lambda d: (d / "model.safetensors").unlink(), r"no model\.safetensors"),
     "no config": (lambda d: (d / "config.json").unlink(), "config.json"),
     "broken config": (lambda d: (d / "config.json").write_text("{"), "config.json"),
     "no chat template": (lambda d: (d / "chat_template.jinja").unlink(), "chat template"),
@@ -132,6 +187,41 @@ def test_damaged_checkpoints(directory, case):
     assert str(directory) in str(error.value)
 
 
+def hub(monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+
+
+def response(status):
+    return httpx.Response(status, request=httpx.Request("GET", "https://hub"))
+
+
+@pytest.mark.parametrize(
+    ("error", "named"),
+    [
+        (errors.GatedRepoError("gated", response=response(403)), "Accept its licence at .*/some/model"),
+        (errors.RepositoryNotFoundError("none", response=response(404)), "neither a local directory nor a hub id"),
+        (errors.LocalEntryNotFoundError("not in the cache"), "hf download some/model"),
+        (OSError("disk full"), "disk full"),
+    ],
+)
+def test_hub_errors(monkeypatch, error, named):
+    hub(monkeypatch, error)
+    with pytest.raises(UserError, match=named):
+        models.load("some/model")
+
+
+def test_an_offline_hub_id():
+    """With the real library, told to stay offline and with an empty cache."""
+    code = "from emjax import models; models.load('some/model')"
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": "/nonexistent", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert "If you are offline, download it elsewhere" in done.stderr
+    assert "hf download some/model" in done.stderr
+
+
 @pytest.mark.parametrize("path", ["/no/such/place", "./nothing", "plain"])
 def test_missing_directory(path):
     with pytest.raises(UserError, match=path):
@@ -145,6 +235,10 @@ def test_missing_directory(path):
         ({"peft_type": "IA3"}, "peft_type"),
         ({"bias": "all"}, "bias"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights"),
+        ({"layers_to_transform": [0]}, "do not call for|does not call for"),
+        ({"layers_to_transform": [2]}, "layers 0 to 1"),
+        ({"some_new_field": 1}, "some_new_field"),
         ({"rank_pattern": {"q_proj": 8}}, "rank_pattern"),
         ({"target_modules": ["q_proj", "lm_head"]}, "lm_head"),
         ({"target_modules": ["q_proj"]}, "does not call for|do not call for"),
@@ -188,7 +282,10 @@ def test_fingerprint_sees_weights_config_and_tokenizer(directory):
     assert len(seen) == 4
 
 
-@pytest.mark.parametrize("fields", [{"rank": 0}, {"targets": ()}, {"targets": ("q", "lm_head")}])
+@pytest.mark.parametrize(
+    "fields",
+    [{"rank": 0}, {"targets": ()}, {"targets": ("q", "lm_head")}, {"dropout": 1.0}, {"layers": (1, 1)}, {"layers": (-1,)}],
+)
 def test_refused_lora(fields):
     with pytest.raises(UserError, match="LoRA"):
         lora.LoraConfig(**({"rank": 2, "alpha": 2.0} | fields))
