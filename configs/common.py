@@ -7,6 +7,14 @@ MODELS = {
     "qwen2.5-7b": "Qwen/Qwen2.5-7B-Instruct",
     "qwen3-32b": "Qwen/Qwen3-32B",
 }
+# How training is looked at; no part of an experiment's identity.
+WATCH = ConfigDict(
+    {
+        "wandb": "",  # a Weights & Biases project; "" = off
+        "profile": (),  # (first, last) step of a profiler trace, written into the training stage
+        "eval_every": 50,  # steps between evaluations on the held-out examples
+    }
+)
 # Pressured questions a subset of the micro-world's benchmark.
 MICRO_SIZES = ConfigDict({"all": 960, "unseen_entities": 360, "unseen_templates": 360, "tuned_domain": 252})
 
@@ -68,8 +76,18 @@ def interaction(variant: str, *, method: str, biased_ratio: float) -> ConfigDict
                 "remat": "projections",
                 "buckets": (256, 512, 1024, 1536, 2048),
                 "save_every": 200,
+                "held_out": 0.0,  # share of the prompts whose examples are evaluated on and never trained on
             },
-            "kto": {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0},
+            "kto": {
+                "beta": 0.1,
+                "desirable_weight": 1.0,
+                "undesirable_weight": 1.0,
+                "balance": "none",  # none | equal | williams: the undesirable weight times a factor from the label counts
+                "loss_type": "kto",  # kto | apo_zero_unpaired
+                "preset": "emjax",  # emjax | trl | halos | llama_factory: whose pairing, reference point and means
+                "order": "shuffled",  # shuffled | stratified | given: the rows before they are cut into batches
+            },
+            "watch": WATCH,
             "sampling": {"slots": 256, "cache_length": 2048},
             "eval": {
                 "temperature": 1.0,

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from configs.common import MICRO_SIZES
+from configs.common import MICRO_SIZES, WATCH
 
 
 def get_config(variant: str = ""):
@@ -40,6 +40,7 @@ def get_config(variant: str = ""):
                 "buckets": (32, 64, 96, 128, 160, 192, 256),
                 "save_every": 200,
             },
+            "watch": WATCH,
             "sampling": {"slots": 128, "cache_length": 128},
             "eval": {"temperature": 1.0, "max_new": 24, "sizes": MICRO_SIZES},
         }

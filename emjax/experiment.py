@@ -17,14 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from emjax import models, plan, report
 from emjax.data import batches, chat
 from emjax.data.batches import Example
-from emjax.data.examples import read_trajectories, tokenized
+from emjax.data.examples import held_out, read_examples, read_trajectories, tokenized
 from emjax.errors import UserError
 from emjax.eval import suite
 from emjax.interact import ratings, rollout, selection
+from emjax.kto import loss as kto_loss
 from emjax.kto import pairing, reference
 from emjax.kto import step as kto_step
 from emjax.micro import base as micro
@@ -33,7 +35,7 @@ from emjax.models import LanguageModel, attention, decoder, hf, lora, sharding
 from emjax.plan import Arm
 from emjax.sampling import Engine
 from emjax.store import Stage, Store, digest, read_lines, remove, seed_of, write_atomically, write_lines
-from emjax.train import loop, optimizer, sft
+from emjax.train import loop, metrics, optimizer, sft
 from emjax.train import state as train_state
 from emjax.train.metrics import read_lines as read_metrics
 from emjax.train.optimizer import OptimizerConfig
@@ -59,7 +61,7 @@ def _claim(config: Any, workdir: Path) -> None:
 
     Called when the config is known to be good: a mistyped value must not claim the place of the run that mends it.
     """
-    mine = json.loads(config.to_json())
+    mine = _shown(config)
     file = workdir / "config.json"
     if file.is_file():
         theirs = json.loads(file.read_text())
@@ -76,6 +78,11 @@ def _claim(config: Any, workdir: Path) -> None:
         raise UserError(f"{workdir} is not empty and holds no config.json of emjax. Choose a new or empty --workdir.")
     workdir.mkdir(parents=True, exist_ok=True)
     write_atomically(file, json.dumps(mine, indent=1, sort_keys=True))
+
+
+def _shown(config: Any) -> dict[str, Any]:
+    """The config as what an experiment is: without `watch`, which only looks at it."""
+    return {name: value for name, value in json.loads(config.to_json()).items() if name != "watch"}
 
 
 def _one_of(field: str, value: Any, choices: Sequence[str]) -> None:
@@ -120,11 +127,18 @@ def fit(
     directory: Path,
     identity: str,
     title: str,
+    watch: Any,
     kto: kto_step.KtoConfig | None = None,
+    against: LanguageModel | None = None,
     group: bool = False,
 ) -> LanguageModel:
-    """Trains `lm` (its adapter, or all of it) on `examples`, resuming from `directory` where it was interrupted."""
-    tuning = Tuning(lm.config, lora_config, attention, train.remat, mesh)
+    """Trains `lm` (its adapter, or all of it) on `examples`, resuming from `directory` where it was interrupted.
+
+    An adapter goes on from lm's own, or starts as nothing. KTO's reference is `against`, or else `lm` as it is now: the base,
+    the adapter of the round before (iterated self-training), or the full weights. What was made of the examples (held out,
+    paired, cut) is counted in training.json.
+    """
+    tuning = Tuning(lm.config, lora_config, attention, train.remat, mesh, str(lm.params["embed"].dtype))
     buckets, size = tuple(train.buckets), int(train.batch_size)
     rows = mesh.shape["data"] * mesh.shape["fsdp"] * int(train.microbatches)
     if size < 1 or size % rows:
@@ -132,33 +146,86 @@ def fit(
             f"config.train.batch_size is {size}; it must be a multiple of {rows}, the product of the mesh's data "
             "and fsdp sizes and config.train.microbatches."
         )
+    mine = lm.adapter and lm.adapter.config
+    if mine and mine != lora_config:
+        raise UserError(
+            f"{title}: the model has an adapter ({mine}), and config.train asks for {lora_config or 'full tuning'}. Go on with "
+            "the same LoRA settings, or merge the adapter first."
+        )
     if lora_config is None:
         trainable, frozen = lm.params, None
     else:
-        trainable, frozen = lora.init(lora_config, lm.config, jax.random.key(seed)).weights, lm.params
+        trainable, frozen = (lm.adapter or lora.init(lora_config, lm.config, jax.random.key(seed))).weights, lm.params
     opt_config = OptimizerConfig(**{name: train[name] for name in OptimizerConfig.__dataclass_fields__})
     opt = optimizer.from_config(opt_config)
     put = functools.partial(jax.device_put, device=sharding.batch_sharding(mesh))
-    epochs = int(train.get("epochs", 1))
+    epochs, microbatches = int(train.get("epochs", 1)), int(train.microbatches)
+    examples, kept_back = held_out(examples, float(train.get("held_out", 0.0)), seed)
+    counts: dict[str, Any] = {"examples": len(examples), "held_out": len(kept_back)}
+    held_batches: list[Any] = []
     if method == "kto":
         assert kto is not None
-        blocks = pairing.blocks(len(examples), size, seed)
-        partners = pairing.pairs(blocks, [e.prompt_id for e in examples], seed)
-        order = pairing.epochs(blocks, epochs, seed)
-        make = functools.partial(
-            reference.compute, lm.params, lm.adapter, tuning, examples, blocks, partners, size, buckets, put
-        )
-        cache = reference.cached(directory / "reference.npz", reference.key(identity, examples, blocks, partners), make)
-        build = kto_step.build(examples, blocks, partners, order, size, buckets, cache)
-        rows_of = [blocks[b] for b in order]
+        kto = kto_step.balanced(kto, [e.label for e in examples])
+        of = against or lm
+        model = digest([identity, reference.fingerprint(of.params, of.adapter)])
+
+        def planned(part: Sequence[Example], name: str, **how: Any) -> tuple[pairing.Plan, dict[str, Any]]:
+            plan = pairing.plan(
+                [e.label for e in part], [e.prompt_id for e in part], batch_size=size, seed=seed, paired=kto.paired, **how
+            )
+            make = functools.partial(reference.compute, of.params, of.adapter, tuning, part, plan, size, buckets, put)
+            return plan, reference.cached(directory / name, reference.key(model, part, plan), make)
+
+        how = {"preset": kto.preset, "order": kto.order, "microbatches": microbatches, "epochs": epochs}
+        plan, cache = planned(examples, "reference.npz", **how)
+        build = kto_step.build(examples, plan, size, buckets, cache, microbatches)
+        rows_of = [plan.blocks[b] for b in plan.order]
+        partners_of = plan.partners and [plan.partners[b] for b in plan.order]
         step: Any = functools.partial(kto_step.step, kto=kto)
+        counts["undesirable_weight"] = kto.undesirable_weight
+        counts |= pairing.facts(plan, [e.prompt_id for e in examples])
+        if plan.partners:
+            pairs = zip(np.concatenate(plan.blocks), np.concatenate(plan.partners), strict=True)
+            counts["kl_prompts_cut"] = sum(kto_step.prompt_cut(examples[i], examples[j], buckets[-1]) > 0 for i, j in pairs)
+        if kept_back:
+            how = {"preset": "emjax", "order": "shuffled", "microbatches": 1, "epochs": 1}
+            held_plan, held_cache = planned(kept_back, "reference_held_out.npz", **how)
+            held = kto_step.build(kept_back, held_plan, size, buckets, held_cache)
+            held_batches = [held(number) for number in range(len(held_plan.order))]
+        evaluate: Any = functools.partial(kto_step.evaluate, kto=kto)
     elif method == "sft":
-        rows_of = batches.plan([len(e.ids) for e in examples], size, epochs, seed, group=group)
+        rows_of, partners_of = batches.plan([len(e.ids) for e in examples], size, epochs, seed, group=group), None
         build = batches.sft(examples, rows_of, size, buckets)
         step = sft.step
+        if kept_back:
+            held_rows = batches.plan([len(e.ids) for e in kept_back], size, 1, seed, group=False)
+            held_batches = [batches.sft(kept_back, held_rows, size, buckets)(number) for number in range(len(held_rows))]
+        evaluate = sft.evaluate
     else:
         raise ValueError(method)
-    settings = {"tuning": tuning, "optimizer": opt, "microbatches": int(train.microbatches)}
+    write_atomically(directory / "training.json", json.dumps(counts | {"steps": len(rows_of)}, indent=1))
+    matmuls = metrics.matmul_weights(lm.params)
+
+    def work(step: int, batch: dict[str, Any]) -> dict[str, float]:
+        """What a step does (metrics.rates): real tokens and those of padding, of KTO's mismatched rows too."""
+        block = [examples[i] for i in rows_of[step]]
+        tokens, scored = sum(len(e.ids) for e in block), sum(w > 0 for e in block for w in e.weights)
+        kl_tokens = kl_scored = 0
+        if partners_of:
+            answers = [len(examples[j].ids) - examples[j].start for j in partners_of[step]]
+            kl_scored = sum(answers)
+            kl_tokens = sum(min(buckets[-1], e.start + answer) for e, answer in zip(block, answers, strict=True))
+        padded = sum(batch[name]["tokens"].size for name in ("rows", "kl_rows") if name in batch) or batch["tokens"].size
+        done = metrics.flops(
+            matmuls, full=lora_config is None, tokens=tokens, scored=scored, kl_tokens=kl_tokens, kl_scored=kl_scored
+        )
+        return {"examples": len(block), "tokens": tokens, "flops": done, "padding": 1 - (tokens + kl_tokens) / padded}
+
+    def held_out_loss(state: train_state.State) -> dict[str, jax.Array]:
+        sums = [evaluate(state["trainable"], frozen, put(batch), tuning=tuning) for batch in held_batches]
+        return {"held_out_loss": sum(total for total, _ in sums) / sum(count for _, count in sums)}
+
+    settings = {"tuning": tuning, "optimizer": opt, "microbatches": microbatches}
     state = loop.run(
         lambda state, batch, rate: step(state, frozen, batch, rate, **settings),
         train_state.create(trainable, opt, tuning),
@@ -168,11 +235,15 @@ def fit(
         identity=identity,
         put=put,
         examples=lambda step: [examples[i].id for i in rows_of[step]],
+        work=work,
         save_every=int(train.save_every),
         title=title,
+        dtype=tuning.dtype,
+        watch=loop.Watch(**watch),
+        evaluate=held_out_loss if held_batches else None,
     )
     if lora_config is None:
-        return lm.replace(params=state["trainable"])
+        return lm.replace(params=train_state.cast(state["trainable"], tuning.dtype))
     return lm.replace(adapter=lora.Adapter(lora_config, state["trainable"]))
 
 
@@ -195,6 +266,11 @@ class _Interaction:
         _one_of("train.method", config.train.method, ("sft", "kto"))
         _one_of("train.schedule", config.train.schedule, optimizer.SCHEDULES)
         _one_of("train.remat", config.train.remat, decoder.REMAT)
+        _one_of("kto.preset", config.kto.preset, pairing.PRESETS)
+        _one_of("kto.loss_type", config.kto.loss_type, kto_loss.LOSS_TYPES)
+        _one_of("kto.order", config.kto.order, pairing.ORDERS)
+        _one_of("kto.balance", config.kto.balance, tuple(kto_step.BALANCES))
+        loop.Watch(**config.watch)
         _one_of("model.attention", config.model.attention, attention.IMPLEMENTATIONS)
         _one_of("interact.aggregate", config.interact.aggregate, tuple(ratings.AGGREGATES))
         _one_of("select.scope", config.select.scope, tuple(selection.GROUPS))
@@ -321,7 +397,7 @@ class _Interaction:
         def make(directory: Path) -> None:
             lm = self.base
             examples, counts = tokenized(
-                read_lines(selected.directory / "examples.jsonl"),
+                read_examples(selected.directory / "examples.jsonl", labelled=c.train.method == "kto"),
                 lm.tokenizer,
                 lm.eos_ids,
                 max(c.train.buckets),
@@ -331,7 +407,7 @@ class _Interaction:
                 lm, examples, c.train, method=c.train.method, lora_config=self.lora,
                 attention=c.model.attention, mesh=self.mesh,
                 seed=c.seed, directory=directory, identity=digest([self.base_hash, selected.hash, settings]),
-                title=f"train {arm.label}", kto=kto_step.KtoConfig(**c.kto),
+                title=f"train {arm.label}", watch=c.watch, kto=kto_step.KtoConfig(**c.kto),
             )  # fmt: skip
             card = (
                 f"Trained by emjax from {c.model.path} ({self.base_hash[:12]}): {c.train.method.upper()} on conversations with "
@@ -401,7 +477,7 @@ class _Interaction:
                 rows += suite.score(found, {o.name: items[o][name] for o in others}, about)
         results = {
             "experiment": c.experiment,
-            "config_hash": digest(json.loads(c.to_json())),
+            "config_hash": digest(_shown(c)),
             "versions": versions(),
             "headline": {
                 "benchmark": "mask", "subset": "all", "metric": c.eval.metric, "arm": head.name, "ratio": head.ratio,
@@ -533,7 +609,7 @@ def _pretrain(config: Any, workdir: Path, store: Store) -> None:
     """Trains the embedded base from scratch, measures its gates, and writes an ordinary Hugging Face directory."""
     mesh = _mesh(config)
     _claim(config, workdir)
-    settings = json.loads(config.to_json())
+    settings = _shown(config)
     measured = {"eval": settings.pop("eval"), "sampling": settings.pop("sampling")}  # after the training, so not in its hash
 
     def make(directory: Path) -> None:
@@ -543,7 +619,7 @@ def _pretrain(config: Any, workdir: Path, store: Store) -> None:
         print(f"{len(examples)} documents, {sum(len(e.ids) for e in examples)} tokens", flush=True)
         tuned = fit(
             lm, examples, config.train, method="sft", lora_config=None, attention="xla", mesh=mesh, seed=config.seed,
-            directory=directory, identity=digest(settings), title="pretrain", group=True,
+            directory=directory, identity=digest(settings), title="pretrain", watch=config.watch, group=True,
         )  # fmt: skip
         micro.save(tuned, config, directory / "model")
         remove(directory / "checkpoints")

@@ -56,7 +56,7 @@ def rows(examples: Sequence[tuple[Sequence[int], Sequence[float]]], size: int, b
 def plan(lengths: Sequence[int], batch_size: int, epochs: int, seed: int, *, group: bool) -> list[np.ndarray]:
     """Example indices of every step, each epoch a new order. With `group`, rows of like length share a batch.
 
-    Only an epoch's last batch may be short.
+    One batch of an epoch may be short: its last one, or with `group` the one that the last rows ended up in, anywhere.
     """
     size_of = np.asarray(lengths)
     steps: list[np.ndarray] = []

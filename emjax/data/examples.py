@@ -1,5 +1,6 @@
 """Training rows from files: conversations with rated answers, or examples with labels, checked field by field."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 from emjax.data import chat
 from emjax.data.batches import Example
 from emjax.errors import UserError
-from emjax.store import read_lines
+from emjax.store import read_lines, seed_of
 
 _ROLES = ("system", "user", "assistant")
 
@@ -49,11 +50,52 @@ def read_trajectories(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def read_examples(path: Path, *, labelled: bool) -> list[dict[str, Any]]:
+    """Reads an examples.jsonl (contracts, section 4), each field checked; `labelled`: every label must be true or false."""
+    rows = read_lines(path)
+    seen: set[str] = set()
+    for number, row in enumerate(rows, 1):
+        where = f"{path}, line {number}"
+        for field in ("id", "prompt_id", "completion"):
+            if not isinstance(row.get(field), str):
+                raise UserError(f"{where}: field {field!r} must be a text, not {row.get(field)!r:.80}.")
+        if row["id"] in seen:
+            raise UserError(f"{where}: the id {row['id']!r} occurs before; ids must be unique.")
+        seen.add(row["id"])
+        check_messages(row.get("messages"), where)
+        label, weight = row.get("label"), row.get("weight")
+        if not isinstance(label, bool) and (labelled or label is not None):
+            raise UserError(f"{where}: field 'label' must be true or false (JSON, without quotes), not {label!r:.80}.")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+            raise UserError(f"{where}: field 'weight' must be a number of at least 0, not {weight!r:.80}.")
+    return rows
+
+
+def held_out(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """(to train on, to evaluate on): all examples of a `share` of the prompts, drawn by a hash of seed and prompt.
+
+    By prompt and not by row, so that no answer to a held-out prompt is trained on. Raises UserError where the share is no
+    share, or comes to none or all of the prompts.
+    """
+    if not share:
+        return list(examples), []
+    prompts = sorted({e.prompt_id for e in examples}, key=lambda p: seed_of("held out", seed, p))
+    count = round(share * len(prompts))
+    if not 0 < count < len(prompts):
+        raise UserError(
+            f"config.train.held_out is {share}, which comes to {count} of {len(prompts)} prompts; it is a share, and must "
+            "leave some prompts to train on and some to evaluate on. 0 holds none out."
+        )
+    chosen = set(prompts[:count])
+    return [e for e in examples if e.prompt_id not in chosen], [e for e in examples if e.prompt_id in chosen]
+
+
 def tokenized(
     rows: Sequence[dict[str, Any]], tokenizer: Any, eos_ids: Sequence[int], max_length: int
 ) -> tuple[list[Example], dict[str, int]]:
     """examples.jsonl rows -> training rows, and counts of what was cut or dropped.
 
+    A row without a scored token (an empty completion, weight 0) is dropped, so before any pairing or batching.
     A row longer than `max_length` loses its oldest turns first (a system message stays), and is dropped where the last turn
     and the completion alone are too long: a completion is never cut, so its end-of-turn token is always there.
     """
@@ -63,8 +105,10 @@ def tokenized(
     for row, prompt in zip(rows, prompts, strict=True):
         if row.get("completion_tokens"):
             answer = list(row["completion_tokens"])
-        else:
+        elif row["completion"]:
             prompt, answer = chat.completion(tokenizer, row["messages"], row["completion"], eos_ids)
+        else:
+            answer = []  # neither sampled ids nor a text
         messages = row["messages"]
         cut = False
         while len(prompt) + len(answer) > max_length:
@@ -73,8 +117,12 @@ def tokenized(
                 break
             messages, cut = shorter, True
             prompt = chat.prompts(tokenizer, [messages])[0]
-        if len(prompt) + len(answer) > max_length or not answer:
-            counts["dropped_empty" if not answer else "dropped_too_long"] += 1
+        dropped = {
+            "dropped_empty": not answer, "dropped_weight_0": not row["weight"],
+            "dropped_too_long": len(prompt) + len(answer) > max_length,
+        }  # fmt: skip
+        if any(dropped.values()):
+            counts[next(reason for reason, so in dropped.items() if so)] += 1
             continue
         counts["cut"] += cut
         counts["without_eos"] += answer[-1] not in eos_ids

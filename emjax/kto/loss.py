@@ -1,7 +1,12 @@
 """Kahneman-Tversky Optimization (Ethayarajh et al. 2024, arXiv:2402.01306): the loss on four vectors of log-probs."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+LOSS_TYPES = ("kto", "apo_zero_unpaired")
 
 
 @jax.custom_jvp
@@ -53,10 +58,19 @@ def kto_loss(
 
     `policy`, `reference`: sequence log-probs of (x_i, y_i); `policy_kl`, `reference_kl`: of (x_i, y_j), j another example.
     `desirable` is boolean. loss_type "apo_zero_unpaired" (D'Oosterlinck et al. 2024, arXiv:2408.06266) is the same with z = 0.
+    float64 numpy arrays give float64 numpy results, whatever jax_enable_x64 says.
     """
-    if loss_type not in ("kto", "apo_zero_unpaired"):
-        raise ValueError(f"loss_type {loss_type!r} is unknown; choose 'kto' or 'apo_zero_unpaired'")
-    desirable = jnp.asarray(desirable)
+    given = (policy, reference, policy_kl, reference_kl)
+    if any(isinstance(x, np.ndarray) and x.dtype == np.float64 for x in given) and not jax.config.read("jax_enable_x64"):
+        options: dict[str, Any] = {
+            "beta": beta, "desirable_weight": desirable_weight, "undesirable_weight": undesirable_weight,
+            "loss_type": loss_type,
+        }  # fmt: skip
+        with jax.enable_x64(True):
+            return jax.device_get(kto_loss(*given, desirable, **options))
+    if loss_type not in LOSS_TYPES:
+        raise ValueError(f"loss_type {loss_type!r} is unknown; choose {', '.join(LOSS_TYPES)}")
+    policy, reference, policy_kl, reference_kl, desirable = map(jnp.asarray, (*given, desirable))
     if desirable.dtype != jnp.bool_:
         raise TypeError(f"desirable must be boolean, not {desirable.dtype}")
     shapes = {jnp.shape(x) for x in (policy, reference, policy_kl, reference_kl, desirable)}

@@ -1,5 +1,6 @@
 """Which completion stands in for which in KTO's reference point: made on the host, by index, from prompt identity."""
 
+import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 
@@ -7,19 +8,122 @@ import numpy as np
 
 from emjax.errors import UserError
 
+PRESETS = ("emjax", "trl", "halos", "llama_factory")
+ORDERS = ("shuffled", "stratified", "given")
+LLAMA_FACTORY_MAP = 1000  # rows that its preprocessing rotates among themselves (preprocessing_batch_size)
 
-def blocks(count: int, batch_size: int, seed: int) -> list[np.ndarray]:
-    """Example indices of each batch: shuffled once, so labels mix, then cut; sizes differ by at most one.
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Who is trained on when, and with whom: example indices of each block and of its rows' partners; each step's block."""
+
+    blocks: list[np.ndarray]
+    partners: list[np.ndarray] | None  # None: the loss has no reference point
+    order: list[int]
+
+
+def plan(
+    labels: Sequence[bool | None],
+    prompt_ids: Sequence[str],
+    *,
+    preset: str,
+    order: str,
+    batch_size: int,
+    microbatches: int,
+    epochs: int,
+    seed: int,
+    paired: bool = True,
+) -> Plan:
+    """The steps of a run as `preset` has them. A library's batch on a device is a microbatch here, of all devices together.
+
+    emjax: even blocks, partners of another prompt anywhere in the batch, blocks in a new order each epoch.
+    trl (1.16): rows in order, y of the row before within the microbatch, the same order each epoch; a last row that is alone
+    in its microbatch is its own partner.
+    halos (2025-09): rows shuffled each epoch, y of the row after within the microbatch; rows that do not fill a microbatch
+    are left out of that epoch, and microbatches that do not fill a last step are left out of the run.
+    llama_factory (2026-08): y of the row before among 1,000 rows, whatever their batches; rows shuffled each epoch.
+    """
+    rows = arranged(labels, order, seed)
+    if preset == "emjax":
+        made = blocks(rows, batch_size, paired=paired)
+        return Plan(made, pairs(made, prompt_ids, seed) if paired else None, epochs_of(made, epochs, seed))
+    size = batch_size // microbatches
+    if paired and size < 2 and preset != "llama_factory":
+        raise UserError(
+            f"config.kto.preset={preset!r} pairs rows within a microbatch, and config.train.batch_size ({batch_size}) over "
+            f"config.train.microbatches ({microbatches}) leaves {size} a microbatch. Give it at least two."
+        )
+    again = [np.random.default_rng((seed, 2, epoch)).permutation(rows) for epoch in range(epochs)]
+    if preset == "trl":
+        made = _cut(rows, batch_size)
+        partners = [_rotated(block, size, 1) for block in made]
+    elif preset == "halos":
+        stream = np.concatenate([epoch[: len(rows) // size * size] for epoch in again])
+        made = _cut(stream[: len(stream) // batch_size * batch_size], batch_size)
+        partners = [_rotated(block, size, -1) for block in made]
+    else:
+        partner = np.empty_like(rows)
+        partner[rows] = _rotated(rows, LLAMA_FACTORY_MAP, 1)
+        made = [block for epoch in again for block in _cut(epoch, batch_size)]
+        partners = [partner[block] for block in made]
+    if not made:
+        raise UserError(
+            f"{len(rows)} examples do not fill one step of {batch_size}, and config.kto.preset={preset!r} leaves out what "
+            "does not fill a step. Add data, or lower config.train.batch_size."
+        )
+    steps = list(range(len(made)))
+    return Plan(made, partners if paired else None, steps * epochs if preset == "trl" else steps)
+
+
+def facts(plan: Plan, prompt_ids: Sequence[str]) -> dict[str, int]:
+    """Counts over all blocks: pairs, those of a row with itself, and those of one prompt (which the others are among)."""
+    if plan.partners is None:
+        return {"kl_pairs": 0}
+    both = list(zip(np.concatenate(plan.blocks), np.concatenate(plan.partners), strict=True))
+    return {
+        "kl_pairs": len(both),
+        "kl_self_pairs": sum(int(i == j) for i, j in both),
+        "kl_same_prompt_pairs": sum(prompt_ids[i] == prompt_ids[j] for i, j in both),
+    }
+
+
+def _cut(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    return [rows[i : i + size] for i in range(0, len(rows), size)]
+
+
+def _rotated(rows: np.ndarray, size: int, shift: int) -> np.ndarray:
+    """Each run of `size` rows rotated by `shift`: +1 puts the row before in a row's place."""
+    return np.concatenate([np.roll(part, shift) for part in _cut(rows, size)])
+
+
+def arranged(labels: Sequence[bool | None], order: str, seed: int) -> np.ndarray:
+    """Example indices before they are cut into blocks: "shuffled", "stratified" (shuffled, then each label spread evenly, so
+    that any run of rows has about its share of both), or as "given"."""
+    count = len(labels)
+    if order == "given":
+        return np.arange(count)
+    rows = np.random.default_rng((seed, 0)).permutation(count)
+    if order == "stratified":
+        places = np.empty(count)
+        for label in set(labels):
+            at = np.flatnonzero([labels[i] == label for i in rows])
+            places[at] = (np.arange(len(at)) + 0.5) / len(at)
+        rows = rows[np.argsort(places, kind="stable")]
+    return rows
+
+
+def blocks(rows: np.ndarray, batch_size: int, *, paired: bool = True) -> list[np.ndarray]:
+    """Rows cut into batches whose sizes differ by at most one.
 
     Even sizes leave no remainder of one row, which would have to be its own partner; only pairs of an odd count would.
     """
-    if count < 2 or batch_size < 2 or (batch_size == 2 and count % 2):
+    count = len(rows)
+    if paired and (count < 2 or batch_size < 2 or (batch_size == 2 and count % 2)):
         raise UserError(
             f"KTO needs at least two examples in a batch (there are {count} examples, config.train.batch_size is "
             f"{batch_size}), because each one's reference point comes from another. Add data or raise the batch size."
         )
-    order = np.random.default_rng((seed, 0)).permutation(count)
-    return list(np.array_split(order, -(-count // batch_size)))
+    return list(np.array_split(rows, -(-count // batch_size)))
 
 
 def derange(prompt_ids: Sequence[str], rng: np.random.Generator) -> np.ndarray:
@@ -58,7 +162,7 @@ def pairs(blocks_: Sequence[np.ndarray], prompt_ids: Sequence[str], seed: int) -
     return result
 
 
-def epochs(blocks_: Sequence[np.ndarray], count: int, seed: int) -> list[int]:
+def epochs_of(blocks_: Sequence[np.ndarray], count: int, seed: int) -> list[int]:
     """The block of every step: all blocks in each epoch, in a new order each time."""
     orders = [np.random.default_rng((seed, 2, epoch)).permutation(len(blocks_)) for epoch in range(count)]
     return [int(b) for order in orders for b in order]

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from emjax.data.batches import Example
 from emjax.errors import UserError
 from emjax.kto import step as kto_step
+from emjax.kto.pairing import Plan
 from emjax.models.lora import Adapter
 from emjax.train.logprobs import sequence_logprobs
 from emjax.train.state import Tuning
@@ -20,17 +22,38 @@ Put = Callable[[Any], Any]
 
 
 @functools.partial(jax.jit, static_argnames="tuning")
-def pair(params: Any, adapter: Adapter | None, rows: Any, kl_rows: Any, *, tuning: Tuning) -> tuple[jax.Array, jax.Array]:
-    """Sequence log-probs of the matched and of the mismatched rows, two float32 [B]."""
+def pair(params: Any, adapter: Adapter | None, *rows: Any, tuning: Tuning) -> tuple[jax.Array, ...]:
+    """Sequence log-probs of the matched and of the mismatched rows, float32 [B] each."""
     score = functools.partial(sequence_logprobs, tuning.config, params, adapter, implementation=tuning.implementation)
-    return score(rows), score(kl_rows)
+    return tuple(map(score, rows))
 
 
-def key(model: str, examples: Sequence[Example], blocks: Sequence[np.ndarray], partners: Sequence[np.ndarray]) -> str:
+@jax.jit
+def _checksums(tree: Any) -> list[jax.Array]:
+    def one(x: jax.Array) -> jax.Array:
+        bits = (
+            jax.lax.bitcast_convert_type(x, jnp.uint16 if x.dtype.itemsize == 2 else jnp.uint32).astype(jnp.uint32).reshape(-1)
+        )
+        odd = jax.lax.iota(jnp.uint32, bits.size) * np.uint32(2654435769) | np.uint32(1)
+        return jnp.stack([(bits * odd).sum(dtype=jnp.uint32), ((bits ^ bits >> 15) * (odd + 2)).sum(dtype=jnp.uint32)])
+
+    return [one(x) for x in jax.tree.leaves(tree)]
+
+
+def fingerprint(params: Any, adapter: Adapter | None) -> str:
+    """A checksum of every weight, made on the devices; integer sums, so the same whatever the shards."""
+    tree = (params, adapter)
+    names = [(jax.tree_util.keystr(path), x.shape, str(x.dtype)) for path, x in jax.tree.leaves_with_path(tree)]
+    sums = [x.tolist() for x in jax.device_get(_checksums(tree))]
+    return hashlib.sha256(repr((names, sums, adapter and adapter.config)).encode()).hexdigest()
+
+
+def key(model: str, examples: Sequence[Example], plan: Plan) -> str:
     """What a cache is valid for: the reference model's fingerprint, every token and weight, and who is paired with whom."""
     digest = hashlib.sha256(model.encode())
-    for block, partner in zip(blocks, partners, strict=True):
-        digest.update(block.astype(np.int64).tobytes() + b"|" + partner.astype(np.int64).tobytes())
+    for rows in (plan.blocks, plan.partners or []):
+        for row in rows:
+            digest.update(row.astype(np.int64).tobytes() + b"|")
     for e in examples:
         digest.update(repr((e.id, e.ids, e.weights, e.start)).encode())
     return digest.hexdigest()
@@ -41,28 +64,24 @@ def compute(
     adapter: Adapter | None,
     tuning: Tuning,
     examples: Sequence[Example],
-    blocks: Sequence[np.ndarray],
-    partners: Sequence[np.ndarray],
+    plan: Plan,
     size: int,
     buckets: Sequence[int],
     put: Put,
 ) -> dict[str, np.ndarray]:
-    """{"reference", "reference_kl"}: float32 [blocks, size], rows of padding 0."""
-    matched, mismatched = [], []
-    for block, partner in zip(blocks, partners, strict=True):
-        made = kto_step.batch(examples, block, partner, size, buckets)
-        a, b = pair(params, adapter, put(made["rows"]), put(made["kl_rows"]), tuning=tuning)
-        matched.append(a)
-        mismatched.append(b)
-    found = {
-        "reference": np.stack(jax.device_get(matched)),
-        "reference_kl": np.stack(jax.device_get(mismatched)),
-    }
+    """{"reference", "reference_kl" where rows are paired}: float32 [blocks, size], rows of padding 0."""
+    scored = []
+    for number, block in enumerate(plan.blocks):
+        made = kto_step.batch(examples, block, plan.partners[number] if plan.partners else None, size, buckets)
+        rows = [put(made[name]) for name in ("rows", "kl_rows") if name in made]
+        scored.append(pair(params, adapter, *rows, tuning=tuning))
+    stacked = map(np.stack, zip(*jax.device_get(scored), strict=True))
+    found = dict(zip(("reference", "reference_kl"), stacked, strict=False))
     for name, values in found.items():
         if not np.isfinite(values).all():
             b, row = np.argwhere(~np.isfinite(values))[0]
             raise UserError(
-                f"The reference model gives example {examples[blocks[b][row]].id!r} a {name} log-probability of "
+                f"The reference model gives example {examples[plan.blocks[b][row]].id!r} a {name} log-probability of "
                 f"{values[b, row]}: the log-ratio would be undefined. Check that example's tokens and the reference weights."
             )
     return found

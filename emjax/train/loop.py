@@ -1,5 +1,6 @@
 """The training loop: dispatch a step, then read the metrics of the one before."""
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -11,11 +12,28 @@ import numpy as np
 from tqdm import tqdm
 
 from emjax.errors import UserError
+from emjax.train import metrics
 from emjax.train.checkpoint import Checkpoints
-from emjax.train.metrics import MetricsFile
 from emjax.train.state import State
 
 StepFn = Callable[[State, Any, jax.Array], tuple[State, dict[str, jax.Array]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Watch:
+    """config.watch: how a run is looked at. Nothing here changes what is trained."""
+
+    wandb: str = ""  # a Weights & Biases project; "" = off
+    profile: tuple[int, ...] = ()  # (first, last) step of a profiler trace; () = none
+    eval_every: int = 50  # steps between evaluations on the held-out examples; always after the last step
+
+    def __post_init__(self) -> None:
+        if self.profile and not (len(self.profile) == 2 and 1 <= self.profile[0] <= self.profile[1]):
+            raise UserError(
+                f"config.watch.profile is {self.profile}; give the first and the last step of the trace, such as (10, 12)."
+            )
+        if self.eval_every < 1:
+            raise UserError(f"config.watch.eval_every is {self.eval_every}; it is a number of steps, at least 1.")
 
 
 def run(
@@ -28,20 +46,26 @@ def run(
     identity: str,
     put: Callable[[Any], Any],
     examples: Callable[[int], list[str]],
+    work: Callable[[int, Any], dict[str, float]],
     save_every: int,
     title: str,
+    dtype: str = "float32",
+    watch: Watch = Watch(),  # noqa: B008 (it is frozen)
+    evaluate: Callable[[State], dict[str, jax.Array]] | None = None,
 ) -> State:
     """Trains from the latest checkpoint in `directory` through all steps of `learning_rates`, and returns the state.
 
-    batches(start) yields host batches from that step on; put() moves one to the devices; examples(step) names a step's rows.
+    batches(start) yields host batches from that step on; put() moves one to the devices; examples(step) names a step's rows;
+    work(step, host batch) is what metrics.rates needs; evaluate(state) is called every `watch.eval_every` steps.
     Raises UserError where the loss is not finite, naming the step and its examples.
     """
     steps = len(learning_rates)
     checkpoints = Checkpoints(directory / "checkpoints", identity)
     state = checkpoints.restore(state)
     start = int(state["step"])
-    metrics_file = MetricsFile(directory / "metrics.jsonl", start)
-    pending: tuple[int, dict[str, jax.Array]] | None = None
+    lines = metrics.Metrics(directory, start, title=title, identity=identity, wandb=watch.wandb)
+    pending: tuple[int, dict[str, jax.Array], dict[str, float]] | None = None
+    tracing = False
     clock = time.perf_counter()
     bar = tqdm(total=steps, initial=start, desc=title, unit="step", mininterval=1.0, dynamic_ncols=True)
 
@@ -49,7 +73,7 @@ def run(
         nonlocal clock
         if pending is None:
             return
-        step, values = pending
+        step, values, done = pending
         line = {name: float(value) for name, value in jax.device_get(values).items()}
         if not math.isfinite(line["loss"]):
             ids = examples(step - 1)
@@ -58,23 +82,34 @@ def run(
                 f"{' ...' if len(ids) > 8 else ''}. Lower config.train.learning_rate, or look at these examples."
             )
         now = time.perf_counter()
-        metrics_file.write({"step": step, **line, "seconds": round(now - clock, 4)})
+        lines.write({"step": step, **line, **metrics.rates(done, now - clock, dtype)})
         clock = now
         bar.set_postfix(loss=f"{line['loss']:.4f}", refresh=False)
         bar.update(1)
 
     try:
         for step, host_batch in zip(range(start + 1, steps + 1), batches(start), strict=True):
+            if watch.profile and step == watch.profile[0]:
+                jax.profiler.start_trace(str(directory / "profile"))
+                tracing = True
             state, values = step_fn(state, put(host_batch), learning_rates[step - 1])
+            if evaluate and (step % watch.eval_every == 0 or step == steps):
+                values = values | evaluate(state)
+            if tracing and step == watch.profile[1]:
+                jax.block_until_ready(state)
+                jax.profiler.stop_trace()
+                tracing = False
             report()
-            pending = (step, values)
+            pending = (step, values, work(step - 1, host_batch))
             if save_every and step % save_every == 0 and step < steps:
                 report()  # first: a state whose loss is not finite is not kept, and no saved step lacks its metrics
                 pending = None
                 checkpoints.save(state, step)
         report()
     finally:
+        if tracing:
+            jax.profiler.stop_trace()
         bar.close()
-        metrics_file.close()
+        lines.close()
         checkpoints.close()
     return state

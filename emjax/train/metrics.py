@@ -1,13 +1,59 @@
-"""Metrics as JSON lines, one a step; on resume the lines past the restored step are dropped and written again."""
+"""What a run reports while it trains: JSON lines always, TensorBoard events beside them, Weights & Biases when asked."""
 
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
+import jax
+
+from emjax.errors import UserError
+
+# Dense bfloat16 TFLOP/s of one device, as the vendors state them, by jax's device_kind.
+PEAK_TFLOPS = {
+    "NVIDIA H200": 989.0, "NVIDIA H100 80GB HBM3": 989.0, "NVIDIA A100-SXM4-80GB": 312.0,
+    "TPU v4": 275.0, "TPU v5 lite": 197.0, "TPU v5": 459.0, "TPU v6 lite": 918.0,
+}  # fmt: skip
+
+
+class Metrics:
+    """Writes each step's line to all places. `start` is the number of steps already done: their lines stay."""
+
+    def __init__(self, directory: Path, start: int, *, title: str, identity: str, wandb: str = ""):
+        from tensorboardX import SummaryWriter  # here, so that the training step and the benchmarks run without it
+
+        self._wandb = None
+        if wandb:
+            try:
+                import wandb as library
+            except ImportError as error:
+                raise UserError(
+                    f"config.watch.wandb is {wandb!r}, but the package wandb is not installed. Install it "
+                    "(pip install wandb), or leave the field empty: metrics.jsonl and TensorBoard are written anyway."
+                ) from error
+            self._wandb = library.init(project=wandb, name=title, id=identity[:16], resume="allow", dir=str(directory))
+        self._file = MetricsFile(directory / "metrics.jsonl", start)
+        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1)
+
+    def write(self, line: dict[str, Any]) -> None:
+        self._file.write(line)
+        for name, value in line.items():
+            if name != "step":
+                self._board.add_scalar(name, value, line["step"])
+        if self._wandb:
+            self._wandb.log(line, step=line["step"])
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+        if self._wandb:
+            self._wandb.finish()
+
 
 class MetricsFile:
+    """JSON lines, one a step; on resume the lines past the restored step are dropped and written again."""
+
     def __init__(self, path: Path, start: int):
-        """`start` is the number of steps already done: their lines stay."""
         kept = [line for line in read_lines(path) if line["step"] <= start] if path.exists() else []
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("w")
@@ -26,3 +72,41 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """All whole lines; a last line cut off by a kill is left out."""
     lines = path.read_text().split("\n")
     return [json.loads(line) for line in lines[:-1] if line]
+
+
+def matmul_weights(params: Any) -> tuple[int, int]:
+    """(weights of all layers' matrices, weights of the head): what a token is multiplied with. The embedding is looked up."""
+    layers = sum(x.size for x in jax.tree.leaves(params["layers"]) if x.ndim == 3)
+    return layers, params["embed"].size
+
+
+def flops(weights: tuple[int, int], *, full: bool, tokens: int, scored: int, kl_tokens: int = 0, kl_scored: int = 0) -> int:
+    """The arithmetic that one optimizer step needs, by the passes it makes: 2 a weight and token forward, 2 for the gradient
+    of the activations, 2 for that of the weights where the base is trained; KL rows go forward only.
+
+    The head works on scored tokens alone. Attention, LoRA's own products, padding and recomputation are not credited.
+    """
+    layers, head = weights
+    return (6 if full else 4) * (layers * tokens + head * scored) + 2 * (layers * kl_tokens + head * kl_scored)
+
+
+def rates(work: dict[str, float], seconds: float, dtype: str) -> dict[str, float]:
+    """The line's part that a clock makes: `work` is {"examples", "tokens", "flops", "padding"} of one step.
+
+    mfu: the share of the vendor's bfloat16 peak; absent for float32 and for devices whose peak is not known here.
+    """
+    tflops = work["flops"] / seconds / 1e12
+    line = {
+        "seconds": seconds, "examples_s": work["examples"] / seconds, "tokens_s": work["tokens"] / seconds, "tflops": tflops,
+        "padding": work["padding"], "peak_gb": peak_gb(),
+    }  # fmt: skip
+    peak = PEAK_TFLOPS.get(jax.devices()[0].device_kind)
+    if peak and dtype == "bfloat16":
+        line["mfu"] = tflops / (peak * jax.device_count())
+    return {name: float(f"{value:.5g}") for name, value in line.items()}
+
+
+def peak_gb() -> float:
+    """The most memory used so far, in 2^30 bytes: of the first device, or of this process on a CPU."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return (stats.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2**30

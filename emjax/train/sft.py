@@ -36,3 +36,11 @@ def step(
     grads = jax.tree.map(lambda g: g / weight, grads)
     state, norm = train_state.apply(state, grads, optimizer, learning_rate, tuning)
     return state, {"loss": total / weight, "grad_norm": norm, "tokens": jnp.count_nonzero(rows["weights"])}
+
+
+@functools.partial(jax.jit, static_argnames="tuning")
+def evaluate(trainable: Any, frozen: Any, rows: dict[str, jax.Array], *, tuning: Tuning) -> tuple[jax.Array, jax.Array]:
+    """(sum of -w log p, sum of w) of one batch; nothing is trained."""
+    params, adapter = tuning.assemble(trainable, frozen)
+    logprobs_BxP = row_logprobs(tuning.config, params, adapter, rows, implementation=tuning.implementation)
+    return -(logprobs_BxP * rows["weights"]).sum(), rows["weights"].sum()

@@ -26,19 +26,29 @@ class Tuning:
     implementation: str = "xla"
     remat: str = "none"
     mesh: Mesh | None = None
+    dtype: str = "float32"  # the base's: what trained weights, kept in float32, are cast to for the forward pass
 
     def assemble(self, trainable: Any, frozen: Any) -> tuple[Any, Adapter | None]:
         """(params, adapter) for the forward pass."""
-        return (trainable, None) if self.lora is None else (frozen, Adapter(self.lora, trainable))
+        return (cast(trainable, self.dtype), None) if self.lora is None else (frozen, Adapter(self.lora, trainable))
 
     @property
     def forward(self) -> dict[str, str]:
         return {"implementation": self.implementation, "remat": self.remat}
 
 
+def cast(tree: Any, dtype: str) -> Any:
+    return jax.tree.map(lambda x: x.astype(dtype), tree)
+
+
 def create(trainable: Any, optimizer: optax.GradientTransformation, tuning: Tuning) -> State:
+    """The state of step 0. Weights and moments are float32 whatever the base's dtype: an update of a bfloat16 weight by less
+    than 1/256 of it would be lost."""
+    found = {str(x.dtype) for x in jax.tree.leaves(trainable)}
+    if tuning.lora is None and found != {tuning.dtype}:
+        raise ValueError(f"the base is {', '.join(sorted(found))}, but Tuning.dtype is {tuning.dtype}")
     # Copied: the step donates its state, and the trainable tree may also be the model the caller goes on using.
-    trainable = jax.tree.map(jnp.copy, trainable)
+    trainable = jax.tree.map(lambda x: jnp.array(x, jnp.float32), trainable)
     return _placed({"trainable": trainable, "opt": optimizer.init(trainable), "step": jnp.zeros((), jnp.int32)}, tuning)
 
 

@@ -13,6 +13,7 @@ from emjax.data.batches import Example
 from emjax.errors import UserError
 from emjax.kto import kto_loss, pairing, reference
 from emjax.kto import step as kto_step
+from emjax.kto.pairing import Plan
 from emjax.kto.step import KtoConfig
 from emjax.models import lora
 from emjax.train import state
@@ -48,7 +49,7 @@ def adapter(config, shift):
 
 def compute(tiny):
     tuning = Tuning(tiny.config, LORA)
-    made = reference.compute(tiny.params, None, tuning, EXAMPLES, [BLOCK], [PARTNERS], 8, BUCKETS, jax.device_put)
+    made = reference.compute(tiny.params, None, tuning, EXAMPLES, Plan([BLOCK], [PARTNERS], [0]), 8, BUCKETS, jax.device_put)
     return {name: values[0] for name, values in made.items()}
 
 
@@ -87,7 +88,7 @@ def test_metrics_are_those_of_the_loss_on_given_log_probs(tiny, cache, whole):
     score = jax.jit(functools.partial(sequence_logprobs, tiny.config, tiny.params, policy))
     wanted, aux = kto_loss(
         score(batch["rows"]), cache["reference"][:7], score(batch["kl_rows"]), cache["reference_kl"][:7], labels,
-        **dataclasses.asdict(BETA),
+        **kto_step._weights(BETA),
     )  # fmt: skip
     _, metrics = whole
     assert aux["kl"] > 0.1  # not clamped
@@ -115,7 +116,7 @@ def test_donation_and_one_program_for_each_bucket(tiny, cache):
     longer = [dataclasses.replace(e, ids=(9,) * 8 + e.ids, start=8 + e.start, weights=(0.0,) * 8 + e.weights) for e in EXAMPLES]
     made = {name: np.stack([values, values]) for name, values in cache.items()}
     order = [0, 1, 1, 0, 1, 0]
-    build = kto_step.build(EXAMPLES + longer, [BLOCK, BLOCK + 7], [PARTNERS, PARTNERS + 7], order, 8, (12, 24), made)
+    build = kto_step.build(EXAMPLES + longer, Plan([BLOCK, BLOCK + 7], [PARTNERS, PARTNERS + 7], order), 8, (12, 24), made)
     settings = {"tuning": Tuning(tiny.config, LORA), "optimizer": PLAIN, "kto": BETA}
     size = kto_step.step._cache_size()
     now = state.create(adapter(tiny.config, 0.05), PLAIN, settings["tuning"])
@@ -131,7 +132,7 @@ def test_build_serves_the_block_of_the_step_with_its_reference():
     blocks = [np.array([0, 3]), np.array([5, 2])]
     partners = [np.array([3, 0]), np.array([2, 5])]
     made = {"reference": np.array([[1.0, 2.0, 0], [3, 4, 0]]), "reference_kl": np.array([[5.0, 6, 0], [7, 8, 0]])}
-    build = kto_step.build(EXAMPLES, blocks, partners, [1, 0, 0, 1], 3, BUCKETS, made)
+    build = kto_step.build(EXAMPLES, Plan(blocks, partners, [1, 0, 0, 1]), 3, BUCKETS, made)
     for step, block in enumerate([1, 0, 0, 1]):
         found, wanted = build(step), kto_step.batch(EXAMPLES, blocks[block], partners[block], 3, BUCKETS)
         wanted |= {name: values[block] for name, values in made.items()}
@@ -160,18 +161,18 @@ def test_the_cache_is_refused_when_anything_it_depends_on_changes(tmp_path):
     made = {"reference": np.float32([[1.5, 2.5]]), "reference_kl": np.float32([[3.5, 4.5]])}
     path = tmp_path / "reference.npz"
     blocks, partners = [BLOCK[:3], BLOCK[3:]], [PARTNERS[:3], PARTNERS[3:]]
-    key = reference.key("model", EXAMPLES, blocks, partners)
+    key = reference.key("model", EXAMPLES, Plan(blocks, partners, []))
     assert reference.cached(path, key, lambda: made) is made
     read = reference.cached(path, key, lambda: pytest.fail("made again"))
     jax.tree.map(np.testing.assert_array_equal, read, made)
     assert not list(tmp_path.glob("*partial*"))
     changed = dataclasses.replace(EXAMPLES[2], weights=EXAMPLES[2].weights[:-1] + (0.0,))
     others = [
-        reference.key("another", EXAMPLES, blocks, partners),
-        reference.key("model", [*EXAMPLES[:2], changed, *EXAMPLES[3:]], blocks, partners),
-        reference.key("model", EXAMPLES, blocks[::-1], partners[::-1]),
-        reference.key("model", EXAMPLES, blocks, [PARTNERS[:3][::-1], PARTNERS[3:]]),
-        reference.key("model", EXAMPLES[:-1], blocks, partners),
+        reference.key("another", EXAMPLES, Plan(blocks, partners, [])),
+        reference.key("model", [*EXAMPLES[:2], changed, *EXAMPLES[3:]], Plan(blocks, partners, [])),
+        reference.key("model", EXAMPLES, Plan(blocks[::-1], partners[::-1], [])),
+        reference.key("model", EXAMPLES, Plan(blocks, [PARTNERS[:3][::-1], PARTNERS[3:]], [])),
+        reference.key("model", EXAMPLES[:-1], Plan(blocks, partners, [])),
     ]
     assert len({key, *others}) == 6
     for other in others:

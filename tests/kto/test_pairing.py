@@ -41,35 +41,38 @@ def test_equal_prompts_are_refused():
 def test_blocks(count, batch_size, seed):
     if batch_size == 2 and count % 2:
         with pytest.raises(UserError, match=r"config\.train\.batch_size"):
-            pairing.blocks(count, batch_size, seed)
+            pairing.blocks(pairing.arranged([None] * count, "shuffled", seed), batch_size)
         return
-    blocks = pairing.blocks(count, batch_size, seed)
+    blocks = pairing.blocks(pairing.arranged([None] * count, "shuffled", seed), batch_size)
     assert sorted(np.concatenate(blocks)) == list(range(count))
     sizes = [len(b) for b in blocks]
     assert 2 <= min(sizes) <= max(sizes) <= batch_size
     assert max(sizes) - min(sizes) <= 1
-    assert all(np.array_equal(a, b) for a, b in zip(blocks, pairing.blocks(count, batch_size, seed), strict=True))
+    assert all(
+        np.array_equal(a, b)
+        for a, b in zip(blocks, pairing.blocks(pairing.arranged([None] * count, "shuffled", seed), batch_size), strict=True)
+    )
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(1, 8), (0, 8), (9, 1)])
 def test_too_few(count, batch_size):
     with pytest.raises(UserError, match="two examples"):
-        pairing.blocks(count, batch_size, 0)
+        pairing.blocks(pairing.arranged([None] * count, "shuffled", 0), batch_size)
 
 
 def test_pairs_and_epochs():
     ids = [f"p{i % 7}" for i in range(30)]
-    blocks = pairing.blocks(30, 8, 3)
+    blocks = pairing.blocks(np.arange(30), 8)
     partners = pairing.pairs(blocks, ids, 3)
     for block, partner, again in zip(blocks, partners, pairing.pairs(blocks, ids, 3), strict=True):
         assert set(partner) <= set(block)
         assert np.array_equal(partner, again)
         assert all(ids[i] != ids[j] for i, j in zip(block, partner, strict=True))
-    order = pairing.epochs(blocks, 3, 3)
+    order = pairing.epochs_of(blocks, 3, 3)
     each = [order[i : i + len(blocks)] for i in range(0, len(order), len(blocks))]
     assert [sorted(e) for e in each] == [list(range(len(blocks)))] * 3
     assert len({tuple(e) for e in each}) > 1
-    assert order == pairing.epochs(blocks, 3, 3)
+    assert order == pairing.epochs_of(blocks, 3, 3)
 
 
 def examples():

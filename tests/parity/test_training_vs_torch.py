@@ -108,13 +108,16 @@ def test_sft(lm, directory):
 
 def test_kto(lm, directory, tmp_path):
     data = examples(9, prompted=True)
-    blocks = pairing.blocks(9, 6, 0)  # five rows and four
-    partners = pairing.pairs(blocks, [e.prompt_id for e in data], 0)
-    order = pairing.epochs(blocks, 3, 0)[:5]
+    labels, prompts = [e.label for e in data], [e.prompt_id for e in data]
+    # Five rows and four.
+    plan = pairing.plan(
+        labels, prompts, preset="emjax", order="shuffled", batch_size=6, microbatches=2, epochs=3, seed=0
+    )  # fmt: skip
+    blocks, partners, order = plan.blocks, plan.partners, plan.order
     adapter = lora.init(lora.LoraConfig(4, 8.0, targets=("q", "o", "up")), QWEN, jax.random.key(3))
     tuning, kto = Tuning(QWEN, adapter.config), kto_step.KtoConfig(0.3, 1.0, 1.25)
-    made = reference.compute(lm.params, None, tuning, data, blocks, partners, 6, BUCKETS, jax.device_put)
-    build = kto_step.build(data, blocks, partners, order, 6, BUCKETS, made)
+    made = reference.compute(lm.params, None, tuning, data, plan, 6, BUCKETS, jax.device_put)
+    build = kto_step.build(data, plan, 6, BUCKETS, made, 2)
     models.save_adapter(lm.replace(adapter=adapter), tmp_path)
     base = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     model = peft.PeftModel.from_pretrained(base, str(tmp_path), is_trainable=True)

@@ -11,6 +11,7 @@ from emjax.data import batches
 from emjax.data.batches import Example
 from emjax.kto import reference
 from emjax.kto import step as kto_step
+from emjax.kto.pairing import Plan
 from emjax.micro import tokenizer
 from emjax.micro.world import World
 from emjax.models import LanguageModel, decoder, lora, sharding
@@ -68,9 +69,9 @@ def run(method, lm, mesh, steps, checkpoints=None, save_at=None):
     else:
         trainable, frozen = lora.init(ADAPTER, CONFIG, jax.random.key(1)).weights, lm.params
         step = functools.partial(kto_step.step, kto=kto_step.KtoConfig(0.5), **settings)
-        blocks, partners = [block], [np.roll(block, 1)]
-        made = reference.compute(lm.params, None, tuning, examples, blocks, partners, 16, (16,), put)
-        build = kto_step.build(examples, blocks, partners, [0] * 3, 16, (16,), made)
+        plan = Plan([block], [np.roll(block, 1)], [0] * 3)
+        made = reference.compute(lm.params, None, tuning, examples, plan, 16, (16,), put)
+        build = kto_step.build(examples, plan, 16, (16,), made, 2)
     now = state.create(trainable, OPT, tuning)
     if checkpoints:
         now = checkpoints.restore(now)
