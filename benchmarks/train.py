@@ -61,7 +61,7 @@ def main() -> None:
     params = shapes.random_params(config, dtype)
     adapted = None if args.full else lora.LoraConfig(args.lora_rank, 2.0 * args.lora_rank)
     kernel = "cudnn" if jax.default_backend() == "gpu" and dtype == "bfloat16" else "xla"
-    tuning = Tuning(config, adapted, kernel, args.remat)
+    tuning = Tuning(config, adapted, kernel, args.remat, dtype=dtype)
     opt = optimizer.make(0.9, 0.999, 1e-8, 0.01, 1.0)
     if adapted is None:
         trainable, frozen = params, None
@@ -79,25 +79,22 @@ def main() -> None:
     else:
         half = args.seq // 2
         matched = rows(config, args.batch, args.seq, half, 0)
-        # The partner's completion after the row's own prompt.
-        mixed = np.concatenate([matched["tokens"][:, :half], np.roll(matched["tokens"], 1, axis=0)[:, half:]], axis=1)
-        batch = jax.device_put(
-            {
-                "rows": matched,
-                "kl_rows": matched | {"tokens": mixed},
-                "desirable": np.arange(args.batch) % 2 == 0,
-                "valid": np.ones(args.batch, np.float32),
-            }
-        )
+        kl = {
+            "tokens": np.roll(matched["tokens"], 1, axis=0)[:, half:],
+            "weights": matched["weights"],
+            "starts": np.full(args.batch, half, np.int32),
+        }
+        given = {"rows": matched, "kl": kl, "desirable": np.arange(args.batch) % 2 == 0}
+        batch = jax.device_put(given | {"valid": np.ones(args.batch, np.float32)})
         zeros = jnp.zeros(args.batch, jnp.float32)
         if args.reference == "live" and adapted is None:
             parser.error("--reference live with --full would need a second copy of the weights; use --reference cached")
 
         def step(current: Any) -> tuple[Any, Any]:
-            live = (zeros, zeros)
+            scores = {"reference": zeros, "reference_kl": zeros}
             if args.reference == "live":
-                live = reference.pair(params, None, batch["rows"], batch["kl_rows"], tuning=tuning)
-            given = batch | {"reference": live[0], "reference_kl": live[1]}
+                scores = reference.score(params, None, batch, tuning=tuning)
+            given = batch | scores
             return kto_step.step(current, frozen, given, rate, kto=kto_step.KtoConfig(), **settings)
 
     times = []

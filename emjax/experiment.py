@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from emjax import models, plan, report
 from emjax.data import batches, chat
@@ -184,9 +183,6 @@ def fit(
         step: Any = functools.partial(kto_step.step, kto=kto)
         counts["undesirable_weight"] = kto.undesirable_weight
         counts |= pairing.facts(plan, [e.prompt_id for e in examples])
-        if plan.partners:
-            pairs = zip(np.concatenate(plan.blocks), np.concatenate(plan.partners), strict=True)
-            counts["kl_prompts_cut"] = sum(kto_step.prompt_cut(examples[i], examples[j], buckets[-1]) > 0 for i, j in pairs)
         if kept_back:
             how = {"preset": "emjax", "order": "shuffled", "microbatches": 1, "epochs": 1}
             held_plan, held_cache = planned(kept_back, "reference_held_out.npz", **how)
@@ -212,10 +208,11 @@ def fit(
         tokens, scored = sum(len(e.ids) for e in block), sum(w > 0 for e in block for w in e.weights)
         kl_tokens = kl_scored = 0
         if partners_of:
-            answers = [len(examples[j].ids) - examples[j].start for j in partners_of[step]]
-            kl_scored = sum(answers)
-            kl_tokens = sum(min(buckets[-1], e.start + answer) for e, answer in zip(block, answers, strict=True))
-        padded = sum(batch[name]["tokens"].size for name in ("rows", "kl_rows") if name in batch) or batch["tokens"].size
+            kl_scored = sum(len(examples[j].ids) - examples[j].start for j in partners_of[step])
+            # Several microbatches run the prompts, and with them the rows, once more.
+            kl_tokens = kl_scored + (tokens if microbatches > 1 else 0)
+        padded = batch.get("rows", batch)["tokens"].size * (2 if kl_tokens > kl_scored else 1)
+        padded += batch["kl"]["tokens"].size if kl_tokens else 0
         done = metrics.flops(
             matmuls, full=lora_config is None, tokens=tokens, scored=scored, kl_tokens=kl_tokens, kl_scored=kl_scored
         )

@@ -15,17 +15,16 @@ from emjax.errors import UserError
 from emjax.kto import step as kto_step
 from emjax.kto.pairing import Plan
 from emjax.models.lora import Adapter
-from emjax.train.logprobs import sequence_logprobs
 from emjax.train.state import Tuning
 
 Put = Callable[[Any], Any]
 
 
 @functools.partial(jax.jit, static_argnames="tuning")
-def pair(params: Any, adapter: Adapter | None, *rows: Any, tuning: Tuning) -> tuple[jax.Array, ...]:
-    """Sequence log-probs of the matched and of the mismatched rows, float32 [B] each."""
-    score = functools.partial(sequence_logprobs, tuning.config, params, adapter, implementation=tuning.implementation)
-    return tuple(map(score, rows))
+def score(params: Any, adapter: Adapter | None, batch: kto_step.Batch, *, tuning: Tuning) -> dict[str, jax.Array]:
+    """The reference's sequence log-probs, float32 [B] each: {"reference", and "reference_kl" where rows are paired}."""
+    found = kto_step.logprobs(params, adapter, batch, tuning.config, tuning.scoring)
+    return dict(zip(("reference", "reference_kl"), found, strict=False))
 
 
 @jax.jit
@@ -73,10 +72,8 @@ def compute(
     scored = []
     for number, block in enumerate(plan.blocks):
         made = kto_step.batch(examples, block, plan.partners[number] if plan.partners else None, size, buckets)
-        rows = [put(made[name]) for name in ("rows", "kl_rows") if name in made]
-        scored.append(pair(params, adapter, *rows, tuning=tuning))
-    stacked = map(np.stack, zip(*jax.device_get(scored), strict=True))
-    found = dict(zip(("reference", "reference_kl"), stacked, strict=False))
+        scored.append(score(params, adapter, put(made), tuning=tuning))
+    found = jax.tree.map(lambda *parts: np.stack(parts), *jax.device_get(scored))
     for name, values in found.items():
         if not np.isfinite(values).all():
             b, row = np.argwhere(~np.isfinite(values))[0]

@@ -15,8 +15,10 @@ from emjax.data.batches import Example
 from emjax.errors import UserError
 from emjax.kto.loss import example_losses, reference_point
 from emjax.kto.pairing import Plan
+from emjax.models.config import ModelConfig
+from emjax.models.lora import Adapter
 from emjax.train import state as train_state
-from emjax.train.logprobs import sequence_logprobs
+from emjax.train.logprobs import pair_logprobs, sequence_logprobs
 from emjax.train.state import State, Tuning
 
 Batch = dict[str, Any]
@@ -56,36 +58,45 @@ def balanced(kto: KtoConfig, labels: Sequence[bool | None]) -> KtoConfig:
     return dataclasses.replace(kto, undesirable_weight=kto.undesirable_weight * factor)
 
 
-def prompt_cut(e: Example, other: Example, limit: int) -> int:
-    """How many prompt tokens the row (prompt of e, completion of other) has to lose to be at most `limit` long."""
-    return max(0, e.start + len(other.ids) - other.start - limit)
-
-
 def batch(
     examples: Sequence[Example], block: np.ndarray, partners: np.ndarray | None, size: int, buckets: Sequence[int]
 ) -> Batch:
-    """The rows of one block and of its mismatched pairs (prompt of i, completion of i's partner), padded to `size` rows.
+    """The rows of one block, padded to `size`, and in "kl" the completions of their partners, which follow the same prompts.
 
-    A mismatched row longer than the longest bucket loses the oldest tokens of its prompt after the first one (which may be a
-    BOS), never any of its completion. Without partners there are no mismatched rows.
+    Without partners there is no "kl".
     """
-    matched, mismatched = [], []
-    for i in block:
-        e = examples[i]
-        matched.append((e.ids, e.weights))
-    for i, j in zip(block, [] if partners is None else partners, strict=partners is not None):
-        e, other = examples[i], examples[j]
-        cut = prompt_cut(e, other, buckets[-1])
-        prompt = e.ids[:1] + e.ids[1 + cut : e.start]
-        mismatched.append((prompt + other.ids[other.start :], (0.0,) * len(prompt) + other.weights[other.start :]))
+    chosen = [examples[i] for i in block]
     pad = size - len(block)
-    what = f"the batch that starts with example {examples[block[0]].id!r}"
-    made = {
-        "rows": batches.rows(matched, size, buckets, what),
-        "desirable": np.array([bool(examples[i].label) for i in block] + [False] * pad),
+    made: Batch = {
+        "rows": batches.rows(
+            [(e.ids, e.weights) for e in chosen], size, buckets, f"the batch that starts with example {chosen[0].id!r}"
+        ),
+        "desirable": np.array([bool(e.label) for e in chosen] + [False] * pad),
         "valid": np.array([1.0] * len(block) + [0.0] * pad, np.float32),
     }
-    return made | ({"kl_rows": batches.rows(mismatched, size, buckets, what)} if mismatched else {})
+    if partners is None:
+        return made
+    others = [examples[j] for j in partners]
+    C = 1 << (max(len(e.ids) - e.start for e in (*chosen, *others)) - 1).bit_length()  # powers of two, like the rows' positions
+    kl = {
+        "tokens": np.zeros((size, C), np.int32),
+        "weights": np.zeros((size, C), np.float32),
+        "starts": np.array([e.start for e in chosen] + [1] * pad, np.int32),
+    }
+    for i, other in enumerate(others):
+        count = len(other.ids) - other.start
+        kl["tokens"][i, :count] = other.ids[other.start :]
+        kl["weights"][i, :count] = other.weights[other.start :]
+    return made | {"kl": kl}
+
+
+def logprobs(
+    params: Any, adapter: Adapter | None, batch: Batch, config: ModelConfig, forward: dict[str, Any]
+) -> tuple[jax.Array, ...]:
+    """Sequence log-probs of the rows, and of their mismatched pairs where the batch has them."""
+    if "kl" in batch:
+        return pair_logprobs(config, params, adapter, batch["rows"], batch["kl"], **forward)
+    return (sequence_logprobs(config, params, adapter, batch["rows"], **forward),)
 
 
 def build(
@@ -111,19 +122,22 @@ def build(
 
 
 def _reduction(
-    kto: KtoConfig, sums_M: jax.Array, nonzero_M: jax.Array, counts_M: jax.Array
+    kto: KtoConfig, kl_ratios_B: jax.Array, valid_B: jax.Array, microbatches: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(z_M, share_M, divisor) from the sums of mismatched log-ratios over the microbatches, how many are not 0, and how many
-    rows there are: the loss is sum_M(share_M * sum of the microbatch's losses) / divisor.
+    """(z_B, share_B, divisor): the loss is sum_B(share * the row's loss) / divisor, formed with the row's z.
 
     emjax: one z and one mean over the batch. The libraries: a z each, and a mean of the means of the microbatches that have
     rows; HALOs' z is a mean over the ratios that are not exactly 0 (0 where all are).
     """
     if kto.preset == "emjax":
-        count = counts_M.sum()
-        return jnp.full_like(sums_M, reference_point(sums_M.sum(), count)), jnp.ones_like(sums_M), count
-    over_M = nonzero_M if kto.preset == "halos" else counts_M
-    return reference_point(sums_M, jnp.maximum(over_M, 1)), 1 / jnp.maximum(counts_M, 1), (counts_M > 0).sum()
+        z = reference_point(kl_ratios_B.sum(), valid_B.sum())
+        return jnp.full_like(valid_B, z), valid_B, valid_B.sum()
+    ratios_MxR, valid_MxR = train_state.split((kl_ratios_B, valid_B), microbatches)
+    counts_M = valid_MxR.sum(axis=1)
+    over_M = jnp.count_nonzero(ratios_MxR, axis=1) if kto.preset == "halos" else counts_M
+    z_M = reference_point(ratios_MxR.sum(axis=1), jnp.maximum(over_M, 1))
+    row = np.arange(len(valid_B)) % microbatches
+    return z_M[row], valid_B / jnp.maximum(counts_M, 1)[row], (counts_M > 0).sum()
 
 
 @functools.partial(jax.jit, static_argnames=("tuning", "optimizer", "kto", "microbatches"), donate_argnames="state")
@@ -138,44 +152,54 @@ def step(
     kto: KtoConfig,
     microbatches: int = 1,
 ) -> tuple[State, dict[str, jax.Array]]:
-    """One optimizer step. With preset emjax z is the mean over the whole batch, formed before the gradient passes, so that the
-    result depends neither on slices nor on shards; rows without gradient never enter the differentiated pass."""
+    """One optimizer step. With preset emjax z is the mean over the whole batch, formed before any gradient, so that the
+    result depends neither on slices nor on shards; rows without gradient never enter the differentiated pass.
+
+    In one microbatch the mismatched rows go on from the keys and values of the pass that is differentiated. In several, z
+    takes a pass of its own over all of them.
+    """
     valid_B = batch["valid"]
-    counts_M = train_state.split(valid_B, microbatches).sum(axis=1)
 
-    def mismatched(_: None, part: Batch) -> tuple[None, tuple[jax.Array, jax.Array]]:
-        params, adapter = tuning.assemble(state["trainable"], frozen)
-        policy_B = sequence_logprobs(tuning.config, params, adapter, part["kl_rows"], implementation=tuning.implementation)
-        ratios_B = (policy_B - part["reference_kl"]) * part["valid"]
-        return None, (ratios_B.sum(), jnp.count_nonzero(ratios_B))
+    def kl_ratios(part: Batch, policy_kl_B: jax.Array) -> jax.Array:
+        return (policy_kl_B - part["reference_kl"]) * part["valid"]
 
-    sums_M, nonzero_M = jnp.zeros_like(counts_M), jnp.zeros_like(counts_M)
-    if kto.paired:
-        _, (sums_M, nonzero_M) = jax.lax.scan(mismatched, None, train_state.split(batch, microbatches))
-    z_M, share_M, divisor = _reduction(kto, sums_M, nonzero_M, counts_M)
+    def mismatched(_: None, part: Batch) -> tuple[None, jax.Array]:
+        policy = tuning.assemble(state["trainable"], frozen)
+        return None, kl_ratios(part, logprobs(*policy, part, tuning.config, tuning.scoring)[1])
 
-    def loss_sum(trainable: Any, part: Batch) -> tuple[jax.Array, jax.Array]:
-        params, adapter = tuning.assemble(trainable, frozen)
-        policy_B = sequence_logprobs(tuning.config, params, adapter, part["rows"], **tuning.forward)
-        ratios_B = policy_B - part["reference"]
-        losses_B = example_losses(ratios_B, part["z"], part["desirable"], **_weights(kto))
-        return (losses_B * part["share"]).sum(), ratios_B
+    if kto.paired and microbatches > 1:
+        ratios_MxR = jax.lax.scan(mismatched, None, train_state.split(batch, microbatches))[1]
+        batch = {name: x for name, x in batch.items() if name != "kl"} | {"kl_ratios": train_state.join(ratios_MxR)}
+    elif not kto.paired:
+        batch = batch | {"kl_ratios": jnp.zeros_like(valid_B)}
+    if "kl_ratios" in batch:
+        z_B, share_B = _reduction(kto, batch["kl_ratios"], valid_B, microbatches)[:2]
+        batch = batch | {"z": z_B, "share": share_B}
 
-    # An example has one weight, that of its scored tokens; it enters the sum and not the count, like a class weight.
-    row = np.arange(len(valid_B)) % microbatches
-    per_row = {"z": z_M[row], "share": share_M[row] * batch["rows"]["weights"].max(axis=1)}
+    def loss_sum(trainable: Any, part: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        policy_B, *policy_kl = logprobs(*tuning.assemble(trainable, frozen), part, tuning.config, tuning.forward)
+        if policy_kl:
+            ratios_B = kl_ratios(part, *policy_kl)
+            z_B, share_B = _reduction(kto, ratios_B, part["valid"], 1)[:2]
+            part = part | {"kl_ratios": ratios_B, "z": z_B, "share": share_B}
+        log_ratios_B = policy_B - part["reference"]
+        # An example has one weight, that of its scored tokens; it enters the sum and not the count, like a class weight.
+        weights_B = part["share"] * part["rows"]["weights"].max(axis=1)
+        losses_B = example_losses(log_ratios_B, part["z"], part["desirable"], **_weights(kto))
+        return (losses_B * weights_B).sum(), {"ratios": log_ratios_B, "kl_ratios": part["kl_ratios"], "z": part["z"]}
+
     grad = jax.value_and_grad(loss_sum, has_aux=True)
-    total, ratios, grads = train_state.accumulate(grad, state["trainable"], batch | per_row, microbatches)
+    total, found, grads = train_state.accumulate(grad, state["trainable"], batch, microbatches)
+    divisor = _reduction(kto, found["kl_ratios"], valid_B, microbatches)[2]
     grads = jax.tree.map(lambda g: g / divisor, grads)
     state, norm = train_state.apply(state, grads, optimizer, learning_rate, tuning)
-    # Slices are strided; the metrics below need only sums over labels in the same order.
-    desirable_B = train_state.split(batch["desirable"], microbatches).reshape(-1)
-    valid_B = train_state.split(valid_B, microbatches).reshape(-1)
-    rewards_B = kto.beta * ratios
-    metrics = {"loss": total / divisor, "grad_norm": norm, "kl_raw": sums_M.sum() / counts_M.sum()}
-    metrics["kl"] = (z_M * (counts_M > 0)).sum() / (counts_M > 0).sum()
-    for name, chosen_B in (("desirable", desirable_B * valid_B), ("undesirable", (~desirable_B) * valid_B)):
+    count = valid_B.sum()
+    metrics = {"loss": total / divisor, "grad_norm": norm, "kl_raw": found["kl_ratios"].sum() / count}
+    z_M, valid_M = (train_state.split(x, microbatches).max(axis=1) for x in (found["z"], valid_B))
+    metrics["kl"] = (z_M * valid_M).sum() / valid_M.sum()
+    for name, chosen_B in (("desirable", batch["desirable"] * valid_B), ("undesirable", (~batch["desirable"]) * valid_B)):
         # Sums and counts, not means: a class may be absent from a batch.
+        rewards_B = kto.beta * found["ratios"]
         metrics |= {f"reward_{name}_sum": (rewards_B * chosen_B).sum(), f"{name}_count": chosen_B.sum()}
     return state, metrics
 
@@ -183,12 +207,11 @@ def step(
 @functools.partial(jax.jit, static_argnames=("tuning", "kto"))
 def evaluate(trainable: Any, frozen: Any, batch: Batch, *, tuning: Tuning, kto: KtoConfig) -> tuple[jax.Array, jax.Array]:
     """(sum of the losses, number of examples) of one batch, with its own z whatever the preset; nothing is trained."""
-    params, adapter = tuning.assemble(trainable, frozen)
-    score = functools.partial(sequence_logprobs, tuning.config, params, adapter, implementation=tuning.implementation)
+    policy_B, *policy_kl = logprobs(*tuning.assemble(trainable, frozen), batch, tuning.config, tuning.scoring)
     count, z = batch["valid"].sum(), jnp.zeros(())
-    if kto.paired:
-        z = reference_point(((score(batch["kl_rows"]) - batch["reference_kl"]) * batch["valid"]).sum(), count)
-    losses_B = example_losses(score(batch["rows"]) - batch["reference"], z, batch["desirable"], **_weights(kto))
+    if policy_kl:
+        z = reference_point(((policy_kl[0] - batch["reference_kl"]) * batch["valid"]).sum(), count)
+    losses_B = example_losses(policy_B - batch["reference"], z, batch["desirable"], **_weights(kto))
     return (losses_B * batch["rows"]["weights"].max(axis=1)).sum(), count
 
 

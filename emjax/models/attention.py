@@ -73,6 +73,28 @@ def splash(
     return spread(local)(q_BxTxHxh, k_BxTxKxh, v_BxTxKxh)
 
 
+def after(
+    q_BxCxHxh: jax.Array,
+    k_BxCxKxh: jax.Array,
+    v_BxCxKxh: jax.Array,
+    k_BxTxKxh: jax.Array,
+    v_BxTxKxh: jax.Array,
+    lengths_B: jax.Array,
+    implementation: str,
+) -> jax.Array:
+    """Attention of C positions that follow the first `lengths` (>= 1) of T others: to those, and causally to themselves.
+
+    The two parts are computed apart and joined by their normalisers, so that no [C, T] mask is built. For passes without
+    gradient. Splash has no such form; on TPUs `xla` computes it.
+    """
+    kernel = {"xla": "xla", "splash": "xla", "cudnn": "cudnn"}[implementation]
+    attend = functools.partial(jax.nn.dot_product_attention, implementation=kernel, return_residual=True)
+    own, own_norm_BxCxH = attend(q_BxCxHxh, k_BxCxKxh, v_BxCxKxh, is_causal=True)
+    before, before_norm_BxCxH = attend(q_BxCxHxh, k_BxTxKxh, v_BxTxKxh, key_value_seq_lengths=lengths_B)
+    share_BxCxHx1 = jax.nn.sigmoid(before_norm_BxCxH - own_norm_BxCxH)[..., None]
+    return (share_BxCxHx1 * before + (1 - share_BxCxHx1) * own).astype(q_BxCxHxh.dtype)
+
+
 def over_cache(q_BxHxh: jax.Array, k_BxKxSxh: jax.Array, v_BxKxSxh: jax.Array, lengths_B: jax.Array) -> jax.Array:
     """One query a row over the first `lengths` positions of its cache, [B, H, h]; scores and softmax in float32.
 

@@ -175,6 +175,34 @@ def forward(
     return rms_norm(x_BxTxD, params["final_norm"], config.norm_eps), kept
 
 
+def extend(
+    config: ModelConfig,
+    params: Params,
+    tokens_BxC: jax.Array,
+    lengths_B: jax.Array,
+    kv: tuple[jax.Array, jax.Array],
+    *,
+    adapter: Adapter | None = None,
+    implementation: str = "xla",
+) -> jax.Array:
+    """hidden_BxCxD of tokens that follow the first `lengths` positions of rows whose keys and values `forward` has kept.
+
+    What a row holds beyond its length is not seen. Without gradient.
+    """
+    tables = rope.tables(config, lengths_B[:, None] + jnp.arange(tokens_BxC.shape[1]))
+
+    def body(x_BxCxD: jax.Array, layer: Any) -> tuple[jax.Array, None]:
+        p, adapter, (k_BxTxKxh, v_BxTxKxh) = layer
+
+        def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
+            return attention.after(q, k, v, k_BxTxKxh, v_BxTxKxh, lengths_B, implementation), None
+
+        return block(config, p, x_BxCxD, tables, attend, adapter)
+
+    x_BxCxD, _ = jax.lax.scan(body, params["embed"][tokens_BxC], (params["layers"], adapter, kv))
+    return rms_norm(x_BxCxD, params["final_norm"], config.norm_eps)
+
+
 def head(params: Params) -> jax.Array:
     """The output matrix [D, V]."""
     return params["head"] if "head" in params else params["embed"].T

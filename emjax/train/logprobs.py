@@ -1,6 +1,5 @@
 """The one function that turns hidden states into log-probabilities, for training, scoring and serving."""
 
-import functools
 from typing import Any
 
 import jax
@@ -68,29 +67,55 @@ def _use_gradient(gradient_BxCxD: jax.Array, g_BxC: jax.Array) -> tuple[None, ja
 _chunk_logprobs_of_constant_head.defvjp(_keep_gradient, _use_gradient)
 
 
-@functools.partial(jax.named_call, name="row_logprobs")
 def row_logprobs(
-    config: ModelConfig,
-    params: Any,
-    adapter: Adapter | None,
-    rows: dict[str, jax.Array],
-    *,
-    implementation: str = "xla",
-    remat: str = "none",
+    config: ModelConfig, params: Any, adapter: Adapter | None, rows: dict[str, jax.Array], **forward: Any
 ) -> jax.Array:
     """Log-probs float32 [B, P] of the tokens at rows["positions"], each given what stands before it."""
-    hidden_BxTxD, _ = decoder.forward(
-        config, params, rows["tokens"], adapter=adapter, implementation=implementation, remat=remat
-    )
+    hidden_BxTxD, _ = decoder.forward(config, params, rows["tokens"], adapter=adapter, **forward)
+    return _at_positions(params, adapter, rows, hidden_BxTxD)
+
+
+def _at_positions(params: Any, adapter: Adapter | None, rows: dict[str, jax.Array], hidden_BxTxD: jax.Array) -> jax.Array:
     before_BxP = rows["positions"] - 1
     hidden_BxPxD = jnp.take_along_axis(hidden_BxTxD, before_BxP[..., None], axis=1)
     targets_BxP = jnp.take_along_axis(rows["tokens"], rows["positions"], axis=1)
     return token_logprobs(decoder.head(params), hidden_BxPxD, targets_BxP, train_head=adapter is None)
 
 
+def _summed(logprobs_BxP: jax.Array, weights_BxP: jax.Array) -> jax.Array:
+    """Over the scored tokens (weight > 0), as KTO needs it: never length-normalised."""
+    return jnp.where(weights_BxP > 0, logprobs_BxP, 0.0).sum(axis=-1)
+
+
 def sequence_logprobs(
-    config: ModelConfig, params: Any, adapter: Adapter | None, rows: dict[str, jax.Array], **kw: Any
+    config: ModelConfig, params: Any, adapter: Adapter | None, rows: dict[str, jax.Array], **forward: Any
 ) -> jax.Array:
-    """float32 [B]: the sum over each row's scored tokens (weight > 0), as KTO needs it: never length-normalised."""
-    logprobs_BxP = row_logprobs(config, params, adapter, rows, **kw)
-    return jnp.where(rows["weights"] > 0, logprobs_BxP, 0.0).sum(axis=-1)
+    """float32 [B]: the sum over each row's scored tokens."""
+    return _summed(row_logprobs(config, params, adapter, rows, **forward), rows["weights"])
+
+
+def pair_logprobs(
+    config: ModelConfig,
+    params: Any,
+    adapter: Adapter | None,
+    rows: dict[str, jax.Array],
+    others: dict[str, jax.Array],
+    **forward: Any,
+) -> tuple[jax.Array, jax.Array]:
+    """(sequence log-probs of the rows, those of other completions after the same prompts), two float32 [B].
+
+    `others`: "tokens" and "weights" [B, C] of the completions, and "starts" [B], the lengths of the prompts in `rows`. The
+    prompts are run once: their keys and values serve both. The second result has no gradient.
+    """
+    hidden_BxTxD, kv = decoder.forward(config, params, rows["tokens"], adapter=adapter, keep_kv=True, **forward)
+    matched_B = _summed(_at_positions(params, adapter, rows, hidden_BxTxD), rows["weights"])
+    params, adapter, hidden_BxTxD, kv = jax.lax.stop_gradient((params, adapter, hidden_BxTxD, kv))
+    tokens_BxC, starts_B = others["tokens"], others["starts"]
+    hidden_BxCxD = decoder.extend(
+        config, params, tokens_BxC, starts_B, kv, adapter=adapter, implementation=forward["implementation"]
+    )
+    # The first token follows the prompt's last, the others one another.
+    last_Bx1xD = jnp.take_along_axis(hidden_BxTxD, starts_B[:, None, None] - 1, axis=1)
+    before_BxCxD = jnp.concatenate([last_Bx1xD, hidden_BxCxD[:, :-1]], axis=1)
+    logprobs_BxC = token_logprobs(decoder.head(params), before_BxCxD, tokens_BxC)
+    return matched_B, _summed(logprobs_BxC, others["weights"])

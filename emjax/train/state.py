@@ -33,8 +33,14 @@ class Tuning:
         return (cast(trainable, self.dtype), None) if self.lora is None else (frozen, Adapter(self.lora, trainable))
 
     @property
-    def forward(self) -> dict[str, str]:
-        return {"implementation": self.implementation, "remat": self.remat}
+    def forward(self) -> dict[str, Any]:
+        """How a differentiated pass runs."""
+        return {"implementation": self.implementation, "remat": self.remat, "mesh": self.mesh}
+
+    @property
+    def scoring(self) -> dict[str, Any]:
+        """How a pass without gradient runs."""
+        return {"implementation": self.implementation, "mesh": self.mesh}
 
 
 def cast(tree: Any, dtype: str) -> Any:
@@ -108,7 +114,12 @@ def accumulate(
         return (total + value, jax.tree.map(lambda s, g: s + g.astype(jnp.float32), sums, grads)), aux
 
     (value, grads), aux = jax.lax.scan(body, (jnp.zeros(()), zeros), micro)
-    return value, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), aux), grads
+    return value, join(aux), grads
+
+
+def join(aux: Any) -> Any:
+    """The inverse of `split`: [count, B / count, ...] -> [B, ...]."""
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), aux)
 
 
 def split(batch: Any, count: int) -> Any:

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from emjax.data import batches
 from emjax.data.batches import Example
 from emjax.errors import UserError
 from emjax.kto import kto_loss, pairing, reference
@@ -86,8 +87,15 @@ def test_metrics_are_those_of_the_loss_on_given_log_probs(tiny, cache, whole):
     labels = jnp.asarray(batch["desirable"])
     policy = lora.Adapter(LORA, adapter(tiny.config, 0.05))
     score = jax.jit(functools.partial(sequence_logprobs, tiny.config, tiny.params, policy))
+    mixed = [
+        (EXAMPLES[i].ids[: EXAMPLES[i].start] + EXAMPLES[j].ids[EXAMPLES[j].start :],
+         (0.0,) * EXAMPLES[i].start + EXAMPLES[j].weights[EXAMPLES[j].start :])
+        for i, j in zip(BLOCK, PARTNERS, strict=True)
+    ]  # fmt: skip
+    # Each mismatched row by itself, from its prompt on.
+    apart = batches.rows(mixed, 7, (32,), "the mismatched rows")
     wanted, aux = kto_loss(
-        score(batch["rows"]), cache["reference"][:7], score(batch["kl_rows"]), cache["reference_kl"][:7], labels,
+        score(batch["rows"]), cache["reference"][:7], score(apart), cache["reference_kl"][:7], labels,
         **kto_step._weights(BETA),
     )  # fmt: skip
     _, metrics = whole
@@ -152,7 +160,7 @@ def test_padding_rows_have_no_reference(cache):
 def test_a_reference_that_is_not_finite_is_refused(tiny, monkeypatch, bad, which):
     found = [np.full(8, -9.0), np.full(8, -9.0)]
     found[which][4] = bad
-    monkeypatch.setattr(reference, "pair", lambda *_, **__: found)
+    monkeypatch.setattr(reference, "score", lambda *_, **__: dict(zip(("reference", "reference_kl"), found, strict=True)))
     with pytest.raises(UserError, match=f"'e4' a {['reference', 'reference_kl'][which]} log-probability of {bad}"):
         compute(tiny)
 

@@ -91,28 +91,26 @@ def test_detector(partners, mean):
     M = np.array([[1, 10, 100], [1000, 2, 20], [200, 2000, 3]], float)
     made = kto_step.batch(examples(), np.arange(3), np.array(partners), 4, (8,))
 
-    def ratios(rows):
-        found = []
-        for tokens, positions, weights in zip(rows["tokens"], rows["positions"], rows["weights"], strict=True):
-            if not weights.any():
-                continue
-            scored = tokens[positions[weights > 0]]
-            assert scored[-1] == 99
-            assert len(scored) == 2
-            found.append(M[tokens[0] // 10 - 1, scored[0] // 10 - 1])
-        return found
-
-    assert ratios(made["rows"]) == [1, 2, 3]
-    assert np.isclose(np.mean(ratios(made["kl_rows"])), mean)
+    rows, kl = made["rows"], made["kl"]
+    starts = made["kl"]["starts"]
+    matched, mixed = [], []
+    for i in range(3):
+        own = rows["tokens"][i][rows["positions"][i][rows["weights"][i] > 0]]
+        other = kl["tokens"][i][kl["weights"][i] > 0]
+        for found, scored in ((matched, own), (mixed, other)):
+            assert (len(scored), scored[-1]) == (2, 99)
+            found.append(M[rows["tokens"][i, starts[i] - 1] // 10 - 1, scored[0] // 10 - 1])
+    assert matched == [1, 2, 3]
+    assert np.isclose(np.mean(mixed), mean)
 
 
 def test_batch():
     made = kto_step.batch(examples(), np.array([2, 0]), np.array([0, 2]), 4, (4, 8))
     assert made["rows"]["tokens"].tolist()[:2] == [[30, 30, 30, 39, 99, 0, 0, 0], [10, 19, 99, 0, 0, 0, 0, 0]]
-    assert made["kl_rows"]["tokens"].tolist()[:2] == [[30, 30, 30, 19, 99, 0, 0, 0], [10, 39, 99, 0, 0, 0, 0, 0]]
-    assert made["kl_rows"]["positions"].tolist()[:2] == [[3, 4], [1, 2]]
+    assert made["kl"]["tokens"].tolist() == [[19, 99], [39, 99], [0, 0], [0, 0]]
+    assert made["kl"]["starts"].tolist() == [3, 1, 1, 1]
     assert made["desirable"].tolist() == [True, True, False, False]
     assert made["valid"].tolist() == [1, 1, 0, 0]
-    for rows in (made["rows"], made["kl_rows"]):
+    for rows in (made["rows"], made["kl"]):
         assert not rows["tokens"][2:].any()
         assert not rows["weights"][2:].any()

@@ -174,7 +174,7 @@ def test_the_step_of_each_preset(tiny, preset, monkeypatch):
     ratio, kl_ratio = {}, {}
     for block, partners in zip(plan.blocks, plan.partners, strict=True):
         made = kto_step.batch(data, block, partners, SIZE, (16,))
-        scored = [reference.pair(tiny.params, a, made["rows"], made["kl_rows"], tuning=tuning) for a in (policy, None)]
+        scored = [reference.score(tiny.params, a, made, tuning=tuning).values() for a in (policy, None)]
         matched, mixed = (np.float64(a) - np.float64(b) for a, b in zip(*scored, strict=True))
         for at, (i, j) in enumerate(zip(block.tolist(), partners.tolist(), strict=True)):
             ratio[i], kl_ratio[i, j] = matched[at], mixed[at]
@@ -187,11 +187,11 @@ def test_the_step_of_each_preset(tiny, preset, monkeypatch):
 
 def test_halos_counts_ratios_that_are_not_zero():
     """Ratios [0, 2, -0.5, 0.5] give 2/3 and not 1/2; no row at all gives 0."""
-    sums, nonzero, counts = np.float32([2.0, 0.0]), np.int32([3, 0]), np.float32([4, 0])
+    ratios, valid = jax.numpy.asarray(np.float32([[0, 2, -0.5, 0.5], [0, 0, 0, 0]]).T.reshape(-1)), np.float32([1, 0] * 4)
     for preset, point in (("halos", 2 / 3), ("trl", 0.5)):
-        z, share, divisor = kto_step._reduction(KtoConfig(preset=preset), *map(jax.numpy.asarray, (sums, nonzero, counts)))
-        np.testing.assert_allclose(z, [point, 0.0], rtol=1e-6)
-        np.testing.assert_allclose(share[0] / divisor, 0.25)  # one microbatch has rows
+        z, share, divisor = kto_step._reduction(KtoConfig(preset=preset), ratios, jax.numpy.asarray(valid), 2)
+        np.testing.assert_allclose(z, [point, 0.0] * 4, rtol=1e-6)
+        np.testing.assert_allclose(share / divisor, 0.25 * valid)  # one microbatch has rows
 
 
 def test_apo_needs_no_partner(tiny):
@@ -201,7 +201,7 @@ def test_apo_needs_no_partner(tiny):
     cache = reference.compute(tiny.params, None, tuning, data, plan, 2, (16,), jax.device_put)
     assert cache.keys() == {"reference"}
     batch = kto_step.build(data, plan, 2, (16,), cache)(0)
-    assert "kl_rows" not in batch
+    assert "kl" not in batch
     policy = jax.tree.map(lambda x: x + 0.06, lora.init(LORA, tiny.config, jax.random.key(1)).weights)
     settings = {"tuning": tuning, "optimizer": NOTHING}
     _, metrics = kto_step.step(

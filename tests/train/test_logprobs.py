@@ -1,5 +1,6 @@
 """Hidden states to log-probs: values, chunks, and what is never materialised."""
 
+import dataclasses
 import functools
 import math
 
@@ -13,7 +14,7 @@ from emjax.data.batches import rows
 from emjax.kto import step as kto_step
 from emjax.models import lora
 from emjax.train import logprobs, optimizer, sft, state
-from emjax.train.logprobs import row_logprobs, sequence_logprobs, token_logprobs
+from emjax.train.logprobs import pair_logprobs, row_logprobs, sequence_logprobs, token_logprobs
 from emjax.train.state import Tuning
 
 B, P, D, V = 3, 10, 8, 37
@@ -49,6 +50,23 @@ def test_gradients_in_any_chunks(case):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
 
+def test_gradients_with_a_constant_head(case):
+    """Kept in the forward pass, they are those that the backward pass would make; the head has none."""
+    head, hidden, targets, _ = case
+    slope = jnp.arange(B * P, dtype=jnp.float32).reshape(B, P) - 20
+
+    def total(hidden, **how):
+        return (token_logprobs(head, hidden, targets, **how) * slope).sum()
+
+    for chunk in (1, B * 3, 1000):
+        (value, ours), (wanted_value, wanted) = (
+            jax.value_and_grad(functools.partial(total, chunk=chunk, train_head=flag))(hidden) for flag in (False, True)
+        )
+        np.testing.assert_array_equal(value, wanted_value)
+        np.testing.assert_allclose(ours, wanted, atol=3e-5, rtol=0)
+    assert not np.any(jax.grad(lambda head: token_logprobs(head, hidden, targets, train_head=False).sum())(head))
+
+
 def test_bfloat16_states_still_give_float32_logits(case):
     head, hidden, targets, _ = case
     low = head.astype(jnp.bfloat16), hidden.astype(jnp.bfloat16)
@@ -78,6 +96,41 @@ def test_no_more_logits_than_a_chunk(case):
         assert most_tokens(jaxpr.jaxpr, V) == chunk
 
 
+def test_other_completions_after_the_same_prompts(tiny):
+    """Prompts run once give the log-probs of each whole row, whatever stands in the rows behind their prompts."""
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(0, 101, n).tolist() for n in (1, 5, 17)]
+    owns, others = ([rng.integers(0, 101, n).tolist() for n in sizes] for sizes in ((9, 3, 4), (8, 1, 6)))
+
+    def whole(completions):
+        pairs = [(p + c, [0.0] * len(p) + [1.0] * len(c)) for p, c in zip(prompts, completions, strict=True)]
+        return rows(pairs, 4, (32,), "")
+
+    kl = {"tokens": np.zeros((4, 8), np.int32), "weights": np.zeros((4, 8), np.float32), "starts": np.array([1, 5, 17, 1])}
+    for i, c in enumerate(others):
+        kl["tokens"][i, : len(c)], kl["weights"][i, : len(c)] = c, 1.0
+    adapter = lora.init(lora.LoraConfig(2, 2.0), tiny.config, jax.random.key(0))
+    adapter = dataclasses.replace(adapter, weights=jax.tree.map(lambda x: x + 0.05, adapter.weights))
+    score = functools.partial(sequence_logprobs, tiny.config, tiny.params, adapter)
+    found = pair_logprobs(tiny.config, tiny.params, adapter, whole(owns), kl, implementation="xla")
+    for ours, completions in zip(found, (owns, others), strict=True):
+        np.testing.assert_allclose(ours, score(whole(completions)), atol=3e-5, rtol=0)
+    assert found[1][3] == 0
+
+
+def test_other_completions_have_no_gradient(tiny):
+    made = rows([((1, 2, 3, 4), (0, 0, 1, 1))], 1, (4,), "")
+    kl = {"tokens": np.array([[5, 6]]), "weights": np.ones((1, 2), np.float32), "starts": np.array([2])}
+    adapter = lora.init(lora.LoraConfig(2, 2.0), tiny.config, jax.random.key(0))
+
+    def both(weights, use):
+        found = pair_logprobs(tiny.config, tiny.params, lora.Adapter(adapter.config, weights), made, kl, implementation="xla")
+        return found[use].sum()
+
+    assert any(x.any() for x in jax.tree.leaves(jax.grad(both)(adapter.weights, 0)))
+    assert not any(x.any() for x in jax.tree.leaves(jax.grad(both)(adapter.weights, 1)))
+
+
 @pytest.mark.parametrize("method", ["sft", "kto"])
 def test_no_more_logits_than_a_chunk_in_a_whole_step(tiny, method):
     size, T = 4, 1024  # four chunks
@@ -90,7 +143,8 @@ def test_no_more_logits_than_a_chunk_in_a_whole_step(tiny, method):
         batch, step = made, sft.step
     else:
         four = np.zeros(size, np.float32)
-        batch = {"rows": made, "kl_rows": made, "desirable": four > 0, "valid": four + 1}
+        kl = {"tokens": made["tokens"], "weights": made["weights"], "starts": np.ones(size, np.int32)}
+        batch = {"rows": made, "kl": kl, "desirable": four > 0, "valid": four + 1}
         batch |= {"reference": four, "reference_kl": four}
         step = functools.partial(kto_step.step, kto=kto_step.KtoConfig())
     fresh = state.create(lora.init(tuning.lora, tiny.config, jax.random.key(0)).weights, opt, tuning)

@@ -1,0 +1,147 @@
+"""python -m benchmarks.peers --model llama3.1-8b --method kto --batch 12 --seq 1024 [--lora_rank 32] [--checkpointing]
+
+The same step as benchmarks.train, made by the libraries that people use today, on the same shapes and random weights; one
+JSON line. sft: peft's adapter on transformers' model, its loss, torch's AdamW. kto: TRL's KTOTrainer, reference live (the
+adapter switched off). Rows of `seq` tokens without padding; KTO's are half prompt, half completion. Needs torch and trl.
+
+examples_s, tokens_s    as benchmarks.train
+step_s                  median of the steps after the second
+peak_gb                 of 2^30 bytes, as torch allocated them (on a CPU: of the process)
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import tempfile
+import time
+from typing import Any
+
+import torch
+import transformers
+from peft import LoraConfig, get_peft_model
+
+from benchmarks import shapes
+from emjax.micro import tokenizer
+from emjax.micro.world import World
+
+MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def clock() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def sft(model: Any, args: argparse.Namespace) -> list[float]:
+    """Seconds of each step."""
+    model.train()
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=1e-5, weight_decay=0.01, fused=torch.cuda.is_available()
+    )
+    tokens = torch.randint(0, model.config.vocab_size, (args.batch, args.seq), device=model.device)
+    times = []
+    for _ in range(args.steps + 2):
+        start = clock()
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        times.append(clock() - start)
+    return times
+
+
+def kto(model: Any, args: argparse.Namespace) -> list[float]:
+    """Seconds of each step of a whole run of the trainer."""
+    import datasets
+    import trl
+
+    world = World(0)
+    tok = tokenizer.build(world)
+    words = itertools.cycle(word for word in world.vocabulary() if len(tok(f" {word}").input_ids) == 1)
+    half = args.seq // 2
+
+    def text(count: int) -> str:
+        return " " + " ".join(itertools.islice(words, count))
+
+    rows = [
+        {"prompt": text(half), "completion": text(half - 1), "label": i % 2 == 0}  # the trainer adds an end token
+        for i in range(args.batch * (args.steps + 2))
+    ]
+    times = []
+
+    class Clock(transformers.TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self.start = clock()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            times.append(clock() - self.start)
+
+    with tempfile.TemporaryDirectory() as directory:
+        cuda = torch.cuda.is_available()
+        settings = trl.KTOConfig(
+            output_dir=directory, per_device_train_batch_size=args.batch, max_steps=args.steps + 2, learning_rate=1e-5,
+            optim="adamw_torch_fused" if cuda else "adamw_torch", weight_decay=0.01, max_grad_norm=1.0, max_length=args.seq,
+            gradient_checkpointing=args.checkpointing, bf16=cuda, use_cpu=not cuda, logging_steps=1000, save_strategy="no",
+            report_to="none", disable_tqdm=True,
+        )  # fmt: skip
+        trainer = trl.KTOTrainer(
+            model=model,
+            args=settings,
+            train_dataset=datasets.Dataset.from_list(rows),
+            processing_class=tok,
+            callbacks=[Clock()],
+        )
+        first = trainer.train_dataset[0]
+        assert (len(first["prompt_ids"]), len(first["completion_ids"])) == (half, args.seq - half), "rows of another length"
+        trainer.train()
+    return times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=sorted(shapes.SHAPES), required=True)
+    parser.add_argument("--method", choices=("sft", "kto"), required=True)
+    parser.add_argument("--batch", type=int, required=True)
+    parser.add_argument("--seq", type=int, required=True)
+    parser.add_argument("--lora_rank", type=int, default=32)
+    parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing")
+    parser.add_argument("--steps", type=int, default=5)
+    args = parser.parse_args()
+
+    config, dtype = shapes.SHAPES[args.model]
+    cuda = torch.cuda.is_available()
+    with torch.device("cuda" if cuda else "cpu"):
+        model = transformers.AutoModelForCausalLM.from_config(
+            transformers.AutoConfig.for_model(**config.to_hf(), use_cache=False), dtype=getattr(torch, dtype)
+        )
+    if args.checkpointing:
+        model.gradient_checkpointing_enable()
+        model.enable_input_require_grads()
+    adapter = LoraConfig(
+        task_type="CAUSAL_LM", r=args.lora_rank, lora_alpha=2 * args.lora_rank, target_modules=MODULES, lora_dropout=0.0
+    )
+    model = get_peft_model(model, adapter)
+    times = (sft if args.method == "sft" else kto)(model, args)
+    step_s = statistics.median(times[2:])
+    peak = round(torch.cuda.max_memory_allocated() / 2**30, 3) if cuda else shapes.peak_gb()
+    print(
+        json.dumps(
+            vars(args)
+            | {
+                "peer": "peft" if args.method == "sft" else "trl",
+                "device": torch.cuda.get_device_name() if cuda else "cpu",
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+                "examples_s": round(args.batch / step_s, 3),
+                "tokens_s": round(args.batch * args.seq / step_s, 1),
+                "step_s": round(step_s, 4),
+                "peak_gb": peak,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
