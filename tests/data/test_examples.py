@@ -5,7 +5,7 @@ import json
 import pytest
 
 from emjax.data import chat
-from emjax.data.examples import check_messages, read_trajectories, tokenized
+from emjax.data.examples import check_messages, held_out, read_examples, read_trajectories, tokenized
 from emjax.errors import UserError
 from emjax.micro import tokenizer
 from emjax.micro.world import World
@@ -138,3 +138,57 @@ def test_bad_trajectories_name_file_and_line(tmp_path, bad, named):
 def test_missing_trajectories(tmp_path):
     with pytest.raises(UserError, match=r"none\.jsonl"):
         read_trajectories(tmp_path / "none.jsonl")
+
+
+@pytest.mark.parametrize("label", ["true", "false", "good", "True", 1, 0, None])
+def test_labels_are_parsed_strictly(tmp_path, label):
+    file = written(tmp_path, row(TALK), row(TALK, "b", label=label))
+    with pytest.raises(UserError, match="field 'label' must be true or false") as error:
+        read_examples(file, labelled=True)
+    assert f"{file}, line 2" in str(error.value)
+    if label is None:
+        assert len(read_examples(file, labelled=False)) == 2
+
+
+@pytest.mark.parametrize(
+    ("bad", "named"),
+    [
+        ({"id": "a"}, "'a' occurs before"),
+        ({"prompt_id": 3}, "'prompt_id'"),
+        ({"completion": None}, "'completion'"),
+        ({"messages": []}, "'messages'"),
+        ({"weight": "1"}, "'weight'"),
+        ({"weight": -1}, "'weight'"),
+        ({"weight": True}, "'weight'"),
+        ({"weight": None}, "'weight'"),
+    ],
+)
+def test_bad_examples_name_file_line_and_field(tmp_path, bad, named):
+    file = written(tmp_path, row(TALK), row(TALK, "b") | bad)
+    with pytest.raises(UserError, match=named) as error:
+        read_examples(file, labelled=True)
+    assert f"{file}, line 2" in str(error.value)
+
+
+def test_rows_without_a_scored_token_are_dropped_and_counted():
+    rows = [row(TALK), row(TALK, "b", completion=""), row(TALK, "c", weight=0), row(TALK, "d", completion=" ".join(WORDS))]
+    examples, counts = tokenized(rows, TOK, (END,), 20)
+    assert [e.id for e in examples] == ["a"]
+    assert {k: v for k, v in counts.items() if k.startswith("dropped")} == {
+        "dropped_empty": 1, "dropped_weight_0": 1, "dropped_too_long": 1,
+    }  # fmt: skip
+
+
+def test_held_out_by_prompt():
+    rows = [row(TALK, f"e{i}", prompt_id=f"p{i // 3}") for i in range(30)]
+    examples, _ = tokenized(rows, TOK, (END,), 100)
+    train, held = held_out(examples, 0.2, 0)
+    assert len(train) == 24
+    assert len({e.prompt_id for e in held}) == 2
+    assert not {e.prompt_id for e in train} & {e.prompt_id for e in held}
+    assert held_out(examples[::-1], 0.2, 0)[1] == held[::-1]  # whatever the order of the rows
+    assert held_out(examples, 0.2, 1)[1] != held
+    assert held_out(examples, 0.0, 0) == (examples, [])
+    for share in (0.01, 1.0, -0.5, 2):
+        with pytest.raises(UserError, match=r"config\.train\.held_out"):
+            held_out(examples, share, 0)

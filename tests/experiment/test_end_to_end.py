@@ -33,11 +33,11 @@ def run(config, workdir, *more):
 
 
 def outputs(workdir):
-    """Every final file whose bytes must not depend on how often the run was killed (metrics.jsonl holds timings)."""
+    """Every final file whose bytes must not depend on how often the run was killed (metrics and events hold timings)."""
     files = {p.relative_to(workdir): p for p in sorted(Path(workdir).rglob("*")) if p.is_file()}
-    timed = {"metrics.jsonl"}
-    # Its manifest lists sizes of the file with timings.
-    skip = {str(p) for p in files if p.name in timed or (p.name == "manifest.json" and "train" in p.parts)}
+    timed = {"metrics.jsonl", "tensorboard"}
+    # Its manifest lists sizes of the files with timings.
+    skip = {str(p) for p in files if timed & set(p.parts) or (p.name == "manifest.json" and "train" in p.parts)}
     return {str(p): path.read_bytes() for p, path in files.items() if str(p) not in skip}
 
 

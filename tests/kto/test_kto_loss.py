@@ -164,3 +164,31 @@ def test_other_misuse():
             vectors[place] = bad
             with pytest.raises(ValueError, match="shape"):
                 kto_loss(*vectors, labels)
+
+
+@pytest.mark.parametrize("loss_type", ["kto", "apo_zero_unpaired"])
+def test_float64_numpy_in_and_out_without_x64(loss_type):
+    arguments, _, wanted, _ = vector("plain")
+    arguments = [np.asarray(a) for a in arguments]
+    inside = float(kto_loss(*arguments, loss_type=loss_type)[0])
+    with jax.enable_x64(False):
+        loss, aux = kto_loss(*arguments, loss_type=loss_type)
+        assert loss.dtype == aux["kl"].dtype == aux["losses"].dtype == np.float64
+        assert abs(loss - inside) < 1e-15
+        assert loss_type != "kto" or abs(loss - wanted) < 1e-12
+        single, _ = kto_loss(*(a.astype(np.float32) if a.dtype == np.float64 else a for a in arguments))
+        assert single.dtype == np.float32
+
+
+@given(st.integers(1, 8), st.floats(0.01, 0.5), st.sampled_from(["kto", "apo_zero_unpaired"]), st.integers(0, 2**31))
+@settings(max_examples=20, deadline=None)
+def test_gradients_against_finite_differences(size, beta, loss_type, seed):
+    rng = np.random.default_rng(seed)
+    policy, reference, policy_kl, reference_kl = rng.uniform(-30, -1, (4, size))
+    labels = rng.random(size) < 0.5
+    options = {"beta": beta, "desirable_weight": 1.3, "undesirable_weight": 0.7, "loss_type": loss_type}
+    _, _, (gradient, *_) = evaluate((policy, reference, policy_kl, reference_kl, jnp.asarray(labels)), **options)
+    h = 1e-5
+    for i, step in enumerate(np.eye(size) * h):
+        up, down = (kto_loss(policy + s, reference, policy_kl, reference_kl, labels, **options)[0] for s in (step, -step))
+        assert abs((up - down) / (2 * h) - gradient[i]) < 1e-9

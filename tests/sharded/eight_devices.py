@@ -4,6 +4,7 @@ import functools
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from emjax import models
@@ -114,6 +115,48 @@ def test_one_and_eight_devices_agree(one, eight, method, tmp_path):
     alone_again, rest = run(method, one[0], None, 3, Checkpoints(tmp_path, "run"))
     jax.tree.map(NEAR, rest, wanted[2:])
     jax.tree.map(CLOSE, alone_again["trainable"], alone["trainable"])
+
+
+@pytest.fixture(scope="module")
+def gradients(one):
+    """gradients(mesh): the loss, z and new weights of one plain step of full KTO tuning on that mesh."""
+    plain, kto, examples, block = optax.sgd(1.0), kto_step.KtoConfig(0.5), data(), np.arange(15)
+    plan = Plan([block], [np.roll(block, 1)], [0])
+    rng = np.random.default_rng(0)
+
+    def run(mesh):
+        tuning = Tuning(CONFIG, None, mesh=mesh)
+        params, put = one[0].params, jax.device_put
+        if mesh:
+            specs = sharding.parameter_specs(decoder.abstract(CONFIG, "float32")[1])
+            params = jax.device_put(params, sharding.shardings(mesh, specs))
+            put = functools.partial(jax.device_put, device=sharding.batch_sharding(mesh))
+        made = {"reference": given[0][None], "reference_kl": given[1][None]}
+        batch = put(kto_step.build(examples, plan, 16, (16,), made)(0))
+        now, metrics = kto_step.step(
+            state.create(params, plain, tuning), None, batch, np.float32(1.0), tuning=tuning, optimizer=plain, kto=kto
+        )  # fmt: skip
+        return metrics, now["trainable"]
+
+    given = rng.uniform(-60, -40, (2, 16)).astype(np.float32)
+    return run
+
+
+@pytest.fixture(scope="module")
+def alone(gradients):
+    return gradients(None)
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 1), (2, 1, 2), (1, 2, 2), (8, 1, 1), (1, 8, 1), (1, 4, 2), (2, 1, 4)]
+)
+def test_every_mesh_gives_the_same_step(gradients, alone, shape):
+    devices = np.array(jax.devices()[: np.prod(shape)]).reshape(shape)
+    metrics, weights = gradients(jax.sharding.Mesh(devices, sharding.AXES))
+    assert alone[0]["kl"] > 0.1
+    jax.tree.map(NEAR, metrics, alone[0])
+    CLOSE(metrics["loss"], alone[0]["loss"])
+    jax.tree.map(CLOSE, weights, alone[1])
 
 
 def test_the_state_is_spread_like_the_base(eight):

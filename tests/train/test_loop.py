@@ -2,6 +2,9 @@
 
 import functools
 import json
+import struct
+import sys
+import types
 
 import jax
 import numpy as np
@@ -11,7 +14,7 @@ from emjax.data import batches
 from emjax.data.batches import Example
 from emjax.errors import UserError
 from emjax.models import lora
-from emjax.train import loop, optimizer, sft, state
+from emjax.train import loop, metrics, optimizer, sft, state
 from emjax.train.metrics import MetricsFile, read_lines
 from emjax.train.state import Tuning
 
@@ -127,8 +130,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path, bad_step):
     named = ", ".join(f"e{i}" for i in steps[bad_step - 1])
 
     def step_fn(old, *rest):
-        new, metrics = sft.step(old, *rest, tuning=Tuning(tiny.config, LORA), optimizer=OPT)
-        return new, metrics | {"loss": metrics["loss"] * (np.nan if new["step"] == bad_step else 1.0)}
+        new, made = sft.step(old, *rest, tuning=Tuning(tiny.config, LORA), optimizer=OPT)
+        return new, made | {"loss": made["loss"] * (np.nan if new["step"] == bad_step else 1.0)}
 
     for _ in range(2):  # and again when it is run again: no broken state was kept
         with pytest.raises(UserError, match=f"nan at step {bad_step}, on the examples {named}"):
@@ -144,3 +147,81 @@ def test_metrics_are_cut_at_the_resumed_step(tmp_path):
     file.write({"step": 3, "loss": 0.5})
     assert read_lines(path) == [{"step": 1}, {"step": 2}, {"step": 3, "loss": 0.5}]  # at once, not when it is closed
     file.close()
+
+
+def test_rates_count_what_is_done(monkeypatch):
+    params = {"layers": {"q": np.zeros((2, 3, 4)), "attn_norm": np.zeros((2, 3))}, "embed": np.zeros((5, 3))}
+    weights = metrics.matmul_weights(params)
+    assert weights == (24, 15)  # the head's once, though it may be the embedding; no norm
+    # LoRA 4 and full tuning 6 a weight and token; the head where it works; mismatched rows forward only.
+    assert metrics.flops(weights, full=False, tokens=10, scored=4) == 4 * (240 + 60)
+    assert metrics.flops(weights, full=True, tokens=10, scored=4, kl_tokens=8, kl_scored=2) == 6 * 300 + 2 * (192 + 30)
+    work = {"examples": 4, "tokens": 100, "flops": 8e12, "padding": 0.25}
+    line = metrics.rates(work, 2.0, "bfloat16")
+    assert (line["examples_s"], line["tokens_s"], line["tflops"], line["padding"]) == (2.0, 50.0, 4.0, 0.25)
+    assert line["peak_gb"] > 0.01
+    assert "mfu" not in line  # no peak is known for this device
+    monkeypatch.setitem(metrics.PEAK_TFLOPS, jax.devices()[0].device_kind, 16.0)
+    assert metrics.rates(work, 2.0, "bfloat16")["mfu"] == 0.25 / jax.device_count()
+    assert "mfu" not in metrics.rates(work, 2.0, "float32")
+
+
+def events(directory):
+    """(tag, step) -> value of all TensorBoard files; a record is its length, a checksum, an event, a checksum."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = {}
+    for file in sorted(directory.glob("tensorboard/*tfevents*")):
+        data = file.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            event = Event.FromString(data[12 : 12 + length])
+            found |= {(v.tag, event.step): v.simple_value for v in event.summary.value}
+            data = data[16 + length :]
+    return found
+
+
+def test_tensorboard_holds_what_the_lines_do(whole):
+    _, directory = whole
+    wanted = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    found = events(directory)
+    for line in wanted:
+        for name in line.keys() - {"step"}:
+            assert found.pop((name, line["step"])) == np.float32(line[name])
+    assert not found
+
+
+def test_weights_and_biases_when_asked(tiny, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"config\.watch\.wandb is 'proj'.*not installed"):
+        run(tiny, tmp_path / "a", watch=loop.Watch(wandb="proj"))
+    logged, calls = [], []
+    client = types.SimpleNamespace(
+        log=lambda line, step: logged.append((step, line["loss"])), finish=lambda: calls.append("end")
+    )
+    fake = types.SimpleNamespace(init=lambda **how: calls.append(how) or client)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    run(tiny, tmp_path / "b", watch=loop.Watch(wandb="proj"))
+    assert logged == [(line["step"], line["loss"]) for line in lines(tmp_path / "b")]
+    assert (calls[0]["project"], calls[0]["name"], calls[0]["resume"], calls[1]) == ("proj", "test", "allow", "end")
+
+
+def test_held_out_loss_and_profile(tiny, whole, tmp_path):
+    """Neither changes what is trained."""
+    seen = []
+
+    def evaluate(now):
+        seen.append(int(now["step"]))
+        return {"held_out_loss": jax.numpy.float32(0.5)}
+
+    trained = run(tiny, tmp_path, evaluate=evaluate, watch=loop.Watch(eval_every=4, profile=(2, 3)))
+    same(trained, whole[0])
+    assert seen == [4, 6]
+    assert [line["step"] for line in lines(tmp_path) if "held_out_loss" in line] == [4, 6]
+    assert list(tmp_path.glob("profile/**/*.xplane.pb"))
+
+
+@pytest.mark.parametrize("bad", [{"profile": (3,)}, {"profile": (0, 2)}, {"profile": (4, 2)}, {"eval_every": 0}])
+def test_bad_watch(bad):
+    with pytest.raises(UserError, match=rf"config\.watch\.{next(iter(bad))}"):
+        loop.Watch(**bad)
