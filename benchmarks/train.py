@@ -85,7 +85,8 @@ def main() -> None:
             "starts": np.full(args.batch, half, np.int32),
         }
         given = {"rows": matched, "kl": kl, "desirable": np.arange(args.batch) % 2 == 0}
-        batch = jax.device_put(given | {"valid": np.ones(args.batch, np.float32)})
+        given |= {"valid": np.ones(args.batch, np.float32), "row": np.arange(args.batch, dtype=np.int32)}
+        batch = jax.device_put(given)
         zeros = jnp.zeros(args.batch, jnp.float32)
         if args.reference == "live" and adapted is None:
             parser.error("--reference live with --full would need a second copy of the weights; use --reference cached")

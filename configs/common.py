@@ -58,6 +58,8 @@ def interaction(variant: str, *, method: str, biased_ratio: float) -> ConfigDict
                     "rank": 32,
                     "alpha": 64.0,
                     "rslora": False,
+                    "dropout": 0.0,  # unsaid in the paper; its framework's default
+                    "layers": (),  # () = all
                     "targets": ("q", "k", "v", "o", "gate", "up", "down"),
                 },
                 "learning_rate": 1e-5 if method == "kto" else 1e-4,

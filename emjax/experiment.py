@@ -137,7 +137,7 @@ def fit(
     the adapter of the round before (iterated self-training), or the full weights. What was made of the examples (held out,
     paired, cut) is counted in training.json.
     """
-    tuning = Tuning(lm.config, lora_config, attention, train.remat, mesh, str(lm.params["embed"].dtype))
+    tuning = Tuning(lm.config, lora_config, attention, train.remat, mesh, seed, str(lm.params["embed"].dtype))
     buckets, size = tuple(train.buckets), int(train.batch_size)
     rows = mesh.shape["data"] * mesh.shape["fsdp"] * int(train.microbatches)
     if size < 1 or size % rows:
@@ -172,7 +172,8 @@ def fit(
             plan = pairing.plan(
                 [e.label for e in part], [e.prompt_id for e in part], batch_size=size, seed=seed, paired=kto.paired, **how
             )
-            make = functools.partial(reference.compute, of.params, of.adapter, tuning, part, plan, size, buckets, put)
+            slices = how["microbatches"]
+            make = functools.partial(reference.compute, of.params, of.adapter, tuning, part, plan, size, buckets, put, slices)
             return plan, reference.cached(directory / name, reference.key(model, part, plan), make)
 
         how = {"preset": kto.preset, "order": kto.order, "microbatches": microbatches, "epochs": epochs}
@@ -282,7 +283,8 @@ class _Interaction:
         self.given = read_trajectories(Path(given)) if given else []
         self.lora = None
         if config.train.tuning == "lora":
-            fields = {**config.train.lora, "targets": tuple(config.train.lora.targets)}
+            given = config.train.lora
+            fields = {**given, "targets": tuple(given.targets), "layers": tuple(given.layers)}
             self.lora = lora.LoraConfig(**fields)
 
     def run(self) -> None:

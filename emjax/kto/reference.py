@@ -15,16 +15,28 @@ from emjax.errors import UserError
 from emjax.kto import step as kto_step
 from emjax.kto.pairing import Plan
 from emjax.models.lora import Adapter
+from emjax.train import state as train_state
 from emjax.train.state import Tuning
 
 Put = Callable[[Any], Any]
 
 
-@functools.partial(jax.jit, static_argnames="tuning")
-def score(params: Any, adapter: Adapter | None, batch: kto_step.Batch, *, tuning: Tuning) -> dict[str, jax.Array]:
-    """The reference's sequence log-probs, float32 [B] each: {"reference", and "reference_kl" where rows are paired}."""
-    found = kto_step.logprobs(params, adapter, batch, tuning.config, tuning.scoring)
-    return dict(zip(("reference", "reference_kl"), found, strict=False))
+@functools.partial(jax.jit, static_argnames=("tuning", "microbatches"))
+def score(
+    params: Any, adapter: Adapter | None, batch: kto_step.Batch, *, tuning: Tuning, microbatches: int = 1
+) -> dict[str, jax.Array]:
+    """The reference's sequence log-probs, float32 [B] each: {"reference", and "reference_kl" where rows are paired}.
+
+    In the slices in which the policy will run: the rounding of a product may depend on its number of rows.
+    """
+
+    def one(part: kto_step.Batch) -> dict[str, jax.Array]:
+        found = kto_step.logprobs(params, adapter, part, tuning.config, tuning.scoring)
+        return dict(zip(("reference", "reference_kl"), found, strict=False))
+
+    if microbatches == 1:
+        return one(batch)
+    return train_state.join(jax.lax.map(one, train_state.split(batch, microbatches)))
 
 
 @jax.jit
@@ -67,12 +79,13 @@ def compute(
     size: int,
     buckets: Sequence[int],
     put: Put,
+    microbatches: int = 1,
 ) -> dict[str, np.ndarray]:
     """{"reference", "reference_kl" where rows are paired}: float32 [blocks, size], rows of padding 0."""
     scored = []
     for number, block in enumerate(plan.blocks):
         made = kto_step.batch(examples, block, plan.partners[number] if plan.partners else None, size, buckets)
-        scored.append(score(params, adapter, put(made), tuning=tuning))
+        scored.append(score(params, adapter, put(made), tuning=tuning, microbatches=microbatches))
     found = jax.tree.map(lambda *parts: np.stack(parts), *jax.device_get(scored))
     for name, values in found.items():
         if not np.isfinite(values).all():

@@ -73,6 +73,7 @@ def batch(
         ),
         "desirable": np.array([bool(e.label) for e in chosen] + [False] * pad),
         "valid": np.array([1.0] * len(block) + [0.0] * pad, np.float32),
+        "row": np.arange(size, dtype=np.int32),  # whose dropout is whose, however the rows are laid out
     }
     if partners is None:
         return made
@@ -159,12 +160,13 @@ def step(
     takes a pass of its own over all of them.
     """
     valid_B = batch["valid"]
+    key = tuning.dropout_key(state["step"])
 
     def kl_ratios(part: Batch, policy_kl_B: jax.Array) -> jax.Array:
         return (policy_kl_B - part["reference_kl"]) * part["valid"]
 
     def mismatched(_: None, part: Batch) -> tuple[None, jax.Array]:
-        policy = tuning.assemble(state["trainable"], frozen)
+        policy = tuning.assemble(state["trainable"], frozen, (key, part["row"]))
         return None, kl_ratios(part, logprobs(*policy, part, tuning.config, tuning.scoring)[1])
 
     if kto.paired and microbatches > 1:
@@ -177,7 +179,8 @@ def step(
         batch = batch | {"z": z_B, "share": share_B}
 
     def loss_sum(trainable: Any, part: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
-        policy_B, *policy_kl = logprobs(*tuning.assemble(trainable, frozen), part, tuning.config, tuning.forward)
+        policy = tuning.assemble(trainable, frozen, (key, part["row"]))
+        policy_B, *policy_kl = logprobs(*policy, part, tuning.config, tuning.forward)
         if policy_kl:
             ratios_B = kl_ratios(part, *policy_kl)
             z_B, share_B = _reduction(kto, ratios_B, part["valid"], 1)[:2]

@@ -83,8 +83,18 @@ def _at_positions(params: Any, adapter: Adapter | None, rows: dict[str, jax.Arra
 
 
 def _summed(logprobs_BxP: jax.Array, weights_BxP: jax.Array) -> jax.Array:
-    """Over the scored tokens (weight > 0), as KTO needs it: never length-normalised."""
-    return jnp.where(weights_BxP > 0, logprobs_BxP, 0.0).sum(axis=-1)
+    """Over the scored tokens (weight > 0), as KTO needs it: never length-normalised.
+
+    Half is added to half: a sum left to the compiler runs in another order in a pass with gradient than in one without, and
+    the log-ratio of a model to itself would not be exactly 0.
+    """
+    x_BxP = jnp.where(weights_BxP > 0, logprobs_BxP, 0.0)
+    width = 1 << (x_BxP.shape[1] - 1).bit_length()
+    x_BxP = jnp.pad(x_BxP, ((0, 0), (0, width - x_BxP.shape[1])))
+    while width > 1:
+        width //= 2
+        x_BxP = x_BxP[:, :width] + x_BxP[:, width:]
+    return x_BxP[:, 0]
 
 
 def sequence_logprobs(

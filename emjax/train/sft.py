@@ -26,8 +26,10 @@ def step(
     """One optimizer step on sum(w * -log p) / sum(w); the sums run over the whole batch, whatever its slices or shards."""
     weight = rows["weights"].sum()
 
+    key, rows = tuning.dropout_key(state["step"]), rows | {"row": jnp.arange(len(rows["tokens"]))}
+
     def loss_sum(trainable: Any, part: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
-        params, adapter = tuning.assemble(trainable, frozen)
+        params, adapter = tuning.assemble(trainable, frozen, (key, part["row"]))
         logprobs_BxP = row_logprobs(tuning.config, params, adapter, part, **tuning.forward)
         return -(logprobs_BxP * part["weights"]).sum(), None
 

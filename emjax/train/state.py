@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from emjax.models import decoder, sharding
+from emjax.models import decoder, lora, sharding
 from emjax.models.config import ModelConfig
 from emjax.models.lora import Adapter, LoraConfig
 
@@ -26,11 +26,20 @@ class Tuning:
     implementation: str = "xla"
     remat: str = "none"
     mesh: Mesh | None = None
+    seed: int = 0  # of LoRA's dropout
     dtype: str = "float32"  # the base's: what trained weights, kept in float32, are cast to for the forward pass
 
-    def assemble(self, trainable: Any, frozen: Any) -> tuple[Any, Adapter | None]:
-        """(params, adapter) for the forward pass."""
-        return (cast(trainable, self.dtype), None) if self.lora is None else (frozen, Adapter(self.lora, trainable))
+    def assemble(
+        self, trainable: Any, frozen: Any, dropout: tuple[jax.Array, jax.Array] | None = None
+    ) -> tuple[Any, Adapter | None]:
+        """(params, adapter) for the forward pass; `dropout`: the key and the rows' numbers in their batch, in training."""
+        if self.lora is None:
+            return cast(trainable, self.dtype), None
+        adapter = Adapter(self.lora, trainable)
+        return frozen, lora.with_dropout(adapter, *dropout) if dropout else adapter
+
+    def dropout_key(self, step: jax.Array) -> jax.Array:
+        return jax.random.fold_in(jax.random.key(self.seed), step)
 
     @property
     def forward(self) -> dict[str, Any]:

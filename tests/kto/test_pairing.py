@@ -116,16 +116,14 @@ def test_batch():
         assert not rows["weights"][2:].any()
 
 
-def test_a_mismatched_row_that_is_too_long_loses_prompt_tokens_and_no_others():
-    """Both examples fit in 8, the longer prompt with the longer answer does not."""
+def test_no_mismatched_pair_is_cut():
+    """Both examples fit in 8, the longer prompt with the longer answer does not: it goes on from its own prompt."""
     made = []
     for i, (start, length) in enumerate([(6, 7), (2, 7)]):
         ids = tuple(range(10 * (i + 1), 10 * (i + 1) + length))
         made.append(Example(f"e{i}", ids, (0.0,) * start + (1.0,) * (length - start), start, f"p{i}", True))
     batch = kto_step.batch(made, np.array([0, 1]), np.array([1, 0]), 2, (4, 8))
-    # The first token (a BOS) stays, the oldest ones after it go.
-    assert batch["kl_rows"]["tokens"].tolist() == [[10, 14, 15, 22, 23, 24, 25, 26], [20, 21, 16, 0, 0, 0, 0, 0]]
-    assert batch["kl_rows"]["positions"].tolist()[0][:5] == [3, 4, 5, 6, 7]
-    assert batch["kl_rows"]["weights"].sum(axis=1).tolist() == [5.0, 1.0]
+    assert batch["kl"]["starts"].tolist() == [6, 2]
+    assert batch["kl"]["tokens"].tolist() == [[22, 23, 24, 25, 26, 0, 0, 0], [16] + [0] * 7]
+    assert batch["kl"]["weights"].sum(axis=1).tolist() == [5.0, 1.0]
     assert batch["rows"]["tokens"].tolist()[0][:7] == list(range(10, 17))
-    assert [kto_step.prompt_cut(made[i], made[1 - i], 8) for i in (0, 1)] == [3, 0]

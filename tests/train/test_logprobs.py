@@ -144,7 +144,7 @@ def test_no_more_logits_than_a_chunk_in_a_whole_step(tiny, method):
     else:
         four = np.zeros(size, np.float32)
         kl = {"tokens": made["tokens"], "weights": made["weights"], "starts": np.ones(size, np.int32)}
-        batch = {"rows": made, "kl": kl, "desirable": four > 0, "valid": four + 1}
+        batch = {"rows": made, "kl": kl, "desirable": four > 0, "valid": four + 1, "row": np.arange(size)}
         batch |= {"reference": four, "reference_kl": four}
         step = functools.partial(kto_step.step, kto=kto_step.KtoConfig())
     fresh = state.create(lora.init(tuning.lora, tiny.config, jax.random.key(0)).weights, opt, tuning)
