@@ -1,5 +1,7 @@
 """Attention by name. A kernel that cannot serve a shape raises; it is never swapped for another."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -8,23 +10,42 @@ from emjax.errors import UserError
 IMPLEMENTATIONS = ("xla", "cudnn")
 
 
+def _known(implementation: str, q: jax.Array) -> str:
+    if implementation not in IMPLEMENTATIONS:
+        raise UserError(f"attention {implementation!r} is unknown; choose 'xla' or 'cudnn'.")
+    h = q.shape[-1]
+    if implementation == "cudnn" and (q.dtype not in (jnp.bfloat16, jnp.float16) or h % 8 or h > 256):
+        raise UserError(
+            f"attention 'cudnn' cannot serve head size {h} in {q.dtype}: it needs bfloat16 or float16 and a "
+            "head size that is a multiple of 8, at most 256. Choose attention='xla'."
+        )
+    return implementation
+
+
 def causal(q_BxTxHxh: jax.Array, k_BxTxKxh: jax.Array, v_BxTxKxh: jax.Array, implementation: str) -> jax.Array:
     """Causal self-attention over right-padded rows, [B, T, H, h].
 
     Padding stands to the right, so causality alone keeps it from every real position and no mask is needed
     (cuDNN's masked backward pass has known errors; reference: pytorch #196678).
     """
-    if implementation == "xla":
-        return jax.nn.dot_product_attention(q_BxTxHxh, k_BxTxKxh, v_BxTxKxh, is_causal=True, implementation="xla")
-    if implementation == "cudnn":
-        B, T, H, h = q_BxTxHxh.shape
-        if q_BxTxHxh.dtype not in (jnp.bfloat16, jnp.float16) or h % 8 or h > 256:
-            raise UserError(
-                f"attention 'cudnn' cannot serve head size {h} in {q_BxTxHxh.dtype}: it needs bfloat16 or float16 and a "
-                "head size that is a multiple of 8, at most 256. Choose attention='xla'."
-            )
-        return jax.nn.dot_product_attention(q_BxTxHxh, k_BxTxKxh, v_BxTxKxh, is_causal=True, implementation="cudnn")
-    raise UserError(f"attention {implementation!r} is unknown; choose 'xla' or 'cudnn'.")
+    kernel: Any = _known(implementation, q_BxTxHxh)
+    return jax.nn.dot_product_attention(q_BxTxHxh, k_BxTxKxh, v_BxTxKxh, is_causal=True, implementation=kernel)
+
+
+def chunk_over_cache(
+    q_RxCxHxh: jax.Array, k_RxKxSxh: jax.Array, v_RxKxSxh: jax.Array, start_R: jax.Array, implementation: str
+) -> jax.Array:
+    """Queries at positions start, ..., start + C - 1 over a cache that holds these and all before, [R, C, H, h].
+
+    What stands behind a query has weight 0, so it must be finite and may be anything. Forward pass only.
+    """
+    kernel: Any = _known(implementation, q_RxCxHxh)
+    C, S = q_RxCxHxh.shape[1], k_RxKxSxh.shape[2]
+    position_RxC = start_R[:, None] + jnp.arange(C)
+    mask_Rx1xCxS = jnp.arange(S) <= position_RxC[:, None, :, None]
+    return jax.nn.dot_product_attention(
+        q_RxCxHxh, k_RxKxSxh.swapaxes(1, 2), v_RxKxSxh.swapaxes(1, 2), mask=mask_Rx1xCxS, implementation=kernel
+    )
 
 
 def over_cache(q_BxHxh: jax.Array, k_BxKxSxh: jax.Array, v_BxKxSxh: jax.Array, lengths_B: jax.Array) -> jax.Array:
