@@ -91,8 +91,13 @@ def empty_caches(config: ModelConfig, slots: int, length: int, dtype: Any, mesh:
 
 
 def _sharding(mesh: Mesh) -> NamedSharding:
-    """Slots are spread like a batch, kv heads like the weights that make them."""
-    return NamedSharding(mesh, P(("data", "fsdp"), "tensor"))
+    """Slots are spread like a batch, kv heads like the weights that make them; in the form in which programs return it."""
+    rows = tuple(axis for axis in ("data", "fsdp") if mesh.shape[axis] > 1)
+    heads = "tensor" if mesh.shape["tensor"] > 1 else None
+    axes = [rows[0] if len(rows) == 1 else rows or None, heads]
+    while axes and axes[-1] is None:
+        axes.pop()
+    return NamedSharding(mesh, P(*axes))
 
 
 def spread(caches: Any, mesh: Mesh | None) -> Any:
