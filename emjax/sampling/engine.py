@@ -42,7 +42,7 @@ from emjax.train.logprobs import token_logprobs
 
 STEPS = 16  # decode steps between two looks of the host at most; rows that end earlier idle until then
 BUSY_STEPS = 4  # the same while rows come and go
-SHARE = 16  # where more than one slot in so many fell free unforeseen, results are read before the next round
+SHARE = 16  # where more than one slot in so many fell free unforeseen, a round is read before the next is dispatched
 TURN = 4  # while other adapters wait, one adapter's turn ends after this many times `slots` requests
 
 
@@ -541,15 +541,17 @@ class Engine:
     def step(self) -> None:
         """One round: refills free slots, prefills, decodes at most STEPS tokens a row; then reads the round before.
 
+        While many rows end unforeseen, it reads its own round too: an idle slot costs more than an idle device.
+
         An error is delivered to every row in flight; the engine is empty and usable afterwards.
         """
         with self._lock:
             try:
-                if self._surprises * SHARE > self.slots:
-                    self._read(self._flights)
                 before, self._flights = self._flights, []
                 self._dispatch()
                 self._read(before)
+                if self._surprises * SHARE > self.slots:
+                    self._read(self._flights)
             except BaseException as error:
                 self._fail(error)
                 if not isinstance(error, Exception):

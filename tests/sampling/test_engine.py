@@ -13,6 +13,7 @@ from emjax.errors import UserError
 from emjax.models import LanguageModel, decoder
 from emjax.models.config import ModelConfig
 from emjax.sampling import Engine, Request, Sampling
+from emjax.sampling import cache as kv
 from emjax.sampling import engine as engine_module
 
 from .conftest import CONFIG, EOS, NO_EOS, SHAPE, WORDS, Words, mixed, random_adapter, tables, teacher_forced
@@ -117,6 +118,28 @@ def test_results_do_not_depend_on_neighbours_order_or_window(lm, monkeypatch):
         assert list(engine.generate([r])) == [together[r.id]]
     monkeypatch.setattr(engine_module, "STEPS", 2)
     assert by_id(Engine(lm, **SHAPE).generate(shuffled[::-1])) == together
+
+
+def test_other_slots_chunks_and_cache_lengths_agree(lm):
+    """To float32 rounding: the programs are others."""
+    requests = mixed(24, seed=12)
+    wanted = by_id(Engine(lm, **SHAPE).generate(requests))
+    for shape in ({"slots": 3, "cache_length": 96, "chunk": 8}, {"slots": 8, "cache_length": 128, "chunk": 48}):
+        found = by_id(Engine(lm, **shape).generate(requests))
+        for name, result in wanted.items():
+            assert found[name].tokens == result.tokens
+            np.testing.assert_allclose(found[name].logprobs, result.logprobs, atol=1e-4)
+
+
+def test_slots_from_free_memory(lm, monkeypatch):
+    assert Engine(lm, slots=0, cache_length=96).slots == kv.CPU_SLOTS
+    device = type("Device", (), {"memory_stats": lambda self: {"bytes_limit": 9 * 2**20, "bytes_in_use": 2**20}})
+    monkeypatch.setattr(kv.jax, "local_devices", lambda: [device()])
+    slot = 2 * CONFIG.L * CONFIG.K * CONFIG.h * 128 * 4  # two blocks of 64 positions
+    assert kv.free_slots(CONFIG, 128, jnp.float32, None) == int(0.75 * 8 * 2**20) // slot
+    assert Engine(lm, slots=0, cache_length=96).slots == int(0.75 * 8 * 2**20) // slot
+    with pytest.raises(UserError, match="not one slot"):
+        kv.free_slots(CONFIG, 10**6, jnp.float32, None)
 
 
 def test_seeds_differ_and_repeat(lm):
