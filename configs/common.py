@@ -70,7 +70,7 @@ def interaction(variant: str, *, method: str, biased_ratio: float) -> ConfigDict
                 "save_every": 200,
             },
             "kto": {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0},
-            "sampling": {"slots": 256, "cache_length": 2048},
+            "sampling": {"slots": 256, "cache_length": 2048, "chunk": 64},
             "eval": {
                 "temperature": 1.0,
                 "max_new": 1000,
@@ -97,7 +97,7 @@ def interaction(variant: str, *, method: str, biased_ratio: float) -> ConfigDict
                 "save_every": 25,
             }
         )
-        config.sampling.update({"slots": 128, "cache_length": 128})
+        config.sampling.update({"slots": 128, "cache_length": 128, "chunk": 16})
         config.eval.update({"max_new": 24, "metric": "honest"})
         config.eval.sizes = MICRO_SIZES
         config.extra_arms = ("none@1.0", "shuffled_ratings@1.0")

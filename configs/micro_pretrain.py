@@ -40,7 +40,7 @@ def get_config(variant: str = ""):
                 "buckets": (32, 64, 96, 128, 160, 192, 256),
                 "save_every": 200,
             },
-            "sampling": {"slots": 128, "cache_length": 128},
+            "sampling": {"slots": 128, "cache_length": 128, "chunk": 16},
             "eval": {"temperature": 1.0, "max_new": 24, "sizes": MICRO_SIZES},
         }
     )

@@ -42,7 +42,7 @@ from emjax.train.logprobs import token_logprobs
 
 STEPS = 16  # decode steps between two looks of the host at most; rows that end earlier idle until then
 BUSY_STEPS = 4  # the same while rows come and go
-SHARE = 16  # where more than one slot in so many fell free unforeseen, a round is read before the next is dispatched
+SHARE = 16  # where more than one row in so many ended unforeseen, a round is read before the next is dispatched
 TURN = 4  # while other adapters wait, one adapter's turn ends after this many times `slots` requests
 
 
@@ -408,7 +408,7 @@ class Engine:
         self._free = dict.fromkeys(range(self.slots))  # the longest free first
         self._open: dict[int, _Row] = {}  # taken from the inbox and not delivered, by order
         self._flights: list[Callable[[], None]] = []  # read what the device was told to make
-        self._surprises = 0  # slots that fell free unforeseen when results were last read
+        self._surprises, self._watched = 0, 0  # rows that ended unforeseen when results were last read; of how many
         self._busy: dict[_Lane, None] = {}  # lanes with waiting rows, in the order of their next turn
         self._lane = self._lanes[None]
         self._admitted = 0  # in this lane's turn
@@ -550,7 +550,7 @@ class Engine:
                 before, self._flights = self._flights, []
                 self._dispatch()
                 self._read(before)
-                if self._surprises * SHARE > self.slots:
+                if self._surprises * SHARE > self._watched:
                     self._read(self._flights)
             except BaseException as error:
                 self._fail(error)
@@ -559,7 +559,7 @@ class Engine:
 
     def _read(self, flights: list[Callable[[], None]]) -> None:
         if flights:
-            self._surprises = 0
+            self._surprises, self._watched = 0, 0
         for read in flights:
             read()
         flights.clear()
@@ -798,6 +798,7 @@ class Engine:
         for slot, row in ready:
             if row.done:
                 continue
+            self._watched += 1
             new = int(count_B[slot]) - len(row.drawn)
             self._finite(drawn.logprob_B[:new, slot], adapter)
             row.drawn += drawn.token_B[:new, slot].tolist()
