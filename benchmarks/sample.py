@@ -1,6 +1,7 @@
 """python -m benchmarks.sample --model llama3.1-8b --batch 128 --prompt 256 --new 128 [--lora_rank 32]
 
-Times the sampling engine on random weights and prints one JSON line:
+Times the sampling engine on random weights and prints one JSON line. --batch is the number of slots; each has room for
+--prompt + --new tokens.
 
 tokens_s           new tokens a second of one full batch, prefill included
 step_ms            one decode step, host time included: (time of `new` tokens - time of one token) / (new - 1)
@@ -10,9 +11,18 @@ roofline_fraction  floor / step; floor = max(weight bytes / copy rate, 2 N batch
 prefill_tokens_s   prompt tokens a second, first token drawn
 compile_s          the first batch's time less a later one's
 peak_gb            of 2^30 bytes, on the device (on a CPU: of the process)
+
+With --ragged N, N requests of random lengths (prompts from prompt / 32 to prompt, answers from new / 32 to new tokens) go
+through the slots, and the figures above are taken at the mean lengths, in the same cache; further
+
+total_s            from the first request to the last result
+ideal_s            prompt tokens / prefill_tokens_s + answer tokens / (batch / step)
+total_over_ideal   their ratio
+occupied           the share of decoded slot-steps that a row used
 """
 
 import argparse
+import dataclasses
 import json
 import time
 from typing import Any
@@ -45,6 +55,8 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, required=True, help="tokens of each prompt")
     parser.add_argument("--new", type=int, required=True, help="tokens drawn for each prompt, at least 2")
     parser.add_argument("--lora_rank", type=int, default=0, help="0 = no adapter")
+    parser.add_argument("--ragged", type=int, default=0, metavar="N", help="also times N requests of random lengths")
+    parser.add_argument("--chunk", type=int, default=64, help="prompt tokens in one prefilled block")
     args = parser.parse_args()
     if args.new < 2:
         parser.error("--new must be at least 2")
@@ -57,26 +69,48 @@ def main() -> None:
         adapter = lora.init(lora.LoraConfig(args.lora_rank, 2.0 * args.lora_rank), config, jax.random.key(0))
     lm = LanguageModel(config, params, _NoText(config.V), eos_ids=(), adapter=adapter)
     kernel = "cudnn" if jax.default_backend() == "gpu" and dtype == "bfloat16" else "xla"
-    engine = Engine(lm, slots=args.batch, cache_length=args.prompt + args.new, attention=kernel)
+    engine = Engine(lm, slots=args.batch, cache_length=args.prompt + args.new, chunk=args.chunk, attention=kernel)
+    rng = np.random.default_rng(0)
 
-    prompts = np.random.default_rng(0).integers(0, config.V, (args.batch, args.prompt)).tolist()
-
-    def run(new: int) -> float:
-        requests = [Request(str(i), tuple(p), Sampling(seed=i, max_new=new)) for i, p in enumerate(prompts)]
+    def run(lengths: list[tuple[int, int]]) -> float:
+        """Prompts are new in every run: the engine would find those of the last one prefilled."""
+        requests = [
+            Request(str(i), tuple(rng.integers(0, config.V, prompt).tolist()), Sampling(seed=i, max_new=new))
+            for i, (prompt, new) in enumerate(lengths)
+        ]
         start = time.perf_counter()
         for _ in engine.generate(requests):
             pass
         return time.perf_counter() - start
 
-    first = run(args.new)
-    one = float(np.median([run(1) for _ in range(3)]))
-    full = float(np.median([run(args.new) for _ in range(3)]))
-    step = (full - one) / (args.new - 1)
+    prompt, new = args.prompt, args.new
+    first = run([(prompt, new)] * args.batch)
+    compile_s = first - run([(prompt, new)] * args.batch)
+    if args.ragged:
+        lengths = [
+            (int(rng.integers(max(1, prompt // 32), prompt + 1)), int(rng.integers(max(1, new // 32), new + 1)))
+            for _ in range(args.ragged)
+        ]
+        prompts, answers = (sum(x) for x in zip(*lengths, strict=True))
+        prompt, new = round(prompts / args.ragged), round(answers / args.ragged)
+    one = float(np.median([run([(prompt, 1)] * args.batch) for _ in range(3)]))
+    full = float(np.median([run([(prompt, new)] * args.batch) for _ in range(3)]))
+    step = (full - one) / (new - 1)
+    prefill_rate = args.batch * prompt / one
+
+    ragged = {}
+    if args.ragged:
+        engine.stats = dataclasses.replace(engine.stats, steps=0, row_steps=0)
+        total, ideal = run(lengths), prompts / prefill_rate + answers * step / args.batch
+        ragged = {
+            "prompt_tokens": prompts, "new_tokens": answers, "total_s": round(total, 3), "ideal_s": round(ideal, 3),
+            "total_over_ideal": round(total / ideal, 3), "occupied": round(engine.stats.occupied, 3),
+        }  # fmt: skip
 
     table = () if config.tied else (params["embed"],)
     read = sum(x.nbytes for x in jax.tree.leaves((params, adapter))) - sum(x.nbytes for x in table)
     N = sum(x.size for x in jax.tree.leaves((params, adapter))) - sum(x.size for x in table)
-    context = args.prompt + args.new / 2
+    context = prompt + new / 2
     cache = args.batch * context * config.L * 2 * config.K * config.h * np.dtype(params["embed"].dtype).itemsize
     floor = max(read / copy_rate, 2 * N * args.batch / matmul_rate) + cache / copy_rate
     print(
@@ -85,15 +119,16 @@ def main() -> None:
             | {
                 "device": jax.devices()[0].device_kind,
                 "jax": jax.__version__,
-                "tokens_s": round(args.batch * args.new / full, 1),
+                "tokens_s": round(args.batch * new / full, 1),
                 "step_ms": round(1e3 * step, 3),
                 "roofline_fraction": round(floor / step, 3),
-                "prefill_tokens_s": round(args.batch * args.prompt / one, 1),
-                "compile_s": round(first - full, 2),
+                "prefill_tokens_s": round(prefill_rate, 1),
+                "compile_s": round(compile_s, 2),
                 "peak_gb": shapes.peak_gb(),
                 "copy_gb_s": round(copy_rate / 1e9, 1),
                 "matmul_tflops": round(matmul_rate / 1e12, 3),
             }
+            | ragged
         )
     )
 

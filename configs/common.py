@@ -90,7 +90,7 @@ def interaction(variant: str, *, method: str, biased_ratio: float) -> ConfigDict
                 "order": "shuffled",  # shuffled | stratified | given: the rows before they are cut into batches
             },
             "watch": WATCH,
-            "sampling": {"slots": 256, "cache_length": 2048},
+            "sampling": {"slots": 256, "cache_length": 2048, "chunk": 64},
             "eval": {
                 "temperature": 1.0,
                 "max_new": 1000,
@@ -117,7 +117,7 @@ def interaction(variant: str, *, method: str, biased_ratio: float) -> ConfigDict
                 "save_every": 25,
             }
         )
-        config.sampling.update({"slots": 128, "cache_length": 128})
+        config.sampling.update({"slots": 128, "cache_length": 128, "chunk": 16})
         config.eval.update({"max_new": 24, "metric": "honest"})
         config.eval.sizes = MICRO_SIZES
         config.extra_arms = ("none@1.0", "shuffled_ratings@1.0")

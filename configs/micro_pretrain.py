@@ -41,7 +41,7 @@ def get_config(variant: str = ""):
                 "save_every": 200,
             },
             "watch": WATCH,
-            "sampling": {"slots": 128, "cache_length": 128},
+            "sampling": {"slots": 128, "cache_length": 128, "chunk": 16},
             "eval": {"temperature": 1.0, "max_new": 24, "sizes": MICRO_SIZES},
         }
     )

@@ -1,6 +1,7 @@
 """Attention by name. A kernel that cannot serve a shape raises; it is never swapped for another."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ def causal(
     if implementation == "xla":
         return jax.nn.dot_product_attention(q_BxTxHxh, k_BxTxKxh, v_BxTxKxh, is_causal=True, implementation="xla")
     if implementation == "cudnn":
-        B, T, H, h = q_BxTxHxh.shape
+        h = q_BxTxHxh.shape[-1]
         if q_BxTxHxh.dtype not in (jnp.bfloat16, jnp.float16) or h % 8 or h > 256:
             raise UserError(
                 f"attention 'cudnn' cannot serve head size {h} in {q_BxTxHxh.dtype}: it needs bfloat16 or float16 and a "
@@ -73,6 +74,10 @@ def splash(
     return spread(local)(q_BxTxHxh, k_BxTxKxh, v_BxTxKxh)
 
 
+# Of the forms that only sampling and scoring use, splash has none: on TPUs the compiler's own serves.
+_WITH_CACHE: dict[str, Any] = {"xla": "xla", "splash": "xla", "cudnn": "cudnn"}
+
+
 def after(
     q_BxCxHxh: jax.Array,
     k_BxCxKxh: jax.Array,
@@ -85,14 +90,32 @@ def after(
     """Attention of C positions that follow the first `lengths` (>= 1) of T others: to those, and causally to themselves.
 
     The two parts are computed apart and joined by their normalisers, so that no [C, T] mask is built. For passes without
-    gradient. Splash has no such form; on TPUs `xla` computes it.
+    gradient.
     """
-    kernel = {"xla": "xla", "splash": "xla", "cudnn": "cudnn"}[implementation]
-    attend = functools.partial(jax.nn.dot_product_attention, implementation=kernel, return_residual=True)
+    attend = functools.partial(jax.nn.dot_product_attention, implementation=_WITH_CACHE[implementation], return_residual=True)
     own, own_norm_BxCxH = attend(q_BxCxHxh, k_BxCxKxh, v_BxCxKxh, is_causal=True)
     before, before_norm_BxCxH = attend(q_BxCxHxh, k_BxTxKxh, v_BxTxKxh, key_value_seq_lengths=lengths_B)
     share_BxCxHx1 = jax.nn.sigmoid(before_norm_BxCxH - own_norm_BxCxH)[..., None]
     return (share_BxCxHx1 * before + (1 - share_BxCxHx1) * own).astype(q_BxCxHxh.dtype)
+
+
+def chunk_over_cache(
+    q_RxCxHxh: jax.Array, k_RxKxSxh: jax.Array, v_RxKxSxh: jax.Array, start_R: jax.Array, implementation: str
+) -> jax.Array:
+    """Queries at positions start, ..., start + C - 1 over a cache that holds these and all before, [R, C, H, h].
+
+    What stands behind a query has weight 0, so it must be finite and may be anything. Forward pass only.
+    """
+    C, S = q_RxCxHxh.shape[1], k_RxKxSxh.shape[2]
+    position_RxC = start_R[:, None] + jnp.arange(C)
+    mask_Rx1xCxS = jnp.arange(S) <= position_RxC[:, None, :, None]
+    return jax.nn.dot_product_attention(
+        q_RxCxHxh,
+        k_RxKxSxh.swapaxes(1, 2),
+        v_RxKxSxh.swapaxes(1, 2),
+        mask=mask_Rx1xCxS,
+        implementation=_WITH_CACHE[implementation],
+    )
 
 
 def over_cache(q_BxHxh: jax.Array, k_BxKxSxh: jax.Array, v_BxKxSxh: jax.Array, lengths_B: jax.Array) -> jax.Array:

@@ -5,6 +5,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -12,58 +14,90 @@ from emjax.errors import UserError
 from emjax.models.config import ModelConfig
 from emjax.models.decoder import Params
 from emjax.models.lora import Adapter
-from emjax.sampling.processors import TOP_LOGPROBS, Drawn, Rows
+from emjax.sampling.processors import Rows
 
-SHORTEST = 32  # padded length of a prompt
+KEPT_FREE = 0.25  # of the free memory: logits, activations and what prefill gathers
+MOST_SLOTS = 1024  # beyond some hundred rows a step is bound by arithmetic and rows only get slower
+CPU_SLOTS = 64
 Cache = tuple[jax.Array, jax.Array]  # keys and values of one layer, each [slots, K, S, h]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class State:
-    """Of every slot. A row's newest token has been drawn but is not in the cache yet."""
+    """Of every slot: jax's arrays on the device, numpy's for rows that are about to start.
 
-    active_B: jax.Array
-    length_B: jax.Array  # positions in the cache
-    count_B: jax.Array  # tokens drawn
-    limit_B: jax.Array  # tokens to draw at most
-    drawn: Drawn  # the newest token
+    The newest token (at first the prompt's last) is not in the cache yet.
+    """
+
+    active_B: Any
+    length_B: Any  # positions in the cache
+    count_B: Any  # tokens drawn
+    limit_B: Any  # tokens to draw at most
+    token_B: Any  # the newest
     rows: Rows
 
 
-def empty_state(config: ModelConfig, slots: int, mesh: Mesh | None) -> State:
-    def zeros(dtype: Any, *shape: int) -> jax.Array:
-        x = jnp.zeros((slots, *shape), dtype)
-        return x if mesh is None else jax.device_put(x, NamedSharding(mesh, P()))
+def host_state(slots: int) -> State:
+    """All zero, in numpy."""
 
-    top = min(TOP_LOGPROBS, config.V)
-    i32, f32 = jnp.int32, jnp.float32
-    return State(
-        active_B=zeros(bool),
-        length_B=zeros(i32),
-        count_B=zeros(i32),
-        limit_B=zeros(i32),
-        drawn=Drawn(zeros(i32), zeros(f32), zeros(i32, top), zeros(f32, top)),
-        rows=Rows(zeros(f32), zeros(f32), zeros(f32), zeros(i32), zeros(i32), zeros(jnp.uint32, 2)),
-    )
+    def zeros(dtype: Any, *shape: int) -> np.ndarray:
+        return np.zeros((slots, *shape), dtype)
+
+    i32, f32 = np.int32, np.float32
+    rows = Rows(zeros(f32), zeros(f32), zeros(f32), zeros(i32), zeros(i32), zeros(np.uint32, 2))
+    return State(zeros(bool), zeros(i32), zeros(i32), zeros(i32), zeros(i32), rows)
+
+
+def empty_state(slots: int, mesh: Mesh | None) -> State:
+    def zeros() -> State:
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), host_state(slots))
+
+    return jax.jit(zeros, out_shardings=None if mesh is None else NamedSharding(mesh, P()))()
+
+
+def free_slots(config: ModelConfig, length: int, dtype: Any, mesh: Mesh | None) -> int:
+    """How many slots of `length` positions fit: a multiple of data x fsdp, at most MOST_SLOTS.
+
+    The rule: on the device that has least, (1 - KEPT_FREE) of the memory that is free now, divided by a slot's bytes
+    there. A device that does not tell its memory (a CPU) gets CPU_SLOTS.
+    """
+    rows, heads = (1, 1) if mesh is None else (mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["tensor"])
+    slot_bytes = 2 * config.L * config.K * config.h * length * jnp.dtype(dtype).itemsize // heads
+    stats = [device.memory_stats() for device in (jax.local_devices() if mesh is None else mesh.local_devices)]
+    slots = CPU_SLOTS
+    if all(stats):
+        free = min(s["bytes_limit"] - s["bytes_in_use"] for s in stats)
+        slots = int((1 - KEPT_FREE) * free) // slot_bytes * rows
+    slots = int(multihost_utils.process_allgather(np.int32(slots)).min())
+    slots = min(slots, MOST_SLOTS) // rows * rows
+    if not slots:
+        raise UserError(
+            f"config.sampling.slots = 0 takes them from the free memory, but not one slot of {length} positions "
+            f"({slot_bytes / 2**30:.2f} GiB a device) fits beside the weights. Shorten config.sampling.cache_length."
+        )
+    return slots
 
 
 def empty_caches(config: ModelConfig, slots: int, length: int, dtype: Any, mesh: Mesh | None) -> tuple[Cache, ...]:
     shape = (slots, config.K, length, config.h)
-    if mesh is None:
-        return tuple((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.L))
-    if slots % (mesh.shape["data"] * mesh.shape["fsdp"]) or config.K % mesh.shape["tensor"]:
+    if mesh is not None and (slots % (mesh.shape["data"] * mesh.shape["fsdp"]) or config.K % mesh.shape["tensor"]):
         raise UserError(
             f"The sampler's {slots} slots and the model's {config.K} key/value heads cannot be split over "
             f"the mesh {dict(mesh.shape)}: slots must be a multiple of data x fsdp, the heads one of tensor."
         )
-    zeros = jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=_sharding(mesh))
+    zeros = jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=None if mesh is None else _sharding(mesh))
     return tuple((zeros(), zeros()) for _ in range(config.L))
 
 
 def _sharding(mesh: Mesh) -> NamedSharding:
-    """Slots are spread like a batch, kv heads like the weights that make them."""
-    return NamedSharding(mesh, P(("data", "fsdp"), "tensor"))
+    """Slots are spread like a batch, kv heads like the weights that make them; in the form in which programs return it."""
+    rows = tuple(axis for axis in ("data", "fsdp") if mesh.shape[axis] > 1)
+    heads = "tensor" if mesh.shape["tensor"] > 1 else None
+    axes = [rows[0] if len(rows) == 1 else rows or None, heads]
+    while axes and axes[-1] is None:
+        axes.pop()
+    return NamedSharding(mesh, P(*axes))
 
 
 def spread(caches: Any, mesh: Mesh | None) -> Any:
@@ -96,9 +130,29 @@ def unstack_adapter(adapter: Adapter, dtype: Any) -> tuple[Adapter, ...]:
     )
 
 
-def bucket(length: int, longest: int) -> int:
-    """The padded length of a row: 32, 48, 64, 96, 128, 192, ... at most `longest`."""
-    size = SHORTEST
-    while size < length:
-        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
-    return min(size, longest)
+def copy(caches: Any, chunk: int, source_N: jax.Array, to_N: jax.Array, block_N: jax.Array, mesh: Mesh | None) -> Any:
+    """Under jit: block `block` of slot `source` into slot `to`, N times; those to a slot beyond the last are dropped."""
+
+    def one(x_BxKxSxh: jax.Array) -> jax.Array:
+        x_BxKxnxCxh = blocks(x_BxKxSxh, chunk)
+        x_BxKxnxCxh = x_BxKxnxCxh.at[to_N, :, block_N].set(x_BxKxnxCxh[source_N, :, block_N], mode="drop")
+        return spread(x_BxKxnxCxh.reshape(x_BxKxSxh.shape), mesh)
+
+    return jax.tree.map(one, caches)
+
+
+def blocks(x_BxKxSxh: jax.Array, chunk: int) -> jax.Array:
+    """[B, K, S, h] -> [B, K, S / chunk, chunk, h]: the same bytes, on the absolute grid."""
+    B, K, S, h = x_BxKxSxh.shape
+    return x_BxKxSxh.reshape(B, K, S // chunk, chunk, h)
+
+
+def reaches(chunk: int, length: int) -> tuple[int, ...]:
+    """How many cache positions a chunk may attend to: 8 chunks, 16, 32, ..., the whole cache.
+
+    A chunk takes the first that holds its end, so what it reads follows from its own position alone.
+    """
+    found = [8 * chunk]
+    while found[-1] < length:
+        found.append(2 * found[-1])
+    return (*found[:-1], length)

@@ -37,7 +37,7 @@ def sample(logits_BxV: jax.Array, rows: Rows, count_B: jax.Array, live_B: jax.Ar
     """Draws every row's `count`-th token by Gumbel-max; ids >= vocabulary are never drawn.
 
     The key is fold_in(key(seed), count), so a row's noise depends on nothing but its seed and its position.
-    Log-probs are of the raw float32 logits over the full vocabulary. Sorting, noise and top log-probs run
+    Log-probs are of the raw float32 logits over the full vocabulary. Filters, noise and top log-probs run
     only in steps in which a live row needs them. They stand behind `cond` in the one program, not in programs
     of their own: so the logits of a row come from the same machine code whatever its neighbours ask for.
     """
@@ -47,8 +47,7 @@ def sample(logits_BxV: jax.Array, rows: Rows, count_B: jax.Array, live_B: jax.Ar
     greedy_B = rows.temperature_B == 0
     scaled_BxV = allowed_BxV / jnp.where(greedy_B, 1.0, rows.temperature_B)[:, None]
 
-    filtered_B = live_B & ~greedy_B & ((rows.top_k_B > 0) | (rows.top_p_B < 1) | (rows.min_p_B > 0))
-    scaled_BxV = jax.lax.cond(jnp.any(filtered_B), lambda x: _filter(x, rows), lambda x: x, scaled_BxV)
+    scaled_BxV = _filter(scaled_BxV, rows, live_B & ~greedy_B)
 
     def noise() -> jax.Array:
         keys_B = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(rows.seed_Bx2, impl="threefry2x32"), count_B)
@@ -67,17 +66,42 @@ def sample(logits_BxV: jax.Array, rows: Rows, count_B: jax.Array, live_B: jax.Ar
     return Drawn(token_B, logprob_B, top_id_BxN, top_logprob_BxN)
 
 
-def _filter(scaled_BxV: jax.Array, rows: Rows) -> jax.Array:
-    """Top-k, top-p of what is left, min-p; tokens that fall out become -inf. Ties at a threshold stay in."""
+def _filter(scaled_BxV: jax.Array, rows: Rows, drawing_B: jax.Array) -> jax.Array:
+    """Top-k, top-p of what is left, min-p; tokens that fall out become -inf. Ties at a threshold stay in.
+
+    Each is a threshold on the logit. Top-k's and top-p's are found by bisection over the 32 bits of a float: exact, and
+    32 passes over the logits instead of a sort of the vocabulary.
+    """
     V = scaled_BxV.shape[-1]
-    sorted_BxV = -jnp.sort(-scaled_BxV, axis=-1)
-    k_B = jnp.where(rows.top_k_B > 0, jnp.minimum(rows.top_k_B, V), V)
-    inside_BxV = jnp.arange(V) < k_B[:, None]
-    kept_BxV = jnp.where(inside_BxV, sorted_BxV, -jnp.inf)
-    p_BxV = jax.nn.softmax(kept_BxV, axis=-1)
-    # The smallest set that reaches top_p: a token stays while those before it have not reached it.
-    before_BxV = jnp.cumsum(p_BxV, axis=-1) - p_BxV
-    inside_BxV &= (before_BxV < rows.top_p_B[:, None]) | (rows.top_p_B >= 1)[:, None]
-    last_B = jnp.min(jnp.where(inside_BxV, sorted_BxV, jnp.inf), axis=-1)
-    floor_B = sorted_BxV[:, 0] + jnp.log(rows.min_p_B)
-    return jnp.where(scaled_BxV >= jnp.maximum(last_B, floor_B)[:, None], scaled_BxV, -jnp.inf)
+    k_B, p_B = jnp.where(rows.top_k_B > 0, jnp.minimum(rows.top_k_B, V), V), rows.top_p_B
+
+    def keep(x_BxV: jax.Array, floor_B: jax.Array) -> jax.Array:
+        return jnp.where(x_BxV >= floor_B[:, None], x_BxV, -jnp.inf)
+
+    def top_k(x_BxV: jax.Array) -> jax.Array:
+        return keep(x_BxV, jnp.where(k_B < V, _largest(x_BxV, jnp.ones_like(x_BxV), k_B), -jnp.inf))
+
+    def top_p(x_BxV: jax.Array) -> jax.Array:
+        # The smallest set that reaches top_p.
+        return keep(x_BxV, jnp.where(p_B < 1, _largest(x_BxV, jax.nn.softmax(x_BxV, axis=-1), p_B), -jnp.inf))
+
+    best_B = jnp.max(scaled_BxV, axis=-1)
+    kept_BxV = jax.lax.cond(jnp.any(drawing_B & (k_B < V)), top_k, lambda x: x, scaled_BxV)
+    kept_BxV = jax.lax.cond(jnp.any(drawing_B & (p_B < 1)), top_p, lambda x: x, kept_BxV)
+    return keep(kept_BxV, best_B + jnp.log(rows.min_p_B))
+
+
+def _largest(x_BxV: jax.Array, weight_BxV: jax.Array, goal_B: jax.Array) -> jax.Array:
+    """The largest t with sum(weight where x >= t) >= goal, one of x's values; -inf where none is."""
+    bits_BxV = jax.lax.bitcast_convert_type(x_BxV, jnp.uint32)
+    sign = jnp.uint32(1 << 31)
+    key_BxV = jnp.where(bits_BxV & sign, ~bits_BxV, bits_BxV | sign)  # unsigned integers in the order of the floats
+
+    def bit(i: jax.Array, found_B: jax.Array) -> jax.Array:
+        tried_B = found_B | (sign >> i.astype(jnp.uint32))
+        sum_B = jnp.sum(jnp.where(key_BxV >= tried_B[:, None], weight_BxV, 0.0), axis=-1)
+        return jnp.where(sum_B >= goal_B, tried_B, found_B)
+
+    found_B = jax.lax.fori_loop(0, 32, bit, jnp.zeros(x_BxV.shape[:1], jnp.uint32))
+    value_B = jax.lax.bitcast_convert_type(jnp.where(found_B & sign, found_B ^ sign, ~found_B), jnp.float32)
+    return jnp.where(found_B == 0, -jnp.inf, value_B)

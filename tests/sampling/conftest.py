@@ -14,7 +14,7 @@ from emjax.sampling import Request, Sampling
 WORDS = 60  # of the tokenizer; the models have more rows
 EOS = 3
 NO_EOS = (WORDS, WORDS + 1)  # end tokens that are never drawn
-SHAPE = {"slots": 8, "cache_length": 96}  # one shape for most tests: the programs are compiled once
+SHAPE = {"slots": 8, "cache_length": 96, "chunk": 8}  # one shape for most tests: the programs are compiled once
 # Grouped heads, biases, an untied head, and ids that the tokenizer does not know.
 CONFIG = ModelConfig(
     family="qwen2", V=67, D=32, L=2, H=4, K=2, h=8, F=48, norm_eps=1e-5, rope_theta=1e4, rope_scaling=None,

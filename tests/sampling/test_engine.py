@@ -13,6 +13,7 @@ from emjax.errors import UserError
 from emjax.models import LanguageModel, decoder
 from emjax.models.config import ModelConfig
 from emjax.sampling import Engine, Request, Sampling
+from emjax.sampling import cache as kv
 from emjax.sampling import engine as engine_module
 
 from .conftest import CONFIG, EOS, NO_EOS, SHAPE, WORDS, Words, mixed, random_adapter, tables, teacher_forced
@@ -119,6 +120,28 @@ def test_results_do_not_depend_on_neighbours_order_or_window(lm, monkeypatch):
     assert by_id(Engine(lm, **SHAPE).generate(shuffled[::-1])) == together
 
 
+def test_other_slots_chunks_and_cache_lengths_agree(lm):
+    """To float32 rounding: the programs are others."""
+    requests = mixed(24, seed=12)
+    wanted = by_id(Engine(lm, **SHAPE).generate(requests))
+    for shape in ({"slots": 3, "cache_length": 96, "chunk": 8}, {"slots": 8, "cache_length": 128, "chunk": 48}):
+        found = by_id(Engine(lm, **shape).generate(requests))
+        for name, result in wanted.items():
+            assert found[name].tokens == result.tokens
+            np.testing.assert_allclose(found[name].logprobs, result.logprobs, atol=1e-4)
+
+
+def test_slots_from_free_memory(lm, monkeypatch):
+    assert Engine(lm, slots=0, cache_length=96).slots == kv.CPU_SLOTS
+    device = type("Device", (), {"memory_stats": lambda self: {"bytes_limit": 9 * 2**20, "bytes_in_use": 2**20}})
+    monkeypatch.setattr(kv.jax, "local_devices", lambda: [device()])
+    slot = 2 * CONFIG.L * CONFIG.K * CONFIG.h * 128 * 4  # two blocks of 64 positions
+    assert kv.free_slots(CONFIG, 128, jnp.float32, None) == int(0.75 * 8 * 2**20) // slot
+    assert Engine(lm, slots=0, cache_length=96).slots == int(0.75 * 8 * 2**20) // slot
+    with pytest.raises(UserError, match="not one slot"):
+        kv.free_slots(CONFIG, 10**6, jnp.float32, None)
+
+
 def test_seeds_differ_and_repeat(lm):
     def texts(seeds):
         requests = [Request(str(i), (7, 8, 9), Sampling(seed=s, max_new=8)) for i, s in enumerate(seeds)]
@@ -130,7 +153,7 @@ def test_seeds_differ_and_repeat(lm):
 
 
 def test_programs_compile_once(lm):
-    programs = ("_prefill_layer", "_insert", "_decode")
+    programs = ("_prefill_layer", "_copy", "_start", "_decode")
     config = dataclasses.replace(CONFIG, init_std=0.24)  # a model of its own: other tests share the programs
     fresh = lm.replace(config=config)
 
@@ -139,28 +162,51 @@ def test_programs_compile_once(lm):
 
     before = compiled()
     engine = Engine(fresh, **SHAPE)
-    assert sum(1 for _ in engine.generate(mixed(250, seed=1, longest=48))) == 250
+    requests = mixed(1000, seed=1, longest=90)
+    requests[::10] = [dataclasses.replace(r, tokens=(*r.tokens, 9)) for r in requests[1::10]]  # blocks are copied
+    assert sum(1 for _ in engine.generate(requests)) == 1000
+    assert engine.stats.reused_tokens
     other = Engine(fresh.replace(params=decoder.init(CONFIG, jax.random.key(5))), **SHAPE)
-    assert sum(1 for _ in other.generate(mixed(50, seed=2, longest=48, top_logprobs=3))) == 50
-    # Prompts of 1 to 48 tokens: buckets of 32 and 48.
-    assert [after - start for after, start in zip(compiled(), before, strict=True)] == [2, 1, 1]
+    assert sum(1 for _ in other.generate(mixed(50, seed=2, longest=90, top_logprobs=3))) == 50
+    # Chunks of 8 tokens reach 64 positions, or all 96.
+    size = [after - start for after, start in zip(compiled(), before, strict=True)]
+    assert (size[0], size[3]) == (2, 1)
+    assert size[1] <= 1  # other models share these two
+    assert size[2] <= 1
     for seed in (20, 30):
         engine.set_adapter("a", random_adapter(seed))
-        requests = [dataclasses.replace(r, adapter="a") for r in mixed(30, longest=48)]
+        requests = [dataclasses.replace(r, adapter="a") for r in mixed(30, longest=90)]
         assert sum(1 for _ in engine.generate(requests)) == 30
-    assert [after - start for after, start in zip(compiled(), before, strict=True)] == [4, 1, 2]
+    assert [after - start for after, start in zip(compiled(), before, strict=True)] == [4, *size[1:3], 2]
 
 
-def test_decode_needs_little_beside_the_cache(lm):
-    engine = Engine(lm, slots=64, cache_length=256)
-    lowered = engine_module._decode.lower(
-        engine.config, engine._vocabulary, 8, None, engine._layers, engine._top, None, engine._caches,
-        engine._state, np.ones(64, bool), engine._eos_E,
-    )  # fmt: skip
-    memory = lowered.compile().memory_analysis()
+def memory(program, *arguments):
+    return program.lower(*arguments).compile().memory_analysis()
+
+
+def test_programs_need_little_beside_the_cache(lm):
+    """In float32: bfloat16 is what a CPU widens first."""
+    engine = Engine(lm.replace(config=dataclasses.replace(CONFIG, max_position=1024)), slots=64, cache_length=1024)
     cache = sum(x.nbytes for x in jax.tree.leaves(engine._caches))
-    assert memory.alias_size_in_bytes >= cache  # donated: no second cache comes out
-    assert memory.temp_size_in_bytes < 0.2 * cache
+    decode = memory(
+        engine_module._decode, engine.config, engine._vocabulary, None, engine._layers, engine._top, None,
+        engine._caches, engine._state, np.ones(64, bool), np.int32(8), engine._eos_E,
+    )  # fmt: skip
+    N = np.zeros(8, np.int32)
+    copy = memory(engine_module._copy, engine.chunk, None, engine._caches, N, N, N)
+    for program in (decode, copy):
+        assert program.alias_size_in_bytes >= cache  # donated: no second cache comes out
+        assert program.temp_size_in_bytes < 0.2 * cache
+    x_RxCxD = np.zeros((8, engine.chunk, CONFIG.D), np.float32)
+    prefill = memory(
+        engine_module._prefill_layer, engine.config, "xla", 512, None, engine._layers[0], None, x_RxCxD,
+        engine._caches[0], N, N,
+    )  # fmt: skip
+    layer = cache / CONFIG.L
+    assert prefill.alias_size_in_bytes >= layer
+    gathered = layer * 8 / 64 * 512 / 1024
+    scores = 8 * CONFIG.H * engine.chunk * 512 * 4
+    assert prefill.temp_size_in_bytes < 3 * gathered + 4 * scores
 
 
 # --- adapters ---------------------------------------------------------------------------------------------
@@ -413,7 +459,7 @@ def test_cancelling_and_leaving_the_loop(lm):
 @pytest.mark.parametrize("which", ["lm", "tuned"])
 def test_score_is_the_teacher_forced_sum(which, request):
     model = request.getfixturevalue(which)
-    engine = Engine(model, **SHAPE)
+    engine = Engine(model, slots=8, cache_length=104, chunk=8)
     rng = np.random.default_rng(0)
     prompt = rng.integers(0, WORDS, 30).tolist()
     continuations = [rng.integers(0, WORDS, n).tolist() for n in (1, 2, 3, 5, 34, 70, 1)]
@@ -435,8 +481,8 @@ def test_next_token_probs(tuned, lm):
 
 def test_scores_name_what_is_wrong(lm):
     engine = Engine(lm, **SHAPE)
-    with pytest.raises(UserError, match="256 positions"):
-        engine.score([7] * 250, [[1] * 10])
+    with pytest.raises(UserError, match="score: 97 tokens .* cache_length of 96"):
+        engine.score([7] * 88, [[1] * 10])
     with pytest.raises(UserError, match="non-empty"):
         engine.score([], [[1]])
     with pytest.raises(UserError, match="67"):
@@ -449,6 +495,6 @@ def test_stats(lm):
     results = list(engine.generate(requests))
     assert engine.stats.requests == 20
     assert engine.stats.tokens == sum(len(r.tokens) for r in results)
-    assert engine.stats.prefill_tokens == sum(len(r.tokens) for r in requests)
-    assert engine.stats.row_steps == engine.stats.tokens - 20  # the first token of a row comes from its prefill
+    assert engine.stats.prefill_tokens == sum(len(r.tokens) - 1 for r in requests)  # the last token is decode's
+    assert engine.stats.row_steps == engine.stats.tokens
     assert 0 < engine.stats.occupied <= 1
