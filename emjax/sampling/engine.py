@@ -304,6 +304,10 @@ class _Lane:
         return min((rows[0] for rows in self.waiting.values() if rows), key=lambda row: row.order, default=None)
 
 
+# New (tokens, logprobs, top_logprobs) of a row that goes on; what its last window brings is in the Result alone.
+OnTokens = Callable[[tuple[int, ...], tuple[float, ...], tuple[tuple[tuple[int, float], ...], ...]], None]
+
+
 class _Row:
     """A request on its way. `deliver` takes its Result, or the exception that ended it."""
 
@@ -323,6 +327,8 @@ class _Row:
         self.order = -1
         self.cancelled = False
         self.checked = 0  # tokens in which no stop string ends
+        self.on_tokens: OnTokens | None = None
+        self.told = 0  # tokens that on_tokens was given
         self.top: list[tuple[tuple[int, float], ...]] = []
 
 
@@ -436,8 +442,12 @@ class Engine:
 
         return results()
 
-    async def submit(self, request: Request) -> Result:
-        """Serves one request among all others in flight. Cancelling the caller frees its slot."""
+    async def submit(self, request: Request, *, on_tokens: OnTokens | None = None) -> Result:
+        """Serves one request among all others in flight. Cancelling the caller frees its slot.
+
+        on_tokens is called after each window in which the row did not end, from the engine's thread: it must neither block
+        nor raise.
+        """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
 
@@ -454,6 +464,7 @@ class Engine:
                 loop.call_soon_threadsafe(resolve, result)
 
         row = self._row(request, deliver)
+        row.on_tokens = on_tokens
         self._inbox.append(row)
         if self._driver is None or self._driver.done() or self._driver.get_loop() is not loop:
             self._driver = loop.create_task(self._drive())
@@ -626,6 +637,12 @@ class Engine:
                     self._rows[slot] = None
                     self.stats.requests += 1
                     row.deliver(result)
+                    continue
+            if row.on_tokens is not None:
+                new = slice(row.told, int(self._count_B[slot]))
+                row.told = new.stop
+                tokens, logprobs = self._tokens_BxS[slot, new].tolist(), self._logprobs_BxS[slot, new].tolist()
+                row.on_tokens(tuple(tokens), tuple(logprobs), tuple(row.top[new]))
 
     def _finish(self, row: _Row, slot: int, active: bool) -> Result | None:
         """The row's result, or None where it goes on."""
