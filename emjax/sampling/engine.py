@@ -289,6 +289,15 @@ def _next_probs(config: ModelConfig, top: Params, x_1xTxD: jax.Array, last: jax.
     return jax.nn.softmax(_logits(config, top, x_1xTxD[:, last]), axis=-1)[0]
 
 
+@functools.partial(jax.jit, static_argnames=("config",))
+def _prompt_logprobs(
+    config: ModelConfig, top: Params, x_1xTxD: jax.Array, target_T: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    logprob_TxV = jax.nn.log_softmax(_logits(config, top, x_1xTxD[0]), axis=-1)
+    values_TxN, ids_TxN = jax.lax.top_k(logprob_TxV, min(TOP_LOGPROBS, logprob_TxV.shape[-1]))
+    return jnp.take_along_axis(logprob_TxV, target_T[:, None], axis=-1)[:, 0], ids_TxN, values_TxN
+
+
 # --- the host's side ---------------------------------------------------------------------------------------
 
 
@@ -707,6 +716,27 @@ class Engine:
                 for i, value in zip(some, jax.device_get(sums)[: len(some)].tolist(), strict=True):
                     scores[i] = value
         return scores
+
+    def prompt_logprobs(
+        self, tokens: Sequence[int], *, top: int = 0, adapter: str | None = None
+    ) -> tuple[tuple[float | None, ...], tuple[tuple[tuple[int, float], ...] | None, ...]]:
+        """The log-prob of each token of a prompt given those before it, and the `top` likeliest ones; None for the first."""
+        lane = self._find_lane(adapter)
+        prompt = self._check("prompt_logprobs", tokens)
+        n, limit = len(prompt), self.config.max_position
+        if n > limit:
+            raise UserError(f"prompt_logprobs: {n} tokens exceed the model's {limit} positions.")
+        T = kv.bucket(n, limit)
+        tokens_1xT, target_T = np.zeros((1, T), np.int32), np.zeros(T, np.int32)
+        tokens_1xT[0, :n] = prompt
+        target_T[: n - 1] = prompt[1:]
+        x_1xTxD, _ = self._forward(lane, tokens_1xT, None, np.zeros(1, np.int32))
+        logprob_T, id_TxN, value_TxN = jax.device_get(_prompt_logprobs(self.config, self._top, x_1xTxD, target_T))
+        pairs = [
+            tuple(zip(i, v, strict=True))
+            for i, v in zip(id_TxN[: n - 1, :top].tolist(), value_TxN[: n - 1, :top].tolist(), strict=True)
+        ]
+        return (None, *logprob_T[: n - 1].tolist()), (None, *pairs)
 
     def next_token_probs(self, tokens: Sequence[int], ids: Sequence[int], *, adapter: str | None = None) -> list[float]:
         """The probability of each of `ids` as the next token, float32, of the full vocabulary's softmax."""
