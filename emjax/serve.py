@@ -41,6 +41,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def listen(host: str, port: int, api_key: str | None) -> socket.socket:
     """A listening socket. Raises UserError for an address that other machines can reach while there is no API key."""
+    if not 0 <= port < 2**16:
+        raise UserError(f"--port {port}: a port lies in [0, 65535].")
     try:
         local = host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -52,7 +54,7 @@ def listen(host: str, port: int, api_key: str | None) -> socket.socket:
         )
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise UserError(f"--host {host} --port {port}: the server cannot listen there ({error}).") from error
 
 
@@ -85,10 +87,10 @@ def serve(options: argparse.Namespace) -> None:
     try:
         mesh = None
         if options.mesh != "1x1x1":
-            try:
-                mesh = sharding.make_mesh(*(int(part) for part in options.mesh.split("x")))
-            except (TypeError, ValueError) as error:
-                raise UserError(f"--mesh {options.mesh}: give three whole numbers such as 1x1x8.") from error
+            parts = options.mesh.split("x")
+            if len(parts) != 3 or not all(part.isdecimal() for part in parts):
+                raise UserError(f"--mesh {options.mesh}: give three whole numbers such as 1x1x8.")
+            mesh = sharding.make_mesh(*map(int, parts))
         lm = models.load(options.model, dtype=options.dtype, mesh=mesh)
         length = options.cache_length or min(lm.config.max_position, LONGEST)
         engine = Engine(lm, slots=options.slots, cache_length=length, mesh=mesh)

@@ -19,6 +19,7 @@ class Limits:
     body_bytes: int = 4 * 2**20
     body_seconds: float = 30.0  # for a client to send its body
     write_seconds: float = 60.0  # for a client to take what has been sent
+    logprobs: int = 2**19  # in one answer; more would hold up everyone while they are written
 
 
 def refuse(status: int, message: str, *, param: str | None = None, code: str | None = None) -> JSONResponse:

@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -61,6 +62,7 @@ class Service:
         self._tokenizer = lm.tokenizer
         self._eos_ids = lm.eos_ids
         self._pieces = Pieces(lm.tokenizer)
+        self._limits = limits
         self._most = engine.slots + limits.queue
         self._started = int(time.time())
         # One thread each: long texts and long prompts are worked off in turn, and neither holds up the event loop.
@@ -132,18 +134,16 @@ class Service:
     def _one_less(self, task: asyncio.Task[Any]) -> None:
         self.sequences -= 1
 
-    def generating(self, row: Request) -> Callable[[], Coroutine[Any, Any, Result]]:
-        return lambda: self.engine.submit(row)
+    def bound(self, tokens: int, top: int) -> None:
+        if tokens * (1 + top) > self._limits.logprobs:
+            message = f"logprobs: up to {tokens * (1 + top)} values in one answer; at most {self._limits.logprobs} are given."
+            raise Refused(400, f"{message} Send fewer prompts at a time.", param="logprobs")
 
-    def scoring(self, tokens: list[int], top: int, adapter: str | None) -> Callable[[], Coroutine[Any, Any, Drawn]]:
-        async def score() -> Drawn:
-            def run() -> Drawn:
-                logprobs, tops = self.engine.prompt_logprobs(tokens, top=top, adapter=adapter)
-                return Drawn(tokens, logprobs, tops)
+    async def score(self, tokens: list[int], top: int, adapter: str | None) -> Drawn:
+        def run() -> Drawn:
+            return Drawn(tokens, *self.engine.prompt_logprobs(tokens, top=top, adapter=adapter))
 
-            return await asyncio.get_running_loop().run_in_executor(self._scoring, run)
-
-        return score
+        return await asyncio.get_running_loop().run_in_executor(self._scoring, run)
 
     # --- /v1/completions ----------------------------------------------------------------------------------
 
@@ -154,17 +154,28 @@ class Service:
             self.room(tokens, body.max_tokens, param="prompt")
         top, total = body.logprobs or 0, sum(map(len, prompts))
         rows = [row for tokens in prompts for row in self.rows(body, tokens, body.max_tokens, top)] if body.max_tokens else []
+        if body.logprobs is not None:
+            self.bound((total if body.echo else 0) + len(rows) * body.max_tokens, top)
         head = _head("cmpl", "text_completion", body.model)
         if body.stream:
             return self._stream(
                 body, head, rows, total, tasks,
                 lambda text, drawn, offsets: {"text": text, "logprobs": self._legacy(body, drawn, offsets)},
             )  # fmt: skip
-        scored = prompts if body.echo and body.logprobs is not None else []
-        jobs = [self.scoring(tokens, top, adapter) for tokens in scored] + [self.generating(row) for row in rows]
-        done = await asyncio.gather(*self.start(tasks, jobs))
-        results = done[len(scored) :] or [Result("", (), "", (), (), "length")] * len(prompts)
-        before = done[: len(scored)] or ([Drawn(tokens, (), ()) for tokens in prompts] if body.echo else [None] * len(prompts))
+
+        def serving(i: int) -> Callable[[], Coroutine[Any, Any, tuple[Drawn | None, Result | None]]]:
+            async def serve() -> tuple[Drawn | None, Result | None]:
+                """The prompt's log-probs, once for all its choices, and what the engine adds."""
+                wanted = body.echo and body.logprobs is not None and i % body.n == 0
+                score = self.score(prompts[i // body.n], top, adapter) if wanted else _nothing()
+                return await asyncio.gather(score, self.engine.submit(rows[i]) if rows else _nothing())
+
+            return serve
+
+        done = await asyncio.gather(*self.start(tasks, [serving(i) for i in range(len(prompts) * body.n)]))
+        results = [result or Result("", (), "", (), (), "length") for _, result in done]
+        scores = [score for score, _ in done[:: body.n]]
+        before = [score or Drawn(tokens, (), ()) if body.echo else None for score, tokens in zip(scores, prompts, strict=True)]
         choices = [self._completion_choice(i, body, before[i // body.n], result) for i, result in enumerate(results)]
         usage = _usage(total, sum(len(result.tokens) for result in results))
         return JSONResponse(head | {"choices": choices, "usage": usage})
@@ -215,6 +226,8 @@ class Service:
         (tokens,) = await self.encode(lambda: self.chat_prompt(body.messages, continues=body.continues), param="messages")
         new = self.room(tokens, body.max_completion_tokens or body.max_tokens, param="messages")
         rows = self.rows(body, tokens, new, body.top_logprobs)
+        if body.logprobs:
+            self.bound(body.n * new, body.top_logprobs)
         head = _head("chatcmpl", "chat.completion.chunk" if body.stream else "chat.completion", body.model)
         if body.stream:
             return self._stream(
@@ -222,7 +235,7 @@ class Service:
                 lambda text, drawn, _: {"delta": {"content": text}, "logprobs": self._chat_logprobs(body, drawn)},
                 opening={"delta": {"role": "assistant", "content": ""}},
             )  # fmt: skip
-        results = await asyncio.gather(*self.start(tasks, [self.generating(row) for row in rows]))
+        results = await asyncio.gather(*self.start(tasks, [functools.partial(self.engine.submit, row) for row in rows]))
         choices = [
             {
                 "index": i,
@@ -272,7 +285,7 @@ class Service:
                 if not loop.is_closed():
                     loop.call_soon_threadsafe(news.put_nowait, (i, Drawn(tokens, logprobs, top)))
 
-            return lambda: self.engine.submit(rows[i], on_tokens=tell)
+            return functools.partial(self.engine.submit, rows[i], on_tokens=tell)
 
         for i, task in enumerate(self.start(tasks, [serving(i) for i in range(len(rows))])):
             task.add_done_callback(lambda task, i=i: news.put_nowait((i, task)))
@@ -350,6 +363,10 @@ class Service:
             else:
                 yield CounterMetricFamily(f"emjax_engine_{name}", "See emjax.sampling.Stats.", value)
         yield GaugeMetricFamily("emjax_sequences", "In slots and waiting for one.", self.sequences)
+
+
+async def _nothing() -> None:
+    return None
 
 
 def _head(prefix: str, kind: str, model: str) -> dict[str, Any]:
