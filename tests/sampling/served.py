@@ -50,7 +50,10 @@ class Served:
     def connect(self, path: str, body: bytes, **headers: str) -> socket.socket:
         """A connection over which a request has been sent and nothing read."""
         host, port = self.url.removeprefix("http://").split(":")
-        made = socket.create_connection((host, int(port)), timeout=30)
+        made = socket.socket()
+        made.settimeout(30)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # what is not read soon holds up the server
+        made.connect((host, int(port)))
         lines = {"host": host, "content-type": "application/json", "content-length": str(len(body))} | headers
         head = f"POST {path} HTTP/1.1\r\n" + "".join(f"{k}: {v}\r\n" for k, v in lines.items()) + "\r\n"
         made.sendall(head.encode() + body)
@@ -61,6 +64,7 @@ class Served:
 def running(engine, lm, names, limits=Limits(), api_key=None):  # noqa: B008 - frozen
     app = make_app(engine, lm, names, limits=limits, api_key=api_key)
     sock = listen("127.0.0.1", 0, None)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)  # so that a test's slow reader is one
     server = Server(app, drain_seconds=5)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[sock])))
     thread.start()
