@@ -10,7 +10,7 @@ from .conftest import NO_EOS, SHAPE, mixed
 
 def test_what_is_told_is_the_beginning_of_the_result(lm):
     engine = Engine(lm.replace(eos_ids=NO_EOS), **SHAPE)
-    requests = mixed(20, seed=4, top_logprobs=2)
+    requests = mixed(20, seed=4, longest=32, top_logprobs=2)
     requests = [
         dataclasses.replace(r, sampling=dataclasses.replace(r.sampling, max_new=30, stop=("w9 w", "w1 w2")[: i % 3]))
         for i, r in enumerate(requests)

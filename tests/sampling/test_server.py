@@ -237,7 +237,7 @@ def test_half_characters_are_never_sent(server):
     ids = tokenizer("猫と帽子 é the cat")["input_ids"]
     with running(Engine(lm, slots=SLOTS, cache_length=LENGTH), lm, {NAME: None}) as served:
         seen = ""
-        for seed in range(6):
+        for seed in range(4):
             body = {"prompt": ids, "seed": seed, "max_tokens": 60, "temperature": 3, "logprobs": 1}
             (choice,) = ok(served.post("/v1/completions", body))["choices"]
             assert choice["text"] == direct(served, ids, seed=seed, max_new=60, temperature=3.0).text
