@@ -10,6 +10,8 @@ import datetime
 from collections.abc import Sequence
 from typing import Any
 
+from jinja2 import TemplateError
+
 from emjax.errors import UserError
 
 Message = dict[str, str]
@@ -30,6 +32,21 @@ class Tokens:
 def prompts(tokenizer: Any, conversations: Sequence[Conversation]) -> list[list[int]]:
     """The token ids from which the assistant answers each conversation."""
     return _encode(tokenizer, conversations, generate=True)
+
+
+def continued(tokenizer: Any, messages: Conversation, eos_ids: Sequence[int]) -> list[int]:
+    """The token ids from which the trailing assistant message goes on: the conversation up to that message's end of turn."""
+    (prompt,) = prompts(tokenizer, [messages[:-1]])
+    (full,) = _encode(tokenizer, [messages], generate=False)
+    end = _end_of_turn(full, prompt, eos_ids)
+    if set(full[end:]) & set(eos_ids):
+        raise UserError("The assistant message to continue holds an end-of-sequence token: remove it.")
+    return full[: end - 1]
+
+
+def plain(tokenizer: Any, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
+    """Text outside any conversation, with the special tokens (BOS) that the tokenizer itself adds unless `special` is off."""
+    return tokenizer(list(texts), add_special_tokens=special)["input_ids"]
 
 
 def completion(tokenizer: Any, messages: Conversation, answer: str, eos_ids: Sequence[int]) -> tuple[list[int], list[int]]:
@@ -72,13 +89,16 @@ def _end_of_turn(full: list[int], prompt: list[int], eos_ids: Sequence[int]) -> 
 def _encode(tokenizer: Any, conversations: Sequence[Conversation], *, generate: bool) -> list[list[int]]:
     if not conversations:
         return []
-    texts = tokenizer.apply_chat_template(
-        list(conversations),
-        tokenize=False,
-        add_generation_prompt=generate,
-        enable_thinking=False,
-        date_string=_DATE,
-    )
+    try:
+        texts = tokenizer.apply_chat_template(
+            list(conversations),
+            tokenize=False,
+            add_generation_prompt=generate,
+            enable_thinking=False,
+            date_string=_DATE,
+        )
+    except TemplateError as error:  # the template refuses: an unknown role, an order of roles
+        raise UserError(f"The tokenizer's chat template does not take this conversation: {error}") from error
     # The template writes the special tokens itself; a second BOS would shift every position.
     batch = tokenizer(texts, add_special_tokens=False)["input_ids"]
     bos = tokenizer.bos_token_id

@@ -280,15 +280,22 @@ def _target_logprobs(
 
 
 @functools.partial(jax.jit, static_argnames=("config", "mesh"))
-def _alternatives(config: ModelConfig, mesh: Mesh | None, top: Params, x_RxCxD: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(log-probs, ids) of the likeliest next tokens, [R, C, TOP_LOGPROBS] each; one column's logits exist at a time."""
+def _alternatives(
+    config: ModelConfig, mesh: Mesh | None, top: Params, x_RxCxD: jax.Array, target_RxC: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(log-probs, ids) of the likeliest next tokens, [R, C, TOP_LOGPROBS] each, and the targets' log-probs [R, C].
 
-    def column(x_RxD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    One column's logits exist at a time. The targets' come from the same ones, so that a target which is the likeliest token
+    has its log-prob to the last bit: clients tell so whether it is greedy.
+    """
+
+    def column(part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        x_RxD, target_R = part
         logprob_RxV = jax.nn.log_softmax(_logits(config, top, x_RxD), axis=-1)
         values_RxN, ids_RxN = jax.lax.top_k(logprob_RxV, min(TOP_LOGPROBS, config.V))
-        return values_RxN, ids_RxN
+        return values_RxN, ids_RxN, jnp.take_along_axis(logprob_RxV, target_R[:, None], axis=-1)[:, 0]
 
-    found = jax.lax.map(column, x_RxCxD.swapaxes(0, 1))
+    found = jax.lax.map(column, (x_RxCxD.swapaxes(0, 1), target_RxC.T))
     return kv.replicate(jax.tree.map(lambda x: x.swapaxes(0, 1), found), mesh)
 
 
@@ -315,6 +322,10 @@ class _Lane:
         self.waiting: collections.deque[_Row] = collections.deque()
 
 
+# New (tokens, logprobs, top_logprobs) of a row that goes on; what its last window brings is in the Result alone.
+OnTokens = Callable[[tuple[int, ...], tuple[float, ...], tuple[tuple[tuple[int, float], ...], ...]], None]
+
+
 @dataclasses.dataclass(eq=False)
 class _Row:
     """A request on its way; or tokens to be scored, of which nothing is drawn: then `request` is None."""
@@ -337,6 +348,8 @@ class _Row:
     cancelled: bool = False  # by its caller, at any time
     done: bool = False  # delivered
     checked: int = 0  # tokens in which no stop string ends
+    on_tokens: OnTokens | None = None
+    told: int = 0  # tokens that on_tokens was given
     drawn: list[int] = dataclasses.field(default_factory=list)
     logprobs: list[float] = dataclasses.field(default_factory=list)
     alternatives: list[tuple[tuple[int, float], ...]] = dataclasses.field(default_factory=list)
@@ -473,8 +486,12 @@ class Engine:
             raise UserError("The engine's mesh spans several processes: requests enter on process 0, the others follow().")
         self._inbox.extend(rows)
 
-    async def submit(self, request: Request) -> Result:
-        """Serves one request among all others in flight. Cancelling the caller frees its slot."""
+    async def submit(self, request: Request, *, on_tokens: OnTokens | None = None) -> Result:
+        """Serves one request among all others in flight. Cancelling the caller frees its slot.
+
+        on_tokens is called after each window in which the row did not end, from the engine's thread: it must neither block
+        nor raise.
+        """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
 
@@ -491,6 +508,7 @@ class Engine:
                 loop.call_soon_threadsafe(resolve, result)
 
         row = self._row(request, deliver)
+        row.on_tokens = on_tokens
         self._enter([row])
         if self._driver is None or self._driver.done() or self._driver.get_loop() is not loop:
             self._driver = loop.create_task(self._drive())
@@ -712,10 +730,10 @@ class Engine:
         if not read:
             return
         logprobs = alternatives = probs = None
-        if any(row.targets is not None for _, row, _ in read):
+        if any(row.targets is not None and not row.top for _, row, _ in read):
             logprobs = _target_logprobs(self.config, self._mesh, self._top, x_RxCxD, target_RxC)
         if any(row.top for _, row, _ in read):
-            alternatives = _alternatives(self.config, self._mesh, self._top, x_RxCxD)
+            alternatives = _alternatives(self.config, self._mesh, self._top, x_RxCxD, target_RxC)
         if longest := max(len(row.ids) for _, row, _ in read):
             ids_RxN = np.zeros((R, max(16, 1 << (longest - 1).bit_length())), np.int32)
             for r, row, _ in read:
@@ -733,10 +751,11 @@ class Engine:
                 continue
             at = slice(max(0, row.read_from - block * self.chunk), min(self.chunk, len(row.tokens) - block * self.chunk))
             if row.targets is not None:
-                self._finite(logprob_RxC[r, at], adapter)
-                row.logprobs += logprob_RxC[r, at].tolist()
+                found = alternatives[2] if row.top else logprob_RxC
+                self._finite(found[r, at], adapter)
+                row.logprobs += found[r, at].tolist()
             if row.top:
-                values, ids = (x[r, at, : row.top].tolist() for x in alternatives)
+                values, ids = (x[r, at, : row.top].tolist() for x in alternatives[:2])
                 row.alternatives += [tuple(zip(i, v, strict=True)) for i, v in zip(ids, values, strict=True)]
             if block + 1 == len(row.names):
                 if row.ids:
@@ -815,6 +834,9 @@ class Engine:
             if result is not None:
                 self._surprises += row in self._rows
                 self._end(row, result)
+            elif row.on_tokens is not None:
+                told, row.told = slice(row.told, len(row.drawn)), len(row.drawn)
+                row.on_tokens(tuple(row.drawn[told]), tuple(row.logprobs[told]), tuple(row.alternatives[told]))
 
     def _finish(self, row: _Row, active: bool) -> Result | None:
         """The row's result, or None where it goes on."""

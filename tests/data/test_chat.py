@@ -183,3 +183,31 @@ def test_nothing_gives_nothing():
     tokenizer, eos_ids = build("micro")
     assert chat.prompts(tokenizer, []) == []
     assert chat.weighted(tokenizer, [], eos_ids) == []
+
+
+@given(st.data())
+@settings(max_examples=20, deadline=None)
+def test_a_trailing_answer_goes_on_where_it_was_left(tok, data):
+    """What is continued is the tokens that the answer would be trained on, without the end of its turn."""
+    _, tokenizer, eos_ids = tok
+    conversation = data.draw(conversations())
+    prompt, answer = chat.completion(tokenizer, conversation[:-1], conversation[-1]["content"], eos_ids)
+    assert chat.continued(tokenizer, conversation, eos_ids) == prompt + answer[:-1]
+
+
+def test_an_answer_that_has_ended_is_not_continued():
+    tokenizer, eos_ids = byte_level("qwen2_5")
+    with pytest.raises(UserError, match="end-of-sequence"):
+        chat.continued(tokenizer, [message("user", "One"), message("assistant", "two<|im_end|>")], eos_ids)
+
+
+def test_a_refusal_of_the_template_is_the_users_error():
+    tokenizer, _ = build("micro")
+    with pytest.raises(UserError, match="unknown role judge"):
+        chat.prompts(tokenizer, [[message("judge", "One")]])
+
+
+def test_plain_text_has_the_tokenizers_own_bos():
+    tokenizer, _ = byte_level("llama3_1")
+    with_bos, without = (chat.plain(tokenizer, ["One two"], special=special)[0] for special in (True, False))
+    assert with_bos == [tokenizer.bos_token_id, *without]

@@ -1,0 +1,97 @@
+"""From token ids to text, a token at a time: exact bytes, no half characters, nothing that a stop string may yet take back."""
+
+import codecs
+from collections.abc import Sequence
+from typing import Any
+
+from tokenizers import decoders
+
+from emjax.errors import UserError
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The character by which byte-level BPE writes each byte (GPT-2's table): itself where printable, else 256, 257, ..."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+class Pieces:
+    """The bytes of each token id of a tokenizer.
+
+    Byte-level tokenizers (Llama 3, Qwen) spell a token's bytes; those without a decoder (the micro-world's) join words with a
+    blank. Raises UserError for any other.
+    """
+
+    def __init__(self, tokenizer: Any):
+        self._tokenizer = tokenizer.backend_tokenizer
+        decoder = self._tokenizer.decoder
+        if decoder is not None and not isinstance(decoder, decoders.ByteLevel):
+            raise UserError(
+                f"The tokenizer's decoder is {type(decoder).__name__}; the server can stream text of byte-level tokenizers and "
+                "of word tokenizers without a decoder only. Serve a Llama 3, Qwen2.5 or Qwen3 checkpoint."
+            )
+        self.between = b" " if decoder is None else b""
+        self._alphabet = {} if decoder is None else _byte_alphabet()
+        self.special = frozenset(i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special)
+        self._known: dict[int, bytes] = {}
+
+    def __getitem__(self, id_: int) -> bytes:
+        """A special token's name, the bytes of any other; empty for an id beyond the vocabulary."""
+        if id_ not in self._known:
+            token = self._tokenizer.id_to_token(id_) or ""
+            spelled = [self._alphabet.get(c) for c in token]
+            self._known[id_] = token.encode() if None in spelled else bytes(b for b in spelled if b is not None)
+        return self._known[id_]
+
+    def show(self, id_: int) -> str:
+        """The token as a string; "bytes:\\xe2\\x82" where it is no whole character."""
+        piece = self[id_]
+        try:
+            return piece.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
+
+
+class Text:
+    """Text that grows; a character comes with its last byte. special: show such tokens."""
+
+    def __init__(self, pieces: Pieces, *, special: bool = False):
+        self._pieces = pieces
+        self._hidden = frozenset() if special else pieces.special
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._between = b""
+        self._length = 0
+
+    def add(self, ids: Sequence[int]) -> tuple[str, list[int]]:
+        """The text that the tokens add, and where in all of the text each of them begins."""
+        added, offsets = "", []
+        for id_ in ids:
+            offsets.append(self._length + len(added))
+            if piece := b"" if id_ in self._hidden else self._pieces[id_]:
+                added += self._utf8.decode(self._between + piece)
+                self._between = self._pieces.between
+        self._length += len(added)
+        return added, offsets
+
+
+class Stream:
+    """The text of a row that goes on. What it has returned is a prefix of the text the row will end with."""
+
+    def __init__(self, pieces: Pieces, stop: Sequence[str]):
+        self.tokens = 0  # taken
+        self.sent = 0  # characters returned
+        self._text = Text(pieces)
+        self._starts = [s[:k] for s in stop for k in range(1, len(s))]
+        self._held = ""
+
+    def add(self, ids: Sequence[int]) -> tuple[str, list[int]]:
+        """The text that is certain by now and was not returned before, and where in all of the text each token begins."""
+        self.tokens += len(ids)
+        added, offsets = self._text.add(ids)
+        self._held += added
+        keep = max((len(start) for start in self._starts if self._held.endswith(start)), default=0)
+        at = len(self._held) - keep
+        ready, self._held = self._held[:at], self._held[at:]
+        self.sent += len(ready)
+        return ready, offsets
