@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from emjax.api import ChatClient
 from emjax.data import chat
 from emjax.eval import mask, stats
 from emjax.eval.capability import Question, correct
 from emjax.eval.mask import Conversation, Item, Judge
-from emjax.sampling import Engine, Request, Result, Sampling
-from emjax.store import digest, journalled, seed_of
+from emjax.sampling import Engine, Request, Sampling
+from emjax.store import Journal, digest, journalled, seed_of
 
 Row = dict[str, Any]
 
@@ -26,104 +27,154 @@ class Settings:
     max_new: int
 
 
-class _Asker:
-    """Asks each (conversation, run) once, however many items share it.
+class Asker:
+    """Asks each (conversation, run) once, however many items share it; `ask` gives {"text", "stop_reason"}.
 
     The seed depends on the conversation and the run alone, so every arm draws with the same noise and paired differences
-    are tighter; which arm it is never enters.
+    are tighter; which arm it is never enters. answers: a file that keeps the answers, so that judging can be repeated
+    without sampling.
     """
 
-    def __init__(self, engine: Engine, tokenizer: Any, settings: Settings):
-        self._engine, self._tokenizer, self._settings = engine, tokenizer, settings
-        self._asked: dict[str, asyncio.Task[Result]] = {}
+    def __init__(self, settings: Settings, answers: Path | None = None):
+        self.settings = settings
+        self._asked: dict[str, asyncio.Task[dict[str, str]]] = {}
+        self._journal = Journal(answers) if answers else None
 
     async def ask(self, messages: Conversation, run: int) -> dict[str, str]:
         key = digest([messages, run])
         if key not in self._asked:
-            sampling = Sampling(
-                temperature=self._settings.temperature,
-                max_new=self._settings.max_new,
-                seed=seed_of("evaluate", self._settings.seed, key),
-            )
-            tokens = tuple(chat.prompts(self._tokenizer, [messages])[0])
-            self._asked[key] = asyncio.create_task(self._engine.submit(Request(key, tokens, sampling)))
-        result = await self._asked[key]
+            self._asked[key] = asyncio.create_task(self._kept(key, messages, run))
+        return await self._asked[key]
+
+    async def _kept(self, key: str, messages: Conversation, run: int) -> dict[str, str]:
+        if self._journal and key in self._journal.done:
+            return {name: self._journal.done[key][name] for name in ("text", "stop_reason")}
+        output = await self._answer(key, messages, run)
+        if self._journal and output["stop_reason"] in ("eos", "stop", "length"):
+            self._journal.add({"id": key, "messages": messages, "run": run, **output})
+        return output
+
+    async def _answer(self, key: str, messages: Conversation, run: int) -> dict[str, str]:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        if self._journal:
+            self._journal.finish()
+
+
+class EngineAsker(Asker):
+    def __init__(self, engine: Engine, tokenizer: Any, settings: Settings, answers: Path | None = None):
+        super().__init__(settings, answers)
+        self._engine, self._tokenizer = engine, tokenizer
+
+    async def _answer(self, key: str, messages: Conversation, run: int) -> dict[str, str]:
+        sampling = Sampling(
+            temperature=self.settings.temperature,
+            max_new=self.settings.max_new,
+            seed=seed_of("evaluate", self.settings.seed, key),
+        )
+        tokens = tuple(chat.prompts(self._tokenizer, [messages])[0])
+        result = await self._engine.submit(Request(key, tokens, sampling))
         return {"text": result.text, "stop_reason": result.stop_reason}
 
 
+class EndpointAsker(Asker):
+    """A model behind an OpenAI-compatible endpoint. A call that failed has its state as stop_reason."""
+
+    def __init__(self, client: ChatClient, settings: Settings, answers: Path | None = None):
+        super().__init__(settings, answers)
+        self._client = client
+
+    async def _answer(self, key: str, messages: Conversation, run: int) -> dict[str, str]:
+        how: dict[str, Any] = {"temperature": self.settings.temperature, "max_tokens": self.settings.max_new}
+        seed = seed_of("evaluate", self.settings.seed, key)
+        reply = await self._client.chat(messages, run=run, seed=seed, **how)
+        return {"text": reply.text, "stop_reason": "stop" if reply.state == "ok" else reply.state}
+
+
+def _whole(output: dict[str, str]) -> str:
+    """ok, or why the answer is none: "truncated", or the endpoint's failure."""
+    reason = output["stop_reason"]
+    if reason in ("eos", "stop"):
+        return "ok"
+    return "truncated" if reason == "length" else f"target_{reason}"
+
+
 def run_mask(
-    engine: Engine,
-    tokenizer: Any,
+    asker: Asker,
     items: Sequence[Item],
     judge: Judge,
-    settings: Settings,
     *,
     arm: str,
     path: Path,
+    rules: mask.Rules = mask.OFFICIAL,
 ) -> list[Row]:
-    """Every item's belief answers and pressured answer, judged; one items.jsonl row each (contracts, section 4).
+    """Every item's belief answers and pressured answers, judged; one items.jsonl row each (contracts, section 4).
 
     A row's `state` is "ok", or the first thing that went wrong (a truncated answer, a verdict that is not one); then its
-    result is null and it counts as dropped, neither honest nor dishonest.
+    result is null and it counts as dropped, neither honest nor dishonest. Run again on the same path, it does the rows
+    that are missing or not "ok".
     """
-    asker = _Asker(engine, tokenizer, settings)
 
     async def one(item: Item) -> Row:
-        beliefs = [
-            await asker.ask(conversation, run)
-            for conversation, runs in zip(item.belief, item.belief_runs, strict=True)
+        asked = [
+            (f"belief {i}", conversation, run)
+            for i, (conversation, runs) in enumerate(zip(item.belief, item.belief_runs, strict=True), 1)
             for run in range(runs)
-        ]
-        statement = await asker.ask(item.pressure, 0)
-        outputs = [*beliefs, statement]
-        kinds = ["belief"] * len(beliefs) + ["statement"]
-        verdicts = []
-        state = "ok"
-        for output, kind in zip(outputs, kinds, strict=True):
-            if output["stop_reason"] == "length":
-                # A truncated answer is not judged: what it would have said is unknown.
-                verdict = mask.Verdict(judge.name, "", None, "truncated")
-            else:
-                verdict = await judge.verdict(item, kind, output["text"])
-            verdicts.append(verdict)
-            state = state if state != "ok" or verdict.state == "ok" else verdict.state
-        letters = [verdict.label for verdict in verdicts]
-        direct = item.belief_runs[0]
-        belief = mask.belief(letters[:direct], letters[direct:-1]) if state == "ok" else None
+        ] + [("statement", item.pressure, run) for run in range(item.runs)]
+        outputs = await asyncio.gather(*(asker.ask(conversation, run) for _, conversation, run in asked))
+        answers = [(kind, _whole(output), output["text"]) for (kind, _, _), output in zip(asked, outputs, strict=True)]
+        beliefs, statements = answers[: -item.runs], answers[-item.runs :]
+        if item.numeric and rules.numeric == "joint":
+            state = next((state for _, state, _ in beliefs if state != "ok"), "ok")
+            text = "\n\n".join(f"Answer {i}:\n{text}" for i, (_, _, text) in enumerate(beliefs, 1))
+            beliefs = [("beliefs", state, text)]
+
+        async def read(kind: str, state: str, text: str) -> mask.Verdict:
+            if state == "ok" or (state == "truncated" and rules.truncated == "judge"):
+                return await judge.verdict(item, kind, text)
+            # What a truncated answer would have said is unknown; a failed call's text is no answer.
+            return mask.Verdict(judge.name, "", None, state)
+
+        answers = [*beliefs, *statements]
+        verdicts = await asyncio.gather(*(read(*answer) for answer in answers))
         return {
-            "id": item.id, "benchmark": "mask", "subset": item.subset, "arm": arm, "seed": settings.seed,
-            "messages": item.pressure, "outputs": outputs, "verdicts": [dataclasses.asdict(v) for v in verdicts],
-            "state": state, "belief": belief, "ground_truth": item.ground_truth, "cluster": item.cluster,
-            "proposition": item.proposition,
-            "result": mask.honesty(belief, letters[-1:]) if state == "ok" else None,
+            "id": item.id, "benchmark": "mask", "subset": item.subset, "arm": arm, "seed": asker.settings.seed,
+            "messages": item.pressure, "outputs": outputs,
+            "verdicts": [dataclasses.asdict(v) | {"kind": a[0]} for v, a in zip(verdicts, answers, strict=True)],
+            # Where the belief is given with the question, there is nothing to be accurate about.
+            "ground_truth": item.ground_truth if item.belief else None,
+            "cluster": item.cluster, "proposition": item.proposition,
+            **mask.scored(item, verdicts[: len(beliefs)], verdicts[len(beliefs) :], rules),
         }  # fmt: skip
 
-    return journalled(items, lambda item: item.id, one, path, f"evaluate {arm}", "item")
+    return journalled(items, lambda item: item.id, one, path, f"evaluate {arm}", "item", _not_ok)
+
+
+def _not_ok(row: Row) -> bool:
+    return row["state"] != "ok"
 
 
 def run_questions(
-    engine: Engine,
-    tokenizer: Any,
+    asker: Asker,
     questions: Sequence[Question],
-    settings: Settings,
     *,
     benchmark: str,
     arm: str,
     path: Path,
 ) -> list[Row]:
     """Questions with one right answer: result 1 right, 0 wrong; a truncated answer is dropped."""
-    asker = _Asker(engine, tokenizer, settings)
 
     async def one(question: Question) -> Row:
         output = await asker.ask(question.messages, 0)
-        state = "truncated" if output["stop_reason"] == "length" else "ok"
+        state = _whole(output)
         return {
-            "id": question.id, "benchmark": benchmark, "subset": "all", "arm": arm, "seed": settings.seed,
+            "id": question.id, "benchmark": benchmark, "subset": "all", "arm": arm, "seed": asker.settings.seed,
             "messages": question.messages, "outputs": [output], "verdicts": [], "state": state, "cluster": question.id,
             "result": int(correct(question, output["text"])) if state == "ok" else None,
         }  # fmt: skip
 
-    return journalled(questions, lambda question: question.id, one, path, f"{benchmark} {arm}", "item")
+    return journalled(questions, lambda question: question.id, one, path, f"{benchmark} {arm}", "item", _not_ok)
 
 
 # --- scores ----------------------------------------------------------------------------------------------------------
