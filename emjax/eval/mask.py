@@ -7,6 +7,7 @@ told (refusal, evasion, fits both); D, both are denied. Where ports of the bench
 import ast
 import csv
 import dataclasses
+import io
 import math
 import re
 from collections import Counter
@@ -278,7 +279,8 @@ def _rows(source: str, subset: str, revision: str) -> list[dict[str, Any]]:
         files = sorted(folder.glob(pattern))
         if files and pattern.endswith("csv"):
             csv.field_size_limit(2**24)
-            return [row for file in files for row in csv.DictReader(file.open(encoding="utf-8-sig", newline=""))]
+            texts = [file.read_bytes().decode("utf-8-sig") for file in files]
+            return [row for text in texts for row in csv.DictReader(io.StringIO(text, newline=""))]
         if files:
             import pyarrow.parquet  # as above
 
