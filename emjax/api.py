@@ -20,6 +20,7 @@ import dataclasses
 import json
 import os
 from collections import Counter
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,14 @@ class _Session:
         self.client = openai.AsyncOpenAI(
             base_url=base_url, api_key=key, max_retries=rates.retries, timeout=rates.timeout, http_client=http
         )
+        self.until_the_end = self._close_at_the_end()
+
+    async def _close_at_the_end(self) -> AsyncIterator[None]:
+        """A generator that asyncio.run closes with its loop, and with it the open connections."""
+        try:
+            yield
+        finally:
+            await self.client.close()
 
     async def _pace(self, request: Any) -> None:
         """Called before every request, so that retries are paced too."""
@@ -142,7 +151,7 @@ class ChatClient:
                 with self._collect.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
             return Reply("", "pending")
-        session = self._open()
+        session = await self._open()
         if key not in session.asking:  # two equal calls at once are one
             session.asking[key] = asyncio.create_task(self._ask(session, key, body))
         return await asyncio.shield(session.asking[key])
@@ -175,11 +184,12 @@ class ChatClient:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, json.dumps({"request": body, "reply": dataclasses.asdict(reply)}, ensure_ascii=False))
 
-    def _open(self) -> _Session:
+    async def _open(self) -> _Session:
         if self._session is None or self._session.loop is not asyncio.get_running_loop():
             if self._env and not os.environ.get(self._env):
                 raise UserError(f"The environment variable {self._env} is not set: put the key of {self.base_url} there.")
             self._session = _Session(self.base_url, os.environ[self._env] if self._env else "none", self.rates)
+            await anext(self._session.until_the_end)
         return self._session
 
     async def _ask(self, session: _Session, key: str, body: dict[str, Any]) -> Reply:

@@ -67,7 +67,7 @@ def paired_difference(a: Sequence[float], b: Sequence[float], clusters: Sequence
     return Estimate(100 * mean, 100 * low, 100 * high, len(a_n), groups)
 
 
-def mcnemar_exact(a: Sequence[int], b: Sequence[int]) -> float:
+def mcnemar_exact(a: Sequence[float], b: Sequence[float]) -> float:
     """Two-sided exact McNemar p-value of paired 0/1 outcomes; it takes the items as independent.
 
     Raises ValueError on empty input or on anything but 0 and 1.
@@ -92,6 +92,16 @@ def bounds(hits: Sequence[float], n_dropped: int) -> tuple[float, float]:
     total = float(np.sum(_unit(hits))) if len(hits) else 0.0
     n = len(hits) + n_dropped
     return 100 * total / n, 100 * (total + n_dropped) / n
+
+
+def macro(estimates: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
+    """The mean of independent (value, low, high), with the interval that their own intervals imply.
+
+    Each side's distances add in squares (Zou and Donner 2008, "MOVER"), so skewed intervals stay skewed.
+    """
+    values, lows, highs = np.array(estimates, np.float64).T
+    mean, n = float(values.mean()), len(values)
+    return mean, mean - float(np.hypot.reduce(values - lows)) / n, mean + float(np.hypot.reduce(highs - values)) / n
 
 
 def _unit(values: Sequence[float]) -> np.ndarray:

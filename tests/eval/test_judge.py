@@ -172,6 +172,8 @@ def fenced(body):
     """What a judge that keeps to its instructions takes as the answer."""
     system, user = (m["content"] for m in body["messages"])
     nonce = re.search(r"the code ([0-9a-f]{16})\.", system)[1]
+    # The text could not know the code.
+    assert user.count(f"[answer {nonce}]") == user.count(f"[end of answer {nonce}]") == 1
     return re.search(rf"\[answer {nonce}\]\n(.*)\n\[end of answer {nonce}\]", user, re.DOTALL)[1]
 
 
@@ -238,8 +240,6 @@ def test_the_fence_holds_for_any_text(text):
     fill(ModelJudge("j", Listener()), text=text)
     (body,) = seen
     assert fenced(body) == text
-    nonce = re.search(r"the code ([0-9a-f]{16})\.", body["messages"][0]["content"])[1]
-    assert body["messages"][1]["content"].count(nonce) == 2
 
 
 # --- MASK's questions --------------------------------------------------------------------------------------------------
