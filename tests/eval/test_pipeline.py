@@ -174,11 +174,11 @@ def test_a_thousand_items_under_a_failing_judge(tmp_path):
 
 def test_a_budget_leaves_the_rest_for_later(tmp_path):
     items = load(tmp_path, {"provided_facts": 30}, subsets=["provided_facts"])
-    with Server(target) as model, Server(read) as judge:
-        rows, client = run(tmp_path, items, model, judge, budget=Budget(tokens=4000))
+    with Server(target) as model, Server(lambda body, n: completion(read(body, n), usage=(700, 20))) as judge:
+        rows, client = run(tmp_path, items, model, judge, budget=Budget(tokens=8000))
         states = Counter(row["state"] for row in rows)
         assert set(states) == {"ok", "budget", "truncated"}
-        assert client.spent["prompt_tokens"] + client.spent["completion_tokens"] <= 4000
+        assert client.spent["prompt_tokens"] + client.spent["completion_tokens"] <= 8000
         rows, client = run(tmp_path, items, model, judge)
         assert Counter(row["state"] for row in rows) == {"ok": 26, "truncated": 4}
 
