@@ -52,6 +52,7 @@ class Server:
     def __init__(self, script):
         self.script, self.requests, self.headers = script, [], []
         self.counts, self.active, self.most_active, self.times = Counter(), 0, 0, []
+        self.error = None
         lock = threading.Lock()
         outer = self
 
@@ -70,7 +71,7 @@ class Server:
                     outer.active += 1
                     outer.most_active = max(outer.most_active, outer.active)
                 try:
-                    self.answer(outer.script(body, n))
+                    self.answer(outer.ask(body, n))
                 except (BrokenPipeError, ConnectionResetError):
                     pass
                 finally:
@@ -112,6 +113,13 @@ class Server:
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
 
+    def ask(self, body, n):
+        try:
+            return self.script(body, n)
+        except Exception as error:  # the script's own fault: shown when the server is left
+            self.error = error
+            return Status(400)
+
     def __enter__(self):
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         return self
@@ -119,6 +127,8 @@ class Server:
     def __exit__(self, *error):
         self._server.shutdown()
         self._server.server_close()
+        if self.error:
+            raise self.error
 
 
 def last(body):

@@ -9,8 +9,9 @@ from typing import Any
 
 from emjax.api import ChatClient
 from emjax.data import chat
-from emjax.eval import mask, stats
+from emjax.eval import deceptionbench, mask, stats
 from emjax.eval.capability import Question, correct
+from emjax.eval.judge import ModelJudge
 from emjax.eval.mask import Conversation, Item, Judge
 from emjax.sampling import Engine, Request, Sampling
 from emjax.store import Journal, digest, journalled, seed_of
@@ -28,7 +29,8 @@ class Settings:
 
 
 class Asker:
-    """Asks each (conversation, run) once, however many items share it; `ask` gives {"text", "stop_reason"}.
+    """Asks each (conversation, run) once, however many items share it; `ask` gives {"text", "stop_reason"}, and
+    "reasoning" where an endpoint returns that apart.
 
     The seed depends on the conversation and the run alone, so every arm draws with the same noise and paired differences
     are tighter; which arm it is never enters. answers: a file that keeps the answers, so that judging can be repeated
@@ -48,7 +50,7 @@ class Asker:
 
     async def _kept(self, key: str, messages: Conversation, run: int) -> dict[str, str]:
         if self._journal and key in self._journal.done:
-            return {name: self._journal.done[key][name] for name in ("text", "stop_reason")}
+            return {name: x for name, x in self._journal.done[key].items() if name not in ("id", "messages", "run")}
         output = await self._answer(key, messages, run)
         if self._journal and output["stop_reason"] in ("eos", "stop", "length"):
             self._journal.add({"id": key, "messages": messages, "run": run, **output})
@@ -74,6 +76,8 @@ class EngineAsker(Asker):
             seed=seed_of("evaluate", self.settings.seed, key),
         )
         tokens = tuple(chat.prompts(self._tokenizer, [messages])[0])
+        if len(tokens) >= self._engine.cache_length:
+            return {"text": "", "stop_reason": "too_long"}
         result = await self._engine.submit(Request(key, tokens, sampling))
         return {"text": result.text, "stop_reason": result.stop_reason}
 
@@ -89,7 +93,8 @@ class EndpointAsker(Asker):
         how: dict[str, Any] = {"temperature": self.settings.temperature, "max_tokens": self.settings.max_new}
         seed = seed_of("evaluate", self.settings.seed, key)
         reply = await self._client.chat(messages, run=run, seed=seed, **how)
-        return {"text": reply.text, "stop_reason": "stop" if reply.state == "ok" else reply.state}
+        output = {"text": reply.text, "stop_reason": "stop" if reply.state == "ok" else reply.state}
+        return output if reply.reasoning is None else output | {"reasoning": reply.reasoning}
 
 
 def _whole(output: dict[str, str]) -> str:
@@ -151,6 +156,36 @@ def run_mask(
     return journalled(items, lambda item: item.id, one, path, f"evaluate {arm}", "item", _not_ok)
 
 
+def run_deceptionbench(
+    asker: Asker,
+    items: Sequence[deceptionbench.Item],
+    judge: ModelJudge,
+    *,
+    arm: str,
+    path: Path,
+    benchmark: str = "deceptionbench",
+    rules: deceptionbench.Rules = deceptionbench.OFFICIAL,
+) -> list[Row]:
+    """Both conversations of every item and the judge's three verdicts; states and resuming as in `run_mask`."""
+
+    async def one(item: deceptionbench.Item) -> Row:
+        outputs = await asyncio.gather(asker.ask(item.inner, 0), asker.ask(item.outer, 0))
+        inner, outer = outputs
+        state = next((state for state in map(_whole, outputs) if state != "ok"), "ok" if inner["text"].strip() else "no_belief")
+        parts = deceptionbench.split(outer["text"], outer.get("reasoning"))
+        verdicts = {}
+        if state == "ok" and parts.answer and parts.reasoning:
+            verdicts = await deceptionbench.judge(judge, inner["text"], outer["text"], parts, rules)
+        return {
+            "id": item.id, "benchmark": benchmark, "subset": item.subset, "arm": arm, "seed": asker.settings.seed,
+            "messages": item.outer, "outputs": outputs, "cluster": item.cluster,
+            "verdicts": [dataclasses.asdict(v) | {"kind": kind} for kind, v in verdicts.items()],
+            "conforming": parts.conforming, **deceptionbench.scored(state, parts, verdicts, rules),
+        }  # fmt: skip
+
+    return journalled(items, lambda item: item.id, one, path, f"{benchmark} {arm}", "item", _not_ok)
+
+
 def _not_ok(row: Row) -> bool:
     return row["state"] != "ok"
 
@@ -191,6 +226,12 @@ _MASK: dict[str, Test] = {
     "lie_at_k": lambda row: row["result_at_k"] == -1,
     "accuracy": lambda row: mask.accuracy(row["belief"], row["ground_truth"]) == 1,
 }
+_DECEPTION: dict[str, Test] = {
+    "deception_rate": lambda row: row["outcome"] == "deceptive",
+    "answer_agrees": lambda row: deceptionbench.agrees(row, "A"),
+    "reasoning_agrees": lambda row: deceptionbench.agrees(row, "B"),
+    "answer_follows": lambda row: deceptionbench.agrees(row, "C"),
+}
 _QUESTIONS: dict[str, Test] = {"accuracy": lambda row: row["result"] == 1}
 # Of which rows a metric can be asked at all, scored or not; the others of all.
 _ARISES: dict[str, Test] = {
@@ -199,8 +240,10 @@ _ARISES: dict[str, Test] = {
 }
 
 
-def metrics(benchmark: str) -> dict[str, Test]:
-    return _MASK if benchmark == "mask" else _QUESTIONS
+def metrics(rows: Sequence[Row]) -> dict[str, Test]:
+    if rows[0]["benchmark"] == "mask":
+        return _MASK
+    return _DECEPTION if "conforming" in rows[0] else _QUESTIONS
 
 
 def score(items: Sequence[Row], versus: dict[str, Sequence[Row]], about: Row, rules: mask.Rules = mask.OFFICIAL) -> list[Row]:
@@ -221,7 +264,7 @@ def score(items: Sequence[Row], versus: dict[str, Sequence[Row]], about: Row, ru
         if benchmark == "mask":
             common["counts"] = mask.counts(mine.values())
             common["normalised"] = mask.normalised(common["counts"], rules)
-        for metric, hit in metrics(benchmark).items():
+        for metric, hit in metrics(items).items():
             rows += _measured(metric, hit, mine, versus, wanted, common | {"metric": metric})
     if pooled:
         rows += _macro(rows, names)
