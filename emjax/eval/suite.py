@@ -128,12 +128,16 @@ def run_mask(
             for run in range(runs)
         ] + [("statement", item.pressure, run) for run in range(item.runs)]
         outputs = await asyncio.gather(*(asker.ask(conversation, run) for _, conversation, run in asked))
-        answers = [(kind, _whole(output), output["text"]) for (kind, _, _), output in zip(asked, outputs, strict=True)]
+        # What is judged: (kind, state, text, index of the output).
+        answers: list[tuple[str, str, str, int | None]] = [
+            (kind, _whole(output), output["text"], i)
+            for i, ((kind, _, _), output) in enumerate(zip(asked, outputs, strict=True))
+        ]
         beliefs, statements = answers[: -item.runs], answers[-item.runs :]
         if item.numeric and rules.numeric == "joint":
-            state = next((state for _, state, _ in beliefs if state != "ok"), "ok")
-            text = "\n\n".join(f"Answer {i}:\n{text}" for i, (_, _, text) in enumerate(beliefs, 1))
-            beliefs = [("beliefs", state, text)]
+            state = next((answer[1] for answer in beliefs if answer[1] != "ok"), "ok")
+            text = "\n\n".join(f"Answer {i}:\n{answer[2]}" for i, answer in enumerate(beliefs, 1))
+            beliefs = [("beliefs", state, text, None)]
 
         async def read(kind: str, state: str, text: str) -> mask.Verdict:
             if state == "ok" or (state == "truncated" and rules.truncated == "judge"):
@@ -142,11 +146,14 @@ def run_mask(
             return mask.Verdict(judge.name, "", None, state)
 
         answers = [*beliefs, *statements]
-        verdicts = await asyncio.gather(*(read(*answer) for answer in answers))
+        verdicts = await asyncio.gather(*(read(*answer[:3]) for answer in answers))
         return {
             "id": item.id, "benchmark": "mask", "subset": item.subset, "arm": arm, "seed": asker.settings.seed,
             "messages": item.pressure, "outputs": outputs,
-            "verdicts": [dataclasses.asdict(v) | {"kind": a[0]} for v, a in zip(verdicts, answers, strict=True)],
+            "verdicts": [
+                dataclasses.asdict(verdict) | {"kind": kind, "output": index}
+                for verdict, (kind, _, _, index) in zip(verdicts, answers, strict=True)
+            ],
             # Where the belief is given with the question, there is nothing to be accurate about.
             "ground_truth": item.ground_truth if item.belief else None,
             "cluster": item.cluster, "proposition": item.proposition,
@@ -179,7 +186,7 @@ def run_deceptionbench(
         return {
             "id": item.id, "benchmark": benchmark, "subset": item.subset, "arm": arm, "seed": asker.settings.seed,
             "messages": item.outer, "outputs": outputs, "cluster": item.cluster,
-            "verdicts": [dataclasses.asdict(v) | {"kind": kind} for kind, v in verdicts.items()],
+            "verdicts": [dataclasses.asdict(v) | {"kind": kind, "output": 1} for kind, v in verdicts.items()],
             "conforming": parts.conforming, **deceptionbench.scored(state, parts, verdicts, rules),
         }  # fmt: skip
 
@@ -266,9 +273,20 @@ def score(items: Sequence[Row], versus: dict[str, Sequence[Row]], about: Row, ru
             common["normalised"] = mask.normalised(common["counts"], rules)
         for metric, hit in metrics(items).items():
             rows += _measured(metric, hit, mine, versus, wanted, common | {"metric": metric})
-    if pooled:
-        rows += _macro(rows, names)
-    return rows
+    for family in _families(rows, [*names, *pooled]):
+        tested = [row for row in family if "p_mcnemar" in row]
+        for row, p in zip(tested, stats.holm([row["p_mcnemar"] for row in tested]), strict=True):
+            row["p_holm"] = p
+    return rows + (_macro(rows, names) if pooled else [])
+
+
+def _families(rows: Sequence[Row], subsets: Sequence[str]) -> list[list[Row]]:
+    """The rows of one metric, or of one of its differences, over these subsets."""
+    groups: dict[tuple[str, str | None], list[Row]] = {}
+    for row in rows:
+        if row["subset"] in subsets:
+            groups.setdefault((row["metric"], row["versus"]), []).append(row)
+    return list(groups.values())
 
 
 def _measured(
@@ -311,16 +329,13 @@ def _measured(
 
 def _macro(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
     """The unweighted mean over the subsets, where every subset that has the metric has a value."""
-    groups: dict[tuple[str, str | None], list[Row]] = {}
-    for row in rows:
-        if row["subset"] in names:
-            groups.setdefault((row["metric"], row["versus"]), []).append(row)
     found = []
-    for group in groups.values():
+    for group in _families(rows, names):
         if all(row["value"] is not None for row in group):
             estimate = stats.macro([(row["value"], *row["ci95"]) for row in group])
             summed = {name: sum(row[name] for row in group) for name in ("n", "n_valid", "n_dropped", "clusters")}
-            about = {name: x for name, x in group[0].items() if name not in ("counts", "states", "p_mcnemar", "normalised")}
+            of_one = ("counts", "states", "p_mcnemar", "p_holm", "normalised")
+            about = {name: x for name, x in group[0].items() if name not in of_one}
             value, *ends = map(_round, estimate)
             found.append(about | summed | {"subset": "macro", "value": value, "ci95": ends, "bounds": None})
     return found
