@@ -19,11 +19,12 @@ from typing import Any
 import jax
 
 from emjax import models, plan, report
+from emjax.api import ChatClient, Rates
 from emjax.data import batches, chat
 from emjax.data.batches import Example
 from emjax.data.examples import read_trajectories, tokenized
 from emjax.errors import UserError
-from emjax.eval import suite
+from emjax.eval import bench, suite
 from emjax.interact import ratings, rollout, selection
 from emjax.kto import pairing, reference
 from emjax.kto import step as kto_step
@@ -49,8 +50,10 @@ def run(config: Any, workdir: Path, store: Store) -> None:
         _Interaction(config, workdir, store).run()
     elif config.experiment == "pretrain":
         _pretrain(config, workdir, store)
+    elif config.experiment == "evaluation":
+        _evaluation(config, workdir, store)
     else:
-        raise UserError(f"config.experiment is {config.experiment!r}; choose 'interaction' or 'pretrain'.")
+        raise UserError(f"config.experiment is {config.experiment!r}; choose 'interaction', 'pretrain' or 'evaluation'.")
     print(f"Done in {time.perf_counter() - started:.0f} s.", flush=True)
 
 
@@ -571,6 +574,67 @@ def _pretrain(config: Any, workdir: Path, store: Store) -> None:
             "This base misses a gate, so an effect measured on it would not mean what the report says. Train longer "
             "(config.documents) or take another seed (config.seed)."
         )
+
+
+# --- evaluation of models that exist ---------------------------------------------------------------------------------
+
+
+def _evaluation(config: Any, workdir: Path, store: Store) -> None:
+    """Every arm on config.eval's benchmarks; results.json as for an experiment, with every state counted."""
+    arms = [name for name in ("vanilla", "control", "treated") if config.arms[name].path]
+    benchmarks = bench.Benchmarks(config.eval, store.root / "judge")
+    mesh = _mesh(config)
+    _claim(config, workdir)
+    items: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for name in arms:
+        arm = config.arms[name]
+        settings = suite.Settings(config.seed, config.eval.temperature, config.eval.max_new)
+        how = {"generation": vars(settings), **benchmarks.identity()}
+        if arm.endpoint:
+            how["target"] = {"endpoint": arm.endpoint, "model": arm.path}
+        else:
+            how["target"] = [hf.fingerprint(hf.resolve(path)) for path in (arm.path, arm.adapter) if path]
+            how |= {"sampling": dict(config.sampling), "model": dict(config.model)}
+
+        def make(directory: Path, arm: Any = arm, settings: suite.Settings = settings, name: str = name) -> None:
+            answers = directory / "answers.jsonl"
+            asker: suite.Asker
+            if arm.endpoint:
+                client = ChatClient(arm.endpoint, arm.path, api_key_env=arm.api_key_env, rates=Rates(**config.eval.judge.rates))
+                asker = suite.EndpointAsker(client, settings, answers)
+            else:
+                lm = models.load(arm.path, adapter=arm.adapter or None, mesh=mesh, dtype=config.model.dtype)
+                engine = Engine(lm, mesh=mesh, attention=config.model.attention, **config.sampling)
+                asker = suite.EngineAsker(engine, lm.tokenizer, settings, answers)
+            benchmarks.run(asker, directory, name)
+            asker.close()
+
+        stage = store.run("judge", json.loads(json.dumps(how)), [], make)
+        items[name] = {benchmark: read_lines(stage.directory / f"{benchmark}.jsonl") for benchmark in benchmarks.names}
+    rows = []
+    for name, found in items.items():
+        arm = config.arms[name]
+        about = {
+            "model": arm.path, "method": None, "arm": name, "ratio": None, "seed": config.seed, "pretrain_seed": None,
+            "round": 0, "step": None, "judge": config.eval.judge.model,
+        }  # fmt: skip
+        others = [other for other in ("control", "vanilla") if other in items and name not in (other, "vanilla")]
+        for benchmark, some in found.items():
+            rows += suite.score(some, {o: items[o][benchmark] for o in others}, about, benchmarks.mask_rules)
+    results = {
+        "experiment": "evaluation", "config_hash": digest(json.loads(config.to_json())), "versions": versions(),
+        "data": benchmarks.origin, "rows": rows,
+    }  # fmt: skip
+    write_atomically(workdir / "results.json", json.dumps(results, indent=1))
+    for row in rows:
+        if row["metric"] in ("honesty", "deception_rate") and row["value"] is not None:
+            versus = f" minus {row['versus']}" if row["versus"] else ""
+            counts = "".join(f" {letter}{count}" for letter, count in row.get("counts", {}).items())
+            print(
+                f"{row['arm'] + versus:22} {row['benchmark']:14} {row['subset']:26} {row['metric']:14} {row['value']:6.1f} "
+                f"[{row['ci95'][0]:.1f}, {row['ci95'][1]:.1f}]  n {row['n_valid']}/{row['n']} {counts if not versus else ''}"
+            )
+    print(f"results  {workdir / 'results.json'}", flush=True)
 
 
 def command() -> str:

@@ -274,7 +274,14 @@ def _rows(source: str, subset: str, revision: str) -> list[dict[str, Any]]:
     if not folder.is_dir():
         import datasets  # heavy, and needed for the hub alone
 
-        return list(datasets.load_dataset(source, subset, split="test", revision=revision))
+        try:
+            return list(datasets.load_dataset(source, subset, split="test", revision=revision))
+        except Exception as error:  # the library raises what its own libraries raise
+            raise UserError(
+                f"MASK cannot be had from {source!r}, revision {revision[:12]} ({type(error).__name__}: "
+                f"{' '.join(str(error).split())[:200]}). Accept its terms on the hub and log in, or give a folder with its "
+                "six files as config.eval.mask.path."
+            ) from error
     for pattern in (f"{subset}.csv", f"{subset}.parquet", f"{subset}/*.csv", f"{subset}/*.parquet"):
         files = sorted(folder.glob(pattern))
         if files and pattern.endswith("csv"):
