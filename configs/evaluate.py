@@ -38,6 +38,16 @@ def get_config(variant: str = "llama3.1-8b"):
                     "rules": dataclasses.asdict(deceptionbench.Rules()),
                 },
                 "mesa_and_mask": {"path": ""},
+                # Tasks of the lm-evaluation-harness (extra `capability`); folder: YAML files of one's own, then offline.
+                "capability": {
+                    "tasks": (),  # mmlu, gsm8k, gpqa_diamond_zeroshot, truthfulqa_mc1, ...
+                    "folder": "",
+                    "shots": -1,  # -1: the task's own
+                    "limit": 0,  # documents a task; 0 = all
+                    "chat": False,  # through the model's chat template
+                    "metric": "",  # the task's first
+                    "answer_filter": "",  # the task's first; gsm8k: strict-match or flexible-extract
+                },
                 "judge": {
                     "base_url": "https://api.openai.com/v1",
                     "model": "gpt-4o-2024-08-06",

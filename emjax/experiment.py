@@ -582,12 +582,28 @@ def _pretrain(config: Any, workdir: Path, store: Store) -> None:
 def _evaluation(config: Any, workdir: Path, store: Store) -> None:
     """Every arm on config.eval's benchmarks; results.json as for an experiment, with every state counted."""
     arms = [name for name in ("vanilla", "control", "treated") if config.arms[name].path]
+    tasks = tuple(config.eval.capability.tasks)
+    if tasks and any(config.arms[name].endpoint for name in arms):
+        raise UserError(
+            "config.eval.capability needs models in the engine, but an arm is an endpoint. Leave its tasks empty, and measure "
+            "the endpoint with the harness itself: lm_eval --model local-completions."
+        )
     benchmarks = bench.Benchmarks(config.eval, store.root / "judge")
     mesh = _mesh(config)
     _claim(config, workdir)
     items: dict[str, dict[str, list[dict[str, Any]]]] = {}
+
+    @functools.cache
+    def loaded(path: str, adapter: str) -> tuple[Engine, Any]:
+        lm = models.load(path, adapter=adapter or None, mesh=mesh, dtype=config.model.dtype)
+        return Engine(lm, mesh=mesh, attention=config.model.attention, **config.sampling), lm.tokenizer
+
+    def engine(arm: Any) -> tuple[Engine, Any]:
+        return loaded(arm.path, arm.adapter)
+
     for name in arms:
         arm = config.arms[name]
+        loaded.cache_clear()  # one model at a time
         settings = suite.Settings(config.seed, config.eval.temperature, config.eval.max_new)
         how = {"generation": vars(settings), **benchmarks.identity()}
         if arm.endpoint:
@@ -603,14 +619,27 @@ def _evaluation(config: Any, workdir: Path, store: Store) -> None:
                 client = ChatClient(arm.endpoint, arm.path, api_key_env=arm.api_key_env, rates=Rates(**config.eval.judge.rates))
                 asker = suite.EndpointAsker(client, settings, answers)
             else:
-                lm = models.load(arm.path, adapter=arm.adapter or None, mesh=mesh, dtype=config.model.dtype)
-                engine = Engine(lm, mesh=mesh, attention=config.model.attention, **config.sampling)
-                asker = suite.EngineAsker(engine, lm.tokenizer, settings, answers)
+                asker = suite.EngineAsker(*engine(arm), settings, answers)
             benchmarks.run(asker, directory, name)
             asker.close()
 
         stage = store.run("judge", json.loads(json.dumps(how)), [], make)
         items[name] = {benchmark: read_lines(stage.directory / f"{benchmark}.jsonl") for benchmark in benchmarks.names}
+        for task in tasks:
+
+            def measure(directory: Path, arm: Any = arm, task: str = task, name: str = name) -> None:
+                from emjax.eval import harness  # needs the extra `capability`
+
+                c = {field: value for field, value in config.eval.capability.items() if field != "tasks"}
+                c |= {"folder": Path(c["folder"]) if c["folder"] else None, "limit": c["limit"] or None}
+                c["shots"] = None if c["shots"] < 0 else c["shots"]
+                found, measured = harness.run(*engine(arm), [task], arm=name, seed=config.seed, **c)
+                write_lines(directory / "items.jsonl", found)
+                write_atomically(directory / "measured.json", json.dumps(measured, indent=1, default=str))
+
+            how_task = {"target": how["target"], "task": task, **json.loads(config.eval.capability.to_json())}
+            stage = store.run("capability", how_task | {"seed": config.seed, "model": dict(config.model)}, [], measure)
+            items[name][task] = read_lines(stage.directory / "items.jsonl")
     rows = []
     for name, found in items.items():
         arm = config.arms[name]
@@ -627,7 +656,7 @@ def _evaluation(config: Any, workdir: Path, store: Store) -> None:
     }  # fmt: skip
     write_atomically(workdir / "results.json", json.dumps(results, indent=1))
     for row in rows:
-        if row["metric"] in ("honesty", "deception_rate") and row["value"] is not None:
+        if row["metric"] in ("honesty", "deception_rate", "accuracy") and row["value"] is not None:
             versus = f" minus {row['versus']}" if row["versus"] else ""
             counts = "".join(f" {letter}{count}" for letter, count in row.get("counts", {}).items())
             print(

@@ -109,8 +109,13 @@ class EngineLM(TemplateLM):
         raise NotImplementedError("perplexity of whole documents; no capability suite here asks for it")
 
 
+def benchmark_of(task: str) -> str:
+    known = task.partition("_")[0]
+    return known if known in ("mmlu", "gsm8k", "humaneval", "gpqa", "truthfulqa", "arithmetic") else f"custom:{task}"
+
+
 def run(
-    engine: Engine, tokenizer: Any, tasks: Sequence[str], *, arm: str, benchmark: str, seed: int = 0,
+    engine: Engine, tokenizer: Any, tasks: Sequence[str], *, arm: str, seed: int = 0,
     folder: Path | None = None, shots: int | None = None, limit: int | None = None, chat: bool = False, metric: str = "",
     answer_filter: str = "",
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:  # fmt: skip
@@ -148,7 +153,8 @@ def run(
         for sample in chosen:
             rows.append(
                 {
-                    "id": f"{task}/{sample['doc_id']}", "benchmark": benchmark, "subset": task, "arm": arm, "seed": seed,
+                    "id": f"{task}/{sample['doc_id']}", "benchmark": benchmark_of(task), "subset": task, "arm": arm,
+                    "seed": seed,
                     "messages": [{"role": "user", "content": str(sample["arguments"][0][0])}],
                     "outputs": [{"text": json.dumps(sample["filtered_resps"], ensure_ascii=False), "stop_reason": "stop"}],
                     "verdicts": [], "state": "ok", "cluster": f"{task}/{sample['doc_id']}", "result": int(sample[name]),

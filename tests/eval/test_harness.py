@@ -1,5 +1,6 @@
 """The engine as a model of lm-eval, against lm-eval's own Hugging Face model on the same checkpoint."""
 
+import copy
 import json
 
 import pytest
@@ -56,7 +57,7 @@ def engine():
 
 @pytest.fixture(scope="module")
 def ours(engine, folder):
-    return harness.run(*engine, list(TASKS), arm="vanilla", benchmark="sums", folder=folder)
+    return harness.run(*engine, list(TASKS), arm="vanilla", folder=folder)
 
 
 def test_the_same_numbers_as_the_harness_with_torch(engine, ours, folder):
@@ -79,7 +80,9 @@ def test_the_same_numbers_as_the_harness_with_torch(engine, ours, folder):
 def test_rows_score_like_any_benchmark(ours):
     rows, found = ours
     assert {row["subset"] for row in rows} == set(TASKS)
-    (accuracy,) = [r for r in suite.score(rows, {}, {}) if r["subset"] == "sums_choice"]
+    assert {row["benchmark"] for row in rows} == {f"custom:{task}" for task in TASKS}
+    assert harness.benchmark_of("mmlu_anatomy") == "mmlu"
+    (accuracy,) = [r for r in suite.score([r for r in rows if r["subset"] == "sums_choice"], {}, {})]
     assert accuracy["value"] == pytest.approx(100 * found["metrics"]["sums_choice"]["acc,none"])
     assert found["settings"]["stop"] == [(" .",)]
     assert found["settings"]["max_gen_toks"] == [8]
@@ -109,6 +112,20 @@ def test_a_context_that_does_not_fit_is_cut_on_the_left_and_counted(engine):
 
 def test_what_does_not_exist_is_named(engine, folder):
     with pytest.raises(UserError, match="no task nosuch"):
-        harness.run(*engine, ["nosuch"], arm="a", benchmark="b", folder=folder)
+        harness.run(*engine, ["nosuch"], arm="a", folder=folder)
     with pytest.raises(UserError, match="sums_choice.*acc_norm"):
-        harness.run(*engine, ["sums_choice"], arm="a", benchmark="b", folder=folder, metric="bleu", limit=2)
+        harness.run(*engine, ["sums_choice"], arm="a", folder=folder, metric="bleu", limit=2)
+
+
+def test_a_second_bos_is_never_added(engine):
+    from tokenizers.processors import TemplateProcessing
+
+    _, tokenizer = engine
+    adding = copy.deepcopy(tokenizer)
+    bos = tokenizer.bos_token
+    adding.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, tokenizer.bos_token_id)]
+    )
+    lm = harness.EngineLM(engine[0], adding)
+    assert lm.tok_encode("what is") == lm.tok_encode(f"{bos} what is")
+    assert lm.tok_encode("what is").count(tokenizer.bos_token_id) == 1
