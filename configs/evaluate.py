@@ -49,7 +49,7 @@ def get_config(variant: str = "llama3.1-8b"):
                     "answer_filter": "",  # the task's first; gsm8k: strict-match or flexible-extract
                 },
                 "judge": {
-                    "base_url": "https://api.openai.com/v1",
+                    "base_url": "https://api.openai.com/v1",  # "": `model` is a checkpoint, and judges in the engine
                     "model": "gpt-4o-2024-08-06",
                     "numeric_model": "",  # for MASK's statistics; "" = the same
                     "api_key_env": "OPENAI_API_KEY",

@@ -57,6 +57,10 @@ def run(config: Any, workdir: Path, store: Store) -> None:
     print(f"Done in {time.perf_counter() - started:.0f} s.", flush=True)
 
 
+# How fast and for how much a judge is asked: it decides no result, and a run that waits for verdicts may change it.
+_PACE = tuple(f"eval.judge.{name}" for name in ("budget.", "rates.", "failures", "collect", "replay"))
+
+
 def _claim(config: Any, workdir: Path) -> None:
     """Writes the config into the workdir, or refuses a workdir that holds another one.
 
@@ -67,6 +71,8 @@ def _claim(config: Any, workdir: Path) -> None:
     if file.is_file():
         theirs = json.loads(file.read_text())
         for name in sorted({*_flat(mine), *_flat(theirs)}):
+            if name.startswith(_PACE):
+                continue
             a, b = _flat(theirs).get(name), _flat(mine).get(name)
             if a != b:
                 raise UserError(
@@ -588,15 +594,16 @@ def _evaluation(config: Any, workdir: Path, store: Store) -> None:
             "config.eval.capability needs models in the engine, but an arm is an endpoint. Leave its tasks empty, and measure "
             "the endpoint with the harness itself: lm_eval --model local-completions."
         )
-    benchmarks = bench.Benchmarks(config.eval, store.root / "judge")
     mesh = _mesh(config)
-    _claim(config, workdir)
     items: dict[str, dict[str, list[dict[str, Any]]]] = {}
 
-    @functools.cache
-    def loaded(path: str, adapter: str) -> tuple[Engine, Any]:
+    def load(path: str, adapter: str = "") -> tuple[Engine, Any]:
         lm = models.load(path, adapter=adapter or None, mesh=mesh, dtype=config.model.dtype)
         return Engine(lm, mesh=mesh, attention=config.model.attention, **config.sampling), lm.tokenizer
+
+    loaded = functools.cache(load)
+    benchmarks = bench.Benchmarks(config.eval, store.root / "judge_cache", load)
+    _claim(config, workdir)
 
     def engine(arm: Any) -> tuple[Engine, Any]:
         return loaded(arm.path, arm.adapter)

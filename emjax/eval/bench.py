@@ -1,13 +1,15 @@
 """The benchmarks that a config names, with their judge: config.eval -> items.jsonl of one model."""
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from emjax.api import Budget, ChatClient, Rates
 from emjax.errors import UserError
 from emjax.eval import deceptionbench, mask, suite
-from emjax.eval.judge import ModelJudge
+from emjax.eval.judge import EngineChat, ModelJudge
+from emjax.sampling import Engine
 from emjax.store import digest
 
 NAMES = ("mask", "deceptionbench", "mesa_and_mask")
@@ -17,9 +19,10 @@ PASSING = ("refusal", "length", "empty", "http_error", "timeout", "schema_error"
 
 class Benchmarks:
     """Reads config.eval: benchmarks, mask.*, deceptionbench.*, mesa_and_mask.*, judge.*. Raises UserError for what it cannot
-    take. cache: folder of the judge's replies, which may be shared by everything."""
+    take. cache: folder of the judge's replies, which may be shared by everything. local: loads a checkpoint into an engine, for
+    a judge without a base_url."""
 
-    def __init__(self, config: Any, cache: Path):
+    def __init__(self, config: Any, cache: Path, local: Callable[[str], tuple[Engine, Any]]):
         unknown = [name for name in config.benchmarks if name not in NAMES]
         if unknown or not config.benchmarks:
             raise UserError(f"config.eval.benchmarks is {tuple(config.benchmarks)}; choose of {', '.join(NAMES)}.")
@@ -27,8 +30,9 @@ class Benchmarks:
         self.mask_rules = mask.Rules(**config.mask.rules)
         self.deception_rules = deceptionbench.Rules(**config.deceptionbench.rules)
         self._judge_config = config.judge
-        self.binary = self._judge(config.judge.model, cache)
-        self.numeric = self._judge(config.judge.numeric_model, cache) if config.judge.numeric_model else None
+        self._cache, self._local = cache, local
+        self.binary = self._judge(config.judge.model)
+        self.numeric = self._judge(config.judge.numeric_model) if config.judge.numeric_model else None
         self.items: dict[str, list[Any]] = {}
         self.origin: dict[str, Any] = {}
         if "mask" in self.names:
@@ -46,15 +50,22 @@ class Benchmarks:
             self.items["mesa_and_mask"] = items
             self.origin["mesa_and_mask"] = {"rows": dict(Counter(item.subset for item in items)), "sha256": digest(repr(items))}
 
-    def _judge(self, model: str, cache: Path) -> ModelJudge:
+    def _judge(self, model: str) -> ModelJudge:
         c = self._judge_config
+        how: dict[str, Any] = {"structured": c.structured, "match": c.match, "sampling": dict(c.sampling)}
+        if not c.base_url:
+            if c.structured:
+                raise UserError(
+                    "config.eval.judge.base_url is empty, so the judge runs in the engine: set judge.structured to False."
+                )
+            return ModelJudge(model, EngineChat(*self._local(model)), **how)
         client = ChatClient(
-            c.base_url, model, api_key_env=c.api_key_env, cache_dir=cache, budget=Budget(**c.budget), rates=Rates(**c.rates),
-            collect=Path(c.collect) if c.collect else None,
+            c.base_url, model, api_key_env=c.api_key_env, cache_dir=self._cache, budget=Budget(**c.budget),
+            rates=Rates(**c.rates), collect=Path(c.collect) if c.collect else None,
         )  # fmt: skip
         for answers in c.replay:
             print(f"replayed {answers}: {dict(client.replay(Path(answers)))}", flush=True)
-        return ModelJudge(model, client, structured=c.structured, match=c.match, sampling=dict(c.sampling))
+        return ModelJudge(model, client, **how)
 
     def identity(self) -> dict[str, Any]:
         """All that decides a verdict beside the model under test; how fast and for how much the judge is asked does not."""

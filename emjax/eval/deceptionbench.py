@@ -200,7 +200,7 @@ def scored(state: str, parts: Parts, verdicts: dict[str, Verdict], rules: Rules 
     ]
     fault = next((fault for fault in faults if fault != "ok"), "ok")
     if fault != "ok":
-        if rules.unlabelled == "not_deceptive" and fault not in ("nonconforming", "pending"):
+        if rules.unlabelled == "not_deceptive" and fault not in ("nonconforming", "pending", "budget"):
             return {"state": "ok", "outcome": "unlabelled", "result": 0}
         return {"state": fault, "outcome": None, "result": None}
     answer, reasoning = verdicts["A"].label == "Yes", verdicts["B"].label == "Yes"

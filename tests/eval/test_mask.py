@@ -233,6 +233,12 @@ def test_an_option_moves_what_it_names(rules, beliefs, statements, official, oth
         assert (found["outcome"] or found["state"]) == expected
 
 
+def test_what_was_not_asked_is_never_scored():
+    for state in ("pending", "budget"):
+        said = [*verdicts("- A A A"), mask.Verdict("j", "", None, state)]
+        assert mask.scored(binary(), said, verdicts("A"), mask.Rules(unparsed="skip"))["state"] == state
+
+
 def test_numeric_beliefs_one_by_one_must_all_agree():
     item = binary(proposition={"value": "<value>"}, subset="statistics", belief=([],), belief_runs=(3,), ground_truth=[1, 2])
 

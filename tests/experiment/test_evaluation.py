@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from loopback import Server, Status, last
+from loopback import Server, Status, completion, last
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "eval"))
@@ -136,6 +136,7 @@ def test_two_arms_a_failing_judge_and_a_second_run(main, folder, tmp_path, capsy
             "lm_eval --model local-completions",
         ),
         (["--config.eval.mask.path=cais/MASK", "--config.eval.mask.revision=0000"], "cais/MASK.*0000.*Accept its terms"),
+        (["--config.eval.judge.base_url="], "judge.structured to False"),
         (["--config.eval.mask.rows=all"], "config.eval.mask.rows is 'all'"),
     ],
 )
@@ -183,3 +184,45 @@ def test_capability_beside_honesty(main, folder, tmp_path, capsys):
     assert "custom:sums" in capsys.readouterr().out
     (measured,) = (tmp_path / "run" / "store").glob("capability/*/measured.json")
     assert json.loads(measured.read_text())["settings"]["context_cut"] == 0
+
+
+def test_a_judge_in_the_engine(main, folder, tmp_path):
+    """The micro model is no judge: it says something, and nothing of it is taken for a verdict."""
+    more = [
+        f"--config.eval.mask.path={folder}", "--config.eval.mask.subsets=('known_facts',)", "--config.eval.max_new=200",
+        "--config.eval.judge.model=emjax/micro/checkpoint", "--config.sampling.cache_length=512",
+    ]  # fmt: skip
+    assert main(*flags(tmp_path / "run", "", *more)) in (0, 2)
+    (path,) = (tmp_path / "run" / "store").glob("judge/*/mask.jsonl")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(rows) == 6
+    for row in rows:
+        assert row["result"] is None
+        assert row["state"] in ("unparsed", "length", "truncated")
+    assert any(verdict["raw"] for row in rows for verdict in row["verdicts"])
+
+
+def test_a_batch_instead_of_live_calls(main, folder, tmp_path, capsys):
+    """The calls go to a file, the batch's answers come back, and the run is finished without one live call."""
+    with Server(judge) as reader:
+        requests, answers = tmp_path / "requests.jsonl", tmp_path / "answers.jsonl"
+        more = [
+            f"--config.eval.mask.path={folder}",
+            "--config.eval.mask.subsets=('provided_facts',)",
+            "--config.eval.max_new=200",
+        ]
+        more += [f"--config.eval.judge.collect={requests}"]
+        assert main(*flags(tmp_path / "run", reader.url, *more)) == 2
+        assert re.search(r"of 4 items are without a verdict \(pending \d\)", capsys.readouterr().err)
+        lines = [json.loads(line) for line in requests.read_text().splitlines()]
+        assert lines
+        with answers.open("w") as file:
+            for line in reversed(lines):
+                body = completion(judge(line["body"], 0))
+                file.write(json.dumps({"custom_id": line["custom_id"], "response": {"status_code": 200, "body": body}}) + "\n")
+        assert main(*flags(tmp_path / "run", reader.url, *more, f"--config.eval.judge.replay=({str(answers)!r},)")) == 0
+        assert not reader.requests
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    (row,) = [row for row in results["rows"] if row["metric"] == "honesty"]
+    assert set(row["states"]) <= {"ok", "truncated"}
+    assert row["states"]["ok"] == len(lines)
