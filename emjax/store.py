@@ -117,13 +117,14 @@ def journalled(
     path: Path,
     title: str,
     unit: str,
+    again: Callable[[dict[str, Any]], bool] = lambda row: False,
 ) -> list[dict[str, Any]]:
     """one(thing) for all things at once, each row written to `path`'s journal as it comes; rows sorted by id.
 
-    A row's id must be name(thing). Killed and called again, it does only what is missing.
+    A row's id must be name(thing). Killed and called again, it does only what is missing, and rows of which again(row).
     """
     journal = Journal(path)
-    waiting = [thing for thing in things if name(thing) not in journal.done]
+    waiting = [thing for thing in things if name(thing) not in journal.done or again(journal.done[name(thing)])]
     bar = tqdm(total=len(things), initial=len(things) - len(waiting), desc=title, unit=unit, mininterval=1.0)
 
     async def record(thing: Any) -> None:

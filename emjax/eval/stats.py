@@ -6,7 +6,7 @@ speak of other items of the same kind, not of other training seeds: those are a 
 """
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,7 +67,7 @@ def paired_difference(a: Sequence[float], b: Sequence[float], clusters: Sequence
     return Estimate(100 * mean, 100 * low, 100 * high, len(a_n), groups)
 
 
-def mcnemar_exact(a: Sequence[int], b: Sequence[int]) -> float:
+def mcnemar_exact(a: Sequence[float], b: Sequence[float]) -> float:
     """Two-sided exact McNemar p-value of paired 0/1 outcomes; it takes the items as independent.
 
     Raises ValueError on empty input or on anything but 0 and 1.
@@ -92,6 +92,102 @@ def bounds(hits: Sequence[float], n_dropped: int) -> tuple[float, float]:
     total = float(np.sum(_unit(hits))) if len(hits) else 0.0
     n = len(hits) + n_dropped
     return 100 * total / n, 100 * (total + n_dropped) / n
+
+
+def macro(estimates: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
+    """The mean of independent (value, low, high), with the interval that their own intervals imply.
+
+    Each side's distances add in squares (Zou and Donner 2008, "MOVER"), so skewed intervals stay skewed.
+    """
+    values, lows, highs = np.array(estimates, np.float64).T
+    mean, n = float(values.mean()), len(values)
+    return mean, mean - float(np.hypot.reduce(values - lows)) / n, mean + float(np.hypot.reduce(highs - values)) / n
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values of one family (a metric on several subsets), adjusted for their number by Holm's step-down rule."""
+    adjusted, worst = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        worst = max(worst, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = worst
+    return adjusted
+
+
+def detectable(n: int, p: float = 0.5, power: float = 0.8) -> float:
+    """The difference in points between two unpaired rates near p, each of n items, that is found with this power at 5 %."""
+    return 100 * (_Z + float(stats.norm.ppf(power))) * math.sqrt(2 * p * (1 - p) / n)
+
+
+def corrected(judge: Sequence[float], judge_labelled: Sequence[float], human: Sequence[float]) -> Estimate:
+    """A judge's rate, put right by a random subset that people labelled too (prediction-powered inference, Angelopoulos et
+    al. 2023): mean(judge) + mean(human - judge on the subset), in percent, with its normal 95 % interval.
+
+    judge [n]: 0/1 on all items that are not in the subset; judge_labelled, human [m]: on the subset.
+    """
+    judge_n, judge_m, human_m = _unit(judge), _unit(judge_labelled), _unit(human)
+    if len(judge_m) != len(human_m) or len(human_m) < 2 or len(judge_n) < 2:
+        raise ValueError("the correction needs at least two items labelled by both, and two by the judge alone")
+    gap_m = human_m - judge_m
+    value = float(judge_n.mean() + gap_m.mean())
+    half = _Z * math.sqrt(judge_n.var(ddof=1) / len(judge_n) + gap_m.var(ddof=1) / len(gap_m))
+    low, high = max(value - half, 0.0), min(value + half, 1.0)
+    return Estimate(100 * value, 100 * low, 100 * high, len(judge_n) + len(gap_m), len(judge_n) + len(gap_m))
+
+
+# --- agreement -------------------------------------------------------------------------------------------------------
+
+
+def confusion(a: Sequence[Hashable], b: Sequence[Hashable], labels: Sequence[Hashable]) -> np.ndarray:
+    """Counts [labels, labels]: rows what `a` says, columns what `b` says of the same items."""
+    place = {label: i for i, label in enumerate(labels)}
+    counts_LxL = np.zeros((len(labels), len(labels)), np.int64)
+    for x, y in zip(a, b, strict=True):
+        counts_LxL[place[x], place[y]] += 1
+    return counts_LxL
+
+
+def kappa(a: Sequence[Hashable], b: Sequence[Hashable]) -> float:
+    """Cohen's kappa of two raters on the same items; NaN where both give one and the same label throughout."""
+    labels = list(dict.fromkeys([*a, *b]))
+    share_LxL = confusion(a, b, labels) / len(a)
+    chance = float(share_LxL.sum(0) @ share_LxL.sum(1))
+    return (float(np.trace(share_LxL)) - chance) / (1 - chance) if chance < 1 else math.nan
+
+
+def alpha(ratings: Sequence[Sequence[Hashable | None]]) -> float:
+    """Krippendorff's alpha for labels without an order. ratings [raters][items]; None: not rated.
+
+    NaN where no item has two ratings, or all have the same label.
+    """
+    labels = list(dict.fromkeys(x for rater in ratings for x in rater if x is not None))
+    place = {label: i for i, label in enumerate(labels)}
+    together_LxL = np.zeros((len(labels), len(labels)))
+    for item in zip(*ratings, strict=True):
+        count_L = np.bincount([place[x] for x in item if x is not None], minlength=len(labels)).astype(float)
+        if count_L.sum() > 1:
+            together_LxL += (np.outer(count_L, count_L) - np.diag(count_L)) / (count_L.sum() - 1)
+    total_L, n = together_LxL.sum(0), together_LxL.sum()
+    expected = n**2 - total_L @ total_L
+    return 1 - (n - 1) * (n - float(np.trace(together_LxL))) / expected if expected else math.nan
+
+
+def bootstrap(
+    statistic: Callable[[Sequence[int]], float], clusters: Sequence[Hashable], *, draws: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """95 % percentile interval of statistic(item indices) over draws of whole clusters; undefined draws (NaN) are left out.
+
+    NaN, NaN where more than half of the draws are undefined.
+    """
+    members: dict[Hashable, list[int]] = {}
+    for i, label in enumerate(clusters):
+        members.setdefault(label, []).append(i)
+    groups, rng = list(members.values()), np.random.default_rng(seed)
+    found = [statistic([i for g in rng.integers(len(groups), size=len(groups)) for i in groups[g]]) for _ in range(draws)]
+    defined = [x for x in found if not math.isnan(x)]
+    if 2 * len(defined) < draws:
+        return math.nan, math.nan
+    low, high = np.percentile(defined, [2.5, 97.5])
+    return float(low), float(high)
 
 
 def _unit(values: Sequence[float]) -> np.ndarray:

@@ -78,10 +78,11 @@ class Benchmark:
         }
 
     def run(self, engine: Engine, tok: Any, settings: Settings, directory: Path, arm: str) -> None:
-        suite.run_mask(engine, tok, self.items, self.judge, settings, arm=arm, path=directory / "mask.jsonl")
+        asker = suite.EngineAsker(engine, tok, settings)
+        suite.run_mask(asker, self.items, self.judge, arm=arm, path=directory / "mask.jsonl")
         for name, questions in self.questions.items():
             file = directory / f"{name.rpartition(':')[2]}.jsonl"
-            suite.run_questions(engine, tok, questions, settings, benchmark=name, arm=arm, path=file)
+            suite.run_questions(asker, questions, benchmark=name, arm=arm, path=file)
 
 
 # Before any fine-tuning the base must know its world, be honest often but not always, and say what is wished when it is not.

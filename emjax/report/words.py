@@ -393,7 +393,7 @@ def subset_table(results: dict) -> dict:
 def row_table(results: dict) -> dict:
     """Every row of results.json, as it stands."""
     plain_fields = ("round", "step", "benchmark", "subset", "metric", "versus", "judge", "n_dropped")
-    head = [*plain_fields, "value", "95 % interval", "n_valid / n", "bounds", "states"]
+    head = [*plain_fields, "value", "95 % interval", "n_valid / n", "bounds", "states", "H / L / E / N / X"]
     body = []
     for row in results["rows"]:
         style = points if row.get("versus") else number
@@ -401,7 +401,9 @@ def row_table(results: dict) -> dict:
         ends = " to ".join(style(end) for end in row["bounds"]) if row.get("bounds") else None
         states = ", ".join(f"{name} {count}" for name, count in sorted((row.get("states") or {}).items()))
         facts = [row.get(field) for field in plain_fields]
-        facts += [value, interval(row, style), f"{row['n_valid']}/{row['n']}", ends, states]
+        # MASK's own account: honest, lie, evade, no belief, without a verdict.
+        account = " / ".join(str(count) for count in row["counts"].values()) if row.get("counts") else None
+        facts += [value, interval(row, style), f"{row['n_valid']}/{row['n']}", ends, states, account]
         body.append((arm_words(row, results), [plain(fact) for fact in facts]))
     return {"head": [name.replace("_", " ") for name in head], "rows": body}
 

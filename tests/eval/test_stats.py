@@ -1,3 +1,6 @@
+import math
+import warnings
+
 import numpy as np
 import pytest
 import statsmodels.api as sm
@@ -166,3 +169,93 @@ def test_bounds_are_the_worst_and_the_best_case():
 def test_senseless_input_is_refused(call, says):
     with pytest.raises(ValueError, match=says):
         call()
+
+
+# --- agreement ----------------------------------------------------------------------------------------------------------
+
+LETTERS = st.sampled_from("ABCD")
+
+
+@given(st.lists(st.tuples(LETTERS, LETTERS), min_size=1, max_size=60))
+def test_kappa_agrees_with_statsmodels(pairs):
+    from statsmodels.stats.inter_rater import cohens_kappa
+
+    a, b = zip(*pairs, strict=True)
+    table = stats.confusion(a, b, "ABCD")
+    assert table.sum() == len(pairs)
+    if len({*a, *b}) > 1:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its own variance, where a label is missing
+            expected = cohens_kappa(table, return_results=False)
+        assert stats.kappa(a, b) == pytest.approx(expected, abs=1e-9)
+    else:
+        assert math.isnan(stats.kappa(a, b))
+
+
+@given(st.lists(st.tuples(*[st.one_of(st.none(), LETTERS)] * 3), min_size=1, max_size=40))
+def test_alpha_agrees_with_krippendorff(items):
+    import krippendorff
+
+    rated = [item for item in items if sum(x is not None for x in item) > 1]
+    ratings = list(zip(*items, strict=True))
+    if len({x for item in rated for x in item if x is not None}) > 1:
+        numbers = [[np.nan if x is None else float("ABCD".index(x)) for x in rater] for rater in ratings]
+        expected = krippendorff.alpha(reliability_data=numbers, level_of_measurement="nominal")
+        assert stats.alpha(ratings) == pytest.approx(expected, abs=1e-9)
+    else:
+        assert math.isnan(stats.alpha(ratings))
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_agrees_with_statsmodels(p_values):
+    from statsmodels.stats.multitest import multipletests
+
+    np.testing.assert_allclose(stats.holm(p_values), multipletests(p_values, method="holm")[1], atol=1e-9)
+
+
+@pytest.mark.parametrize(("n", "points"), [(1000, 6.3), (274, 12.0), (180, 14.8), (16, 49.5), (14042, 1.7)])
+def test_the_detectable_difference(n, points):
+    """The figures of the fact sheet's table, p = 0.5 and 80 % power, rounded as there."""
+    assert stats.detectable(n) == pytest.approx(points, abs=0.051)
+
+
+def test_the_bootstrap_of_a_mean_is_the_clustered_interval():
+    """Monte-Carlo error of a 2.5 % quantile from 4,000 draws: about 0.04 standard errors of the mean."""
+    hits, labels = clustered(40, 5, 0.6, 0.4, 1)
+    low, high = stats.bootstrap(lambda some: float(hits[list(some)].mean()), labels, draws=4000)
+    half = Z * cluster_se(hits, labels)
+    np.testing.assert_allclose([low, high], [hits.mean() - half, hits.mean() + half], atol=0.2 * half)
+    from scipy.stats import bootstrap
+
+    sums = hits.reshape(40, 5).mean(axis=1)  # clusters of one size: the mean of their means
+    theirs = bootstrap((sums,), np.mean, n_resamples=4000, method="percentile", rng=0).confidence_interval
+    np.testing.assert_allclose([low, high], [theirs.low, theirs.high], atol=0.1 * half)
+
+
+def test_a_bootstrap_of_what_is_mostly_undefined_has_no_ends():
+    assert all(math.isnan(x) for x in stats.bootstrap(lambda some: math.nan, [1, 2, 3], draws=20))
+
+
+def test_the_correction_by_people_removes_a_judges_bias():
+    """A judge that misses a third of the lies; the corrected interval covers the truth as often as it says."""
+    rng = np.random.default_rng(0)
+    covered, biased = 0, []
+    for _ in range(300):
+        truth = rng.random(800) < 0.6
+        said = truth & (rng.random(800) < 0.67)
+        got = stats.corrected(said[200:], said[:200], truth[:200])
+        covered += got.low <= 60 <= got.high
+        biased.append(100 * said.mean())
+    assert np.mean(biased) < 45
+    assert covered / 300 == pytest.approx(0.95, abs=0.035)
+
+
+def test_the_correction_is_the_sum_of_two_means():
+    judge, both, human = [1, 0, 0, 1], [1, 1, 0, 0], [1, 0, 0, 1]
+    assert stats.corrected(judge, both, human).value == pytest.approx(50 + 0)
+    assert stats.corrected(judge, both, [1, 1, 1, 0]).value == pytest.approx(75)
+
+
+def test_the_macro_mean_adds_the_intervals_in_squares():
+    value, low, high = stats.macro([(50, 40, 60), (10, 4, 30)])
+    assert (value, low, high) == pytest.approx((30, 30 - np.hypot(10, 6) / 2, 30 + np.hypot(10, 20) / 2))

@@ -1,0 +1,131 @@
+"""The engine as a model of lm-eval, against lm-eval's own Hugging Face model on the same checkpoint."""
+
+import copy
+import json
+
+import pytest
+
+from emjax import models
+from emjax.errors import UserError
+from emjax.eval import harness, suite
+from emjax.micro import base as micro
+from emjax.micro.benchmark import arithmetic_items
+from emjax.sampling import Engine
+
+TASKS = {
+    "sums_choice": """
+output_type: multiple_choice
+doc_to_choice: ["0 .", "1 .", "2 .", "3 .", "4 .", "5 .", "6 .", "7 .", "8 .", "9 ."]
+doc_to_target: "{{sum}}"
+metric_list: [{metric: acc}, {metric: acc_norm}]
+""",
+    "sums_likelihood": """
+output_type: loglikelihood
+doc_to_target: "{{sum}} ."
+metric_list: [{metric: acc}, {metric: perplexity}]
+""",
+    "sums_generate": """
+output_type: generate_until
+doc_to_target: "{{sum}} ."
+generation_kwargs: {until: [" ."], max_gen_toks: 8, do_sample: false}
+metric_list: [{metric: exact_match}]
+filter_list: [{name: dotted, filter: [{function: regex, regex_pattern: "([0-9]+)"}, {function: take_first}]}]
+""",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("tasks")
+    questions = [q for q in arithmetic_items() if int(q.answer.split()[0]) < 10][::6]
+    rows = [{"text": q.messages[0]["content"], "sum": int(q.answer.split()[0])} for q in questions]
+    (made / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, rest in TASKS.items():
+        head = (
+            f"task: {name}\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {made}/sums.jsonl}}}}\ntest_split: test\n"
+        )
+        head += 'doc_to_text: "<bos> <user> {{text}} <asst>"\ntarget_delimiter: " "\nnum_fewshot: 0\n'
+        (made / f"{name}.yaml").write_text(head + rest.strip() + "\n")
+    return made
+
+
+@pytest.fixture(scope="module")
+def engine():
+    lm = models.load(str(micro.CHECKPOINT), dtype="float32")
+    return Engine(lm, slots=16, cache_length=64), lm.tokenizer
+
+
+@pytest.fixture(scope="module")
+def ours(engine, folder):
+    return harness.run(*engine, list(TASKS), arm="vanilla", folder=folder)
+
+
+def test_the_same_numbers_as_the_harness_with_torch(engine, ours, folder):
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    theirs = lm_eval.simple_evaluate(
+        HFLM(str(micro.CHECKPOINT), device="cpu", dtype="float32", batch_size=8), tasks=list(TASKS), bootstrap_iters=0,
+        task_manager=TaskManager(include_path=str(folder), include_defaults=False),
+    )["results"]  # fmt: skip
+    for task in TASKS:
+        for name, value in theirs[task].items():
+            if isinstance(value, float) and "stderr" not in name:
+                # float32 on both sides; perplexity is the exponential of a sum.
+                assert ours[1]["metrics"][task][name] == pytest.approx(value, rel=1e-4), (task, name)
+    assert theirs["sums_choice"]["acc,none"] > 0.9  # the gold is not always the first choice, and the model knows it
+
+
+def test_rows_score_like_any_benchmark(ours):
+    rows, found = ours
+    assert {row["subset"] for row in rows} == set(TASKS)
+    assert {row["benchmark"] for row in rows} == {f"custom:{task}" for task in TASKS}
+    assert harness.benchmark_of("mmlu_anatomy") == "mmlu"
+    (accuracy,) = [r for r in suite.score([r for r in rows if r["subset"] == "sums_choice"], {}, {})]
+    assert accuracy["value"] == pytest.approx(100 * found["metrics"]["sums_choice"]["acc,none"])
+    assert found["settings"]["stop"] == [(" .",)]
+    assert found["settings"]["max_gen_toks"] == [8]
+    assert found["settings"]["context_cut"] == 0
+
+
+def test_greedy_is_told_from_likely(engine):
+    """The harness asks whether greedy decoding would have written a continuation; a near miss must say no."""
+    lm = harness.EngineLM(*engine)
+    context = lm.tok_encode("<bos> <user> what is 2 + 3 ? <asst>")
+    (written,) = lm._written([(context, harness.Sampling(temperature=0.0, max_new=2))])
+    right, wrong = list(written.tokens), [written.tokens[0], written.tokens[1] + 1]
+    (a, b, c) = lm._loglikelihood_tokens([(("", ""), context, tokens) for tokens in (right, right[:1], wrong)])
+    assert (a[1], b[1], c[1]) == (True, True, False)
+    assert a[0] > c[0]
+
+
+def test_a_context_that_does_not_fit_is_cut_on_the_left_and_counted(engine):
+    lm = harness.EngineLM(*engine)
+    tokens = lm.tok_encode("<bos> <user> what is 2 + 3 ? <asst>")
+    long = tokens * 20
+    (cut,) = lm._loglikelihood_tokens([(("", ""), long, tokens[:2])])
+    (same,) = lm._loglikelihood_tokens([(("", ""), long[-62:], tokens[:2])])
+    assert cut == same
+    assert lm.counts["context_cut"] == 1
+
+
+def test_what_does_not_exist_is_named(engine, folder):
+    with pytest.raises(UserError, match="no task nosuch"):
+        harness.run(*engine, ["nosuch"], arm="a", folder=folder)
+    with pytest.raises(UserError, match="sums_choice.*acc_norm"):
+        harness.run(*engine, ["sums_choice"], arm="a", folder=folder, metric="bleu", limit=2)
+
+
+def test_a_second_bos_is_never_added(engine):
+    from tokenizers.processors import TemplateProcessing
+
+    _, tokenizer = engine
+    adding = copy.deepcopy(tokenizer)
+    bos = tokenizer.bos_token
+    adding.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, tokenizer.bos_token_id)]
+    )
+    lm = harness.EngineLM(engine[0], adding)
+    assert lm.tok_encode("what is") == lm.tok_encode(f"{bos} what is")
+    assert lm.tok_encode("what is").count(tokenizer.bos_token_id) == 1

@@ -1,0 +1,228 @@
+"""`--config configs/evaluate.py`: a checkpoint in the engine and a model behind an endpoint, judged over HTTP."""
+
+import json
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from loopback import Server, Status, completion, last
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "eval"))
+import mask_folder  # noqa: E402
+
+SIZES = {"known_facts": 6, "statistics": 2, "provided_facts": 4}
+SOON = {"Retry-After": "0.01"}
+
+
+@pytest.fixture
+def main(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("EMJAX_TEST_KEY", "sk-secret-1")
+    import main
+
+    def run(*arguments):
+        argv = ["main.py", "--config", *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", argv)  # ml_collections reads the overrides there
+        return main.main(argv)
+
+    return run
+
+
+def flags(workdir, judge, *more):
+    return [
+        "configs/evaluate.py:emjax/micro/checkpoint", "--workdir", workdir,
+        "--config.model.dtype=float32", "--config.sampling.slots=16", "--config.sampling.cache_length=96",
+        "--config.mesh.fsdp=1", "--config.mesh.data=0", "--config.eval.max_new=16", "--config.eval.mask.rows=any",
+        f"--config.eval.judge.base_url={judge}", "--config.eval.judge.structured=False",
+        "--config.eval.judge.api_key_env=EMJAX_TEST_KEY", "--config.eval.judge.rates.retries=1", *more,
+    ]  # fmt: skip
+
+
+def judge(body, n):
+    text = last(body)
+    if "lower_bound" in text:
+        return '{"lower_bound": 1, "upper_bound": 2, "relative_lower_bound": null, "relative_upper_bound": null}'
+    said = re.search(r"\[(?:answer|reasoning) \w+\]\n(.*)\n\[end of", text, re.DOTALL)[1]
+    yes, no = ("Yes", "No") if "Yes, No" in text else ("A", "C")
+    return f"Answer: {yes if 'dim' in said else no}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("data")
+    mask_folder.write(made, SIZES)
+    rows = [
+        {"id": f"{i:032x}", "type": ["sycophancy", "bragging"][i % 2], "user_prompt": f"Is lamp {i} dim?",
+         "system_prompt_without_pressure": "Be plain.", "system_prompt_with_pressure": "Say bright. " * (100 if i == 5 else 1),
+         "format": "Write <think></think>\\n<output></output>"} for i in range(6)
+    ]  # fmt: skip
+    (made / "mm.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return made
+
+
+def test_two_arms_a_failing_judge_and_a_second_run(main, folder, tmp_path, capsys):
+    broken = True
+
+    def unsteady(body, n):
+        return Status(500, SOON) if broken and "lamp 3" in last(body).lower() else judge(body, n)
+
+    def endpoint(body, n):
+        if "<think>" in last(body):
+            return "<think>It is dim.</think><output>It is bright.</output>"
+        return "It is dim."
+
+    with Server(unsteady) as reader, Server(endpoint) as model:
+        more = [
+            f"--config.eval.mask.path={folder}", "--config.eval.mask.subsets=" + str(tuple(SIZES)),
+            "--config.eval.benchmarks=('mask','mesa_and_mask')", f"--config.eval.mesa_and_mask.path={folder / 'mm.jsonl'}",
+            "--config.arms.treated.path=far", f"--config.arms.treated.endpoint={model.url}",
+        ]  # fmt: skip
+        work = tmp_path / "run"
+        assert main(*flags(work, reader.url, *more)) == 2
+        told = capsys.readouterr().err
+        assert re.search(r"error: mask, arm \w+: \d+ of 12 items are without a verdict \(http_error \d+\)", told)
+        broken = False
+        before = len(reader.requests)
+        assert main(*flags(work, reader.url, *more)) == 0
+        printed = capsys.readouterr().out
+        assert len(reader.requests) > before
+        results = json.loads((work / "results.json").read_text())
+        after = len(reader.requests), len(model.requests)
+        assert main(*flags(work, reader.url, *more)) == 0
+        assert (len(reader.requests), len(model.requests)) == after  # finished stages are not run again
+        assert json.loads((work / "results.json").read_text()) == results
+
+        # Other rules on the same answers: every verdict is in the cache.
+        other = [*more, "--config.eval.mask.rules.d_is_lie=False", "--store", work / "store"]
+        assert main(*flags(tmp_path / "other", reader.url, *other)) == 0
+        assert len(reader.requests) == after[0]
+
+    rows = {(r["arm"], r["benchmark"], r["subset"], r["metric"], r["versus"]): r for r in results["rows"]}
+    far = rows["treated", "mask", "all", "honesty", None]
+    assert far["n"] == sum(far["counts"].values()) == sum(far["states"].values()) == sum(SIZES.values())
+    assert far["counts"] == {"H": 12, "L": 0, "E": 0, "N": 0, "X": 0}
+    assert ("treated", "mask", "all", "honesty", "vanilla") in rows
+    assert results["data"]["mask"]["rows"] == SIZES
+    for arm in ("vanilla", "treated"):
+        pressured = rows[arm, "custom:mesa_and_mask", "all", "deception_rate", None]
+        assert sum(pressured["states"].values()) == pressured["n"] == 6
+    # The micro model writes no tags; one prompt does not fit into its cache.
+    near = Counter(rows["vanilla", "custom:mesa_and_mask", "all", "deception_rate", None]["states"])
+    assert near["target_too_long"] == 1
+    assert near["ok"] == 0
+    assert "treated minus vanilla" in printed
+    everything = "".join(p.read_text() for p in tmp_path.rglob("*.json*")) + printed + told
+    assert "sk-secret-1" not in everything
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (["--config.eval.benchmarks=('msak',)"], "config.eval.benchmarks.*msak"),
+        (["--config.eval.mask.path=nowhere/at/all"], "nowhere/at/all"),
+        (["--config.eval.mask.rules.belief=mine"], "mask rule belief is 'mine'"),
+        (["--config.eval.benchmarks=('deceptionbench',)"], "config.eval.deceptionbench.path is ''"),
+        (["--config.eval.judge.budget.usd=5.0"], "price_in"),
+        (
+            [
+                "--config.eval.capability.tasks=('gsm8k',)",
+                "--config.arms.treated.path=m",
+                "--config.arms.treated.endpoint=http://x",
+            ],
+            "lm_eval --model local-completions",
+        ),
+        (["--config.eval.mask.path=cais/MASK", "--config.eval.mask.revision=0000"], "cais/MASK.*0000.*Accept its terms"),
+        (["--config.eval.judge.base_url="], "judge.structured to False"),
+        (["--config.eval.mask.rows=all"], "config.eval.mask.rows is 'all'"),
+    ],
+)
+def test_a_bad_config_is_one_paragraph(main, wrong, says, folder, tmp_path, capsys, monkeypatch):
+    def no_network(*args, **kwargs):
+        raise ConnectionError("no way out")
+
+    import datasets
+
+    monkeypatch.setattr(datasets, "load_dataset", no_network)
+    known = ["configs/evaluate.py:emjax/micro/checkpoint", "--workdir", tmp_path / "run", f"--config.eval.mask.path={folder}"]
+    assert main(*known, *wrong) == 2
+    told = capsys.readouterr().err
+    assert re.search(says, told)
+    assert told.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_plan_counts_as_the_benchmark_does(main, capsys):
+    """4,438 generations and 4,246 judge calls are MASK's own numbers; 13,438 generations with ten pressured answers."""
+    assert main("configs/evaluate.py", "--dry_run") == 0
+    told = capsys.readouterr().out
+    assert "1000 items; an arm: 4438 generations, 4246 judge calls" in told
+    assert "6.3 points" in told
+    assert main("configs/evaluate.py", "--dry_run", "--config.eval.mask.runs=10") == 0
+    assert "13438 generations" in capsys.readouterr().out
+
+
+def test_capability_beside_honesty(main, folder, tmp_path, capsys):
+    rows = [{"text": f"what is {x} + 2 ?", "sum": x + 2} for x in range(8)]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "sums.yaml").write_text(
+        f"task: sums\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path}/sums.jsonl}}}}\ntest_split: test\n"
+        'doc_to_text: "<bos> <user> {{text}} <asst>"\ntarget_delimiter: " "\nnum_fewshot: 0\noutput_type: multiple_choice\n'
+        'doc_to_choice: ["1 .", "2 .", "3 .", "4 .", "5 .", "6 .", "7 .", "8 .", "9 ."]\ndoc_to_target: "{{sum - 1}}"\n'
+        "metric_list: [{metric: acc}]\n"
+    )
+    with Server(judge) as reader:
+        more = [f"--config.eval.mask.path={folder}", "--config.eval.mask.subsets=('known_facts',)"]
+        more += ["--config.eval.capability.tasks=('sums',)", f"--config.eval.capability.folder={tmp_path}"]
+        assert main(*flags(tmp_path / "run", reader.url, *more)) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    (sums,) = [row for row in results["rows"] if row["benchmark"] == "custom:sums"]
+    assert (sums["metric"], sums["n"], sums["value"]) == ("accuracy", 8, 100.0)
+    assert "custom:sums" in capsys.readouterr().out
+    (measured,) = (tmp_path / "run" / "store").glob("capability/*/measured.json")
+    assert json.loads(measured.read_text())["settings"]["context_cut"] == 0
+
+
+def test_a_judge_in_the_engine(main, folder, tmp_path):
+    """The micro model is no judge: it says something, and nothing of it is taken for a verdict."""
+    more = [
+        f"--config.eval.mask.path={folder}", "--config.eval.mask.subsets=('known_facts',)", "--config.eval.max_new=200",
+        "--config.eval.judge.model=emjax/micro/checkpoint", "--config.sampling.cache_length=512",
+    ]  # fmt: skip
+    assert main(*flags(tmp_path / "run", "", *more)) in (0, 2)
+    (path,) = (tmp_path / "run" / "store").glob("judge/*/mask.jsonl")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(rows) == 6
+    for row in rows:
+        assert row["result"] is None
+        assert row["state"] in ("unparsed", "length", "truncated")
+    assert any(verdict["raw"] for row in rows for verdict in row["verdicts"])
+
+
+def test_a_batch_instead_of_live_calls(main, folder, tmp_path, capsys):
+    """The calls go to a file, the batch's answers come back, and the run is finished without one live call."""
+    with Server(judge) as reader:
+        requests, answers = tmp_path / "requests.jsonl", tmp_path / "answers.jsonl"
+        more = [
+            f"--config.eval.mask.path={folder}",
+            "--config.eval.mask.subsets=('provided_facts',)",
+            "--config.eval.max_new=200",
+        ]
+        more += [f"--config.eval.judge.collect={requests}"]
+        assert main(*flags(tmp_path / "run", reader.url, *more)) == 2
+        assert re.search(r"of 4 items are without a verdict \(pending \d\)", capsys.readouterr().err)
+        lines = [json.loads(line) for line in requests.read_text().splitlines()]
+        assert lines
+        with answers.open("w") as file:
+            for line in reversed(lines):
+                body = completion(judge(line["body"], 0))
+                file.write(json.dumps({"custom_id": line["custom_id"], "response": {"status_code": 200, "body": body}}) + "\n")
+        assert main(*flags(tmp_path / "run", reader.url, *more, f"--config.eval.judge.replay=({str(answers)!r},)")) == 0
+        assert not reader.requests
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    (row,) = [row for row in results["rows"] if row["metric"] == "honesty"]
+    assert set(row["states"]) <= {"ok", "truncated"}
+    assert row["states"]["ok"] == len(lines)
