@@ -93,7 +93,10 @@ def device_rates() -> tuple[float, float]:
     a = _normal((n, n), jnp.dtype(dtype), 0)
     multiply = jax.jit(lambda a: a @ a)
     jax.block_until_ready((copy(x), multiply(a)))
-    return 2 * x.nbytes / seconds(lambda: copy(x), 10), 2 * n**3 / seconds(lambda: multiply(a), 10)
+    # Ten at a time: waiting for each by itself costs as much as a copy of 1 GB.
+    copies = seconds(lambda: [copy(x) for _ in range(10)], 3) / 10
+    products = seconds(lambda: [multiply(a) for _ in range(10)], 3) / 10
+    return 2 * x.nbytes / copies, 2 * n**3 / products
 
 
 def peak_gb() -> float:
