@@ -6,39 +6,19 @@ import sys
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
 
+from emjax import commands
 from emjax.errors import UserError
 
 
 def parse(argv: list[str]) -> flags.FlagValues:
-    """The flags, config among them. Raises UserError for an unknown flag or field, or a value of the wrong type."""
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "The experiment's config file, with its variant.", flag_values=values)
     flags.DEFINE_string("workdir", None, "Default: runs/<config>[-<variant>].", flag_values=values)
     flags.DEFINE_string(
         "store", None, "Where finished stages are kept and shared. Default: <workdir>/store.", flag_values=values
     )
     flags.DEFINE_bool("dry_run", False, "Print the plan and stop.", flag_values=values)
-    try:
-        surplus = values(argv)[1:]
-        if values["config"].present:
-            values.config.lock()  # a config file that cannot be read is reported on first use
-    except AttributeError as error:  # an unknown field, with the nearest known one
-        inner = error.args[0]
-        text = str(inner.args[0] if isinstance(inner, Exception) else inner)
-        raise UserError(f"--config.*: there is no field {'. '.join(text.splitlines())}") from error
-    except OSError as error:
-        raise UserError(f"The config file cannot be read: {str(error).splitlines()[-1].strip()}") from error
-    except flags.Error as error:
-        raise UserError(
-            f"{str(error).strip().splitlines()[-1]}. Correct the flag; a field takes values of its own type."
-        ) from error
-    if surplus:
-        raise UserError(f"Unknown argument {surplus[0]!r}. Usage: {__doc__}")
-    if not values["config"].present:
-        raise UserError(f"--config is missing. Usage: {__doc__}")
-    return values
+    return commands.parse(argv, values, str(__doc__))
 
 
 def run(options: flags.FlagValues) -> None:

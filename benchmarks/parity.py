@@ -72,13 +72,13 @@ def main() -> None:
     import torch
     import transformers
 
-    from benchmarks import shapes
     from emjax import models
     from emjax.micro import tokenizer
     from emjax.micro.world import World
     from emjax.models import decoder
+    from emjax.models.known import KNOWN
 
-    config, _ = shapes.SHAPES[args.model]
+    config = KNOWN[args.model].config
     if args.layers:
         config = dataclasses.replace(config, L=args.layers)
     config = dataclasses.replace(config, init_std=args.init_std)

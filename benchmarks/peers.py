@@ -24,6 +24,7 @@ from peft import LoraConfig, get_peft_model
 from benchmarks import shapes
 from emjax.micro import tokenizer
 from emjax.micro.world import World
+from emjax.models.known import KNOWN
 
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -101,7 +102,7 @@ def kto(model: Any, args: argparse.Namespace) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=sorted(shapes.SHAPES), required=True)
+    parser.add_argument("--model", choices=sorted(KNOWN), required=True)
     parser.add_argument("--method", choices=("sft", "kto"), required=True)
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--seq", type=int, required=True)
@@ -110,7 +111,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     args = parser.parse_args()
 
-    config, dtype = shapes.SHAPES[args.model]
+    _, config, dtype = KNOWN[args.model]
     cuda = torch.cuda.is_available()
     with torch.device("cuda" if cuda else "cpu"):
         model = transformers.AutoModelForCausalLM.from_config(

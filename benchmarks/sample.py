@@ -32,6 +32,7 @@ import numpy as np
 
 from benchmarks import shapes
 from emjax.models import LanguageModel, lora
+from emjax.models.known import KNOWN
 from emjax.sampling import Engine, Request, Sampling
 
 
@@ -50,7 +51,7 @@ class _NoText:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=sorted(shapes.SHAPES), required=True)
+    parser.add_argument("--model", choices=sorted(KNOWN), required=True)
     parser.add_argument("--batch", type=int, required=True, help="slots, and requests")
     parser.add_argument("--prompt", type=int, required=True, help="tokens of each prompt")
     parser.add_argument("--new", type=int, required=True, help="tokens drawn for each prompt, at least 2")
@@ -61,7 +62,7 @@ def main() -> None:
     if args.new < 2:
         parser.error("--new must be at least 2")
 
-    config, dtype = shapes.SHAPES[args.model]
+    _, config, dtype = KNOWN[args.model]
     copy_rate, matmul_rate = shapes.device_rates()
     params = shapes.random_params(config, dtype, stacked=False)
     adapter = None

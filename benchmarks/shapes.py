@@ -1,4 +1,4 @@
-"""What the benchmarks share: the shapes of the models, random weights for them, the speed of the device."""
+"""What the benchmarks share: random weights of a shape, and the speed of the device."""
 
 import functools
 import resource
@@ -11,40 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from emjax.models import decoder
-from emjax.models.config import ModelConfig, RopeScaling
-
-# model: (shape as in its public config.json, dtype)
-SHAPES: dict[str, tuple[ModelConfig, str]] = {
-    "micro": (
-        ModelConfig(
-            family="llama", V=336, D=128, L=4, H=4, K=4, h=32, F=344, norm_eps=1e-5, rope_theta=1e4,
-            rope_scaling=None, max_position=8192, tied=True, qkv_bias=False, qk_norm=False,
-        ),
-        "float32",
-    ),
-    "llama3.1-8b": (
-        ModelConfig(
-            family="llama", V=128256, D=4096, L=32, H=32, K=8, h=128, F=14336, norm_eps=1e-5, rope_theta=5e5,
-            rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192), max_position=131072, tied=False, qkv_bias=False,
-            qk_norm=False,
-        ),
-        "bfloat16",
-    ),
-    "qwen2.5-7b": (
-        ModelConfig(
-            family="qwen2", V=152064, D=3584, L=28, H=28, K=4, h=128, F=18944, norm_eps=1e-6, rope_theta=1e6,
-            rope_scaling=None, max_position=32768, tied=False, qkv_bias=True, qk_norm=False,
-        ),
-        "bfloat16",
-    ),
-    "qwen3-32b": (
-        ModelConfig(
-            family="qwen3", V=151936, D=5120, L=64, H=64, K=8, h=128, F=25600, norm_eps=1e-6, rope_theta=1e6,
-            rope_scaling=None, max_position=40960, tied=False, qkv_bias=False, qk_norm=True,
-        ),
-        "bfloat16",
-    ),
-}  # fmt: skip
+from emjax.models.config import ModelConfig
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

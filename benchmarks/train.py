@@ -27,6 +27,7 @@ from benchmarks import shapes
 from emjax.kto import reference
 from emjax.kto import step as kto_step
 from emjax.models import lora
+from emjax.models.known import KNOWN
 from emjax.train import optimizer, sft, state
 from emjax.train.state import Tuning
 
@@ -43,7 +44,7 @@ def rows(config: Any, batch: int, seq: int, first: int, seed: int) -> dict[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=sorted(shapes.SHAPES), required=True)
+    parser.add_argument("--model", choices=sorted(KNOWN), required=True)
     parser.add_argument("--method", choices=("sft", "kto"), required=True)
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--seq", type=int, required=True)
@@ -57,7 +58,7 @@ def main() -> None:
     if args.batch % args.microbatches or (args.method == "kto" and args.batch < 2) or args.seq < 2 or args.steps < 1:
         parser.error("the batch must be a multiple of --microbatches (KTO: at least 2), --seq at least 2, --steps at least 1")
 
-    config, dtype = shapes.SHAPES[args.model]
+    _, config, dtype = KNOWN[args.model]
     params = shapes.random_params(config, dtype)
     adapted = None if args.full else lora.LoraConfig(args.lora_rank, 2.0 * args.lora_rank)
     kernel = "cudnn" if jax.default_backend() == "gpu" and dtype == "bfloat16" else "xla"

@@ -32,6 +32,7 @@ from emjax.kto import step as kto_step
 from emjax.micro import base as micro
 from emjax.micro.users import users as micro_users
 from emjax.models import LanguageModel, attention, decoder, hf, lora, sharding
+from emjax.models.config import ModelConfig
 from emjax.plan import Arm
 from emjax.sampling import Engine
 from emjax.store import Stage, Store, digest, read_lines, remove, seed_of, write_atomically, write_lines
@@ -105,13 +106,22 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _mesh(config: Any) -> jax.sharding.Mesh:
+def mesh_of(config: Any, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+    """config.mesh over `devices`, or over those that are present."""
+    devices = devices or jax.devices()
     sizes = {axis: int(config.mesh[axis]) for axis in sharding.AXES}
     fixed = 1
     for size in sizes.values():
         fixed *= size or 1
     # 0 stands for the devices that are left.
-    return sharding.make_mesh(**{axis: size or jax.device_count() // fixed for axis, size in sizes.items()})
+    return sharding.make_mesh(**{axis: size or len(devices) // fixed for axis, size in sizes.items()}, devices=devices)
+
+
+def lora_of(train: Any) -> lora.LoraConfig | None:
+    """config.train.lora, or None for full tuning."""
+    if train.tuning == "full":
+        return None
+    return lora.LoraConfig(**{**train.lora, "targets": tuple(train.lora.targets), "layers": tuple(train.lora.layers)})
 
 
 def versions() -> dict[str, str]:
@@ -120,6 +130,35 @@ def versions() -> dict[str, str]:
 
 
 # --- training, shared by both experiments ----------------------------------------------------------------------------
+
+
+def step_settings(
+    train: Any,
+    shape: ModelConfig,
+    *,
+    dtype: str,
+    lora_config: lora.LoraConfig | None,
+    attention: str,
+    mesh: jax.sharding.Mesh,
+    seed: int,
+) -> dict[str, Any]:
+    """The static arguments of a training step. Raises UserError where a batch does not spread evenly over the mesh."""
+    size, microbatches = int(train.batch_size), int(train.microbatches)
+    rows = mesh.shape["data"] * mesh.shape["fsdp"] * microbatches
+    if size < 1 or size % rows:
+        raise UserError(
+            f"config.train.batch_size is {size}; it must be a multiple of {rows}, the product of the mesh's data "
+            "and fsdp sizes and config.train.microbatches. Change it, or give devices to config.mesh.tensor."
+        )
+    return {
+        "tuning": Tuning(shape, lora_config, attention, train.remat, mesh, seed, dtype),
+        "optimizer": optimizer.from_config(_optimizer_config(train)),
+        "microbatches": microbatches,
+    }
+
+
+def _optimizer_config(train: Any) -> OptimizerConfig:
+    return OptimizerConfig(**{name: train[name] for name in OptimizerConfig.__dataclass_fields__})
 
 
 def fit(
@@ -146,14 +185,10 @@ def fit(
     the adapter of the round before (iterated self-training), or the full weights. What was made of the examples (held out,
     paired, cut) is counted in training.json.
     """
-    tuning = Tuning(lm.config, lora_config, attention, train.remat, mesh, seed, str(lm.params["embed"].dtype))
+    dtype = str(lm.params["embed"].dtype)
+    settings = step_settings(train, lm.config, dtype=dtype, lora_config=lora_config, attention=attention, mesh=mesh, seed=seed)
+    tuning, opt, microbatches = (settings[name] for name in ("tuning", "optimizer", "microbatches"))
     buckets, size = tuple(train.buckets), int(train.batch_size)
-    rows = mesh.shape["data"] * mesh.shape["fsdp"] * int(train.microbatches)
-    if size < 1 or size % rows:
-        raise UserError(
-            f"config.train.batch_size is {size}; it must be a multiple of {rows}, the product of the mesh's data "
-            "and fsdp sizes and config.train.microbatches."
-        )
     mine = lm.adapter and lm.adapter.config
     if mine and mine != lora_config:
         raise UserError(
@@ -164,10 +199,8 @@ def fit(
         trainable, frozen = lm.params, None
     else:
         trainable, frozen = (lm.adapter or lora.init(lora_config, lm.config, jax.random.key(seed))).weights, lm.params
-    opt_config = OptimizerConfig(**{name: train[name] for name in OptimizerConfig.__dataclass_fields__})
-    opt = optimizer.from_config(opt_config)
     put = functools.partial(jax.device_put, device=sharding.batch_sharding(mesh))
-    epochs, microbatches = int(train.get("epochs", 1)), int(train.microbatches)
+    epochs = int(train.get("epochs", 1))
     examples, kept_back = held_out(examples, float(train.get("held_out", 0.0)), seed)
     counts: dict[str, Any] = {"examples": len(examples), "held_out": len(kept_back)}
     held_batches: list[Any] = []
@@ -232,12 +265,11 @@ def fit(
         sums = [evaluate(state["trainable"], frozen, put(batch), tuning=tuning) for batch in held_batches]
         return {"held_out_loss": sum(total for total, _ in sums) / sum(count for _, count in sums)}
 
-    settings = {"tuning": tuning, "optimizer": opt, "microbatches": microbatches}
     state = loop.run(
         lambda state, batch, rate: step(state, frozen, batch, rate, **settings),
         train_state.create(trainable, opt, tuning),
         lambda start: batches.serve(build, len(rows_of), start),
-        optimizer.learning_rates(opt_config, len(rows_of)),
+        optimizer.learning_rates(_optimizer_config(train), len(rows_of)),
         directory=directory,
         identity=identity,
         put=put,
@@ -290,16 +322,12 @@ class _Interaction:
             )
         given = config.interact.trajectories
         self.given = read_trajectories(Path(given)) if given else []
-        self.lora = None
-        if config.train.tuning == "lora":
-            given = config.train.lora
-            fields = {**given, "targets": tuple(given.targets), "layers": tuple(given.layers)}
-            self.lora = lora.LoraConfig(**fields)
+        self.lora = lora_of(config.train)
 
     def run(self) -> None:
         config = self.config
         print(plan.describe(config), flush=True)
-        self.mesh = _mesh(config)
+        self.mesh = mesh_of(config)
         path = hf.resolve(str(micro.CHECKPOINT) if config.model.path == "micro" else config.model.path)
         self.base_hash = hf.fingerprint(path)
         self.base = models.load(str(path), mesh=self.mesh, dtype=config.model.dtype).replace(source=config.model.path)
@@ -615,7 +643,7 @@ def _summary(rows: list[dict[str, Any]], arms: Sequence[Arm], metric: str) -> st
 
 def _pretrain(config: Any, workdir: Path, store: Store) -> None:
     """Trains the embedded base from scratch, measures its gates, and writes an ordinary Hugging Face directory."""
-    mesh = _mesh(config)
+    mesh = mesh_of(config)
     _claim(config, workdir)
     settings = _shown(config)
     measured = {"eval": settings.pop("eval"), "sampling": settings.pop("sampling")}  # after the training, so not in its hash

@@ -5,7 +5,7 @@ axis without a rule, or an unknown mesh axis, raises; nothing is replicated by d
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -27,14 +27,15 @@ RULES: dict[str, str | None] = {
 }
 
 
-def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """A mesh over data x fsdp x tensor devices, which must be exactly the devices there are."""
-    if data * fsdp * tensor != jax.device_count():
+def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over data x fsdp x tensor devices, which must be exactly `devices`, or those that are present."""
+    devices = jax.devices() if devices is None else devices
+    if data * fsdp * tensor != len(devices):
         raise UserError(
             f"config.mesh asks for {data} x {fsdp} x {tensor} = {data * fsdp * tensor} devices (data x fsdp x tensor), "
-            f"but {jax.device_count()} are present. Make the product equal to the number of devices."
+            f"but {len(devices)} are present. Make the product equal to the number of devices."
         )
-    return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
+    return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3, devices=devices)
 
 
 def check(config: ModelConfig, sizes: Mapping[str, int]) -> None:

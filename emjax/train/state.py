@@ -79,13 +79,15 @@ def apply(
 
 
 def _placed(state: State, tuning: Tuning) -> State:
-    """Holds a base and its moments to the base's shardings, the rest (an adapter, the counters) to a copy on each device.
+    """Left to the compiler, a step would return other shardings than it was given, and the next one be compiled anew; left
+    on one device, a restored state would not go with a base that is spread over several."""
+    return state if tuning.mesh is None else jax.lax.with_sharding_constraint(state, placement(state, tuning))
 
-    Left to the compiler, a step would return other shardings than it was given, and the next one be compiled anew; left
-    on one device, a restored state would not go with a base that is spread over several.
-    """
-    if tuning.mesh is None:
-        return state
+
+def placement(state: State, tuning: Tuning) -> Any:
+    """The shardings of a state on tuning.mesh: a base and its moments as the base, the rest (an adapter, the counters) as a
+    copy on each device."""
+    assert tuning.mesh is not None
     wanted = {}
     if tuning.lora is None:
         _, axes = decoder.abstract(tuning.config, "float32")
@@ -93,9 +95,9 @@ def _placed(state: State, tuning: Tuning) -> State:
         wanted = {tuple(key.key for key in path): leaf for path, leaf in jax.tree.leaves_with_path(placed)}
     everywhere = NamedSharding(tuning.mesh, P())
 
-    def place(path: Any, x: jax.Array) -> jax.Array:
+    def place(path: Any, _: Any) -> NamedSharding:
         names = tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))[1:]
-        return jax.lax.with_sharding_constraint(x, wanted[names] if wanted and names else everywhere)
+        return wanted[names] if wanted and names else everywhere
 
     return jax.tree_util.tree_map_with_path(place, state)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import emjax
-from benchmarks.shapes import SHAPES
 from emjax.errors import UserError
 from emjax.models.config import ModelConfig, RopeScaling
+from emjax.models.known import KNOWN
 
 # As published beside the weights.
 PUBLISHED = {
@@ -48,7 +48,7 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_configs(name):
     config = ModelConfig.from_hf(PUBLISHED[name])
-    assert config == SHAPES[name][0]
+    assert config == KNOWN[name].config
     assert ModelConfig.from_hf(config.to_hf()) == config
 
 

@@ -13,7 +13,7 @@ PACKAGE = Path(emjax.__file__).parent
 # Anyone may import these; they import one another only.
 LEAVES = {"errors", "store", "__init__"}
 ORDER = ["models", "api", "data", "train", "kto", "sampling", "interact", "eval", "report", "micro"]
-TOP = {"experiment", "plan", "serve", "aot"}
+TOP = {"experiment", "plan", "commands", "serve", "aot"}
 
 
 def part(file):

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from benchmarks.shapes import SHAPES
 from emjax import models
 from emjax.micro import tokenizer
 from emjax.micro.world import World
 from emjax.models import lora, rope
 from emjax.models.config import ModelConfig
+from emjax.models.known import KNOWN
 from emjax.sampling import Engine, Request, Sampling
 
 torch = pytest.importorskip("torch")
@@ -179,7 +179,7 @@ def test_our_adapter_in_peft(pair, layers, tmp_path):
 
 @pytest.mark.parametrize("name", ["llama3.1-8b", "qwen2.5-7b", "qwen3-32b"])
 def test_rope_of_the_real_models_to_position_9000(name):
-    config, _ = SHAPES[name]
+    config = KNOWN[name].config
     assert ModelConfig.from_hf(config.to_hf()) == config
     hf = transformers.AutoConfig.for_model(**config.to_hf())
     modeling = {

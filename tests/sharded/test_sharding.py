@@ -12,18 +12,18 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.shapes import SHAPES
 from emjax import models
 from emjax.errors import UserError
 from emjax.micro import tokenizer
 from emjax.micro.world import World
 from emjax.models import LanguageModel, decoder, sharding
 from emjax.models.config import ModelConfig, RopeScaling
+from emjax.models.known import KNOWN
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", KNOWN)
 def test_every_parameter_has_a_place(name):
-    config, dtype = SHAPES[name]
+    _, config, dtype = KNOWN[name]
     shapes, axes = decoder.abstract(config, dtype)
     specs = sharding.parameter_specs(axes)
     for tree, one in ((shapes, specs), (shapes["layers"], specs["layers"])):

@@ -1,0 +1,178 @@
+"""python -m emjax.aot --config configs/kto_biased10.py[:VARIANT] --topology v5e:4x4 [--config.a.b=value]
+
+Compiles the training step of a config for TPUs that are not there, and prints one JSON line:
+
+topology, chips    as asked, and how many chips that is
+attention          the kernel that was compiled: splash, or what --config.model.attention asks for
+compile_s          tracing, lowering and compilation
+hbm_gb_per_chip    memory of the running step on each chip, of 2^30 bytes: state, frozen base, batch, results, temporaries
+fits               whether that is within the chip's capacity
+flops              arithmetic that a step of full rows needs, of all chips together (metrics.flops)
+
+Every row is as long as the largest of config.train.buckets, and ends with an answer of config.interact.max_new tokens.
+Needs libtpu (the extra `aot`); reads no weights and no network.
+"""
+
+import json
+import os
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+# Read when jax loads libtpu: there is no TPU to ask for its metadata, and none that another process could hold.
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+
+import jax
+import numpy as np
+from absl import flags
+from jax.experimental import topologies
+from ml_collections import config_flags
+
+from emjax import commands, experiment
+from emjax.data import batches
+from emjax.data.batches import Example
+from emjax.errors import UserError
+from emjax.kto import step as kto_step
+from emjax.models import decoder, lora, sharding
+from emjax.models.config import ModelConfig
+from emjax.models.known import KNOWN
+from emjax.train import metrics, sft
+from emjax.train import state as train_state
+
+# Per chip, of 2^30 bytes (docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e).
+HBM_GB = {"TPU v4": 32, "TPU v5 lite": 16, "TPU v5": 95, "TPU v6 lite": 32}
+
+
+def main(argv: list[str]) -> int:
+    values = flags.FlagValues()
+    flags.DEFINE_string("topology", None, "TPU generation and slice, such as v5e:4x4.", flag_values=values)
+    flags.DEFINE_enum("stage", "train", ["train"], "What to compile.", flag_values=values)
+    try:
+        options = commands.parse(argv, values, str(__doc__).splitlines()[0])
+        if not options.topology:
+            raise UserError("--topology is missing; name a TPU slice, such as v5e:4x4, v5p:2x2x4 or v6e:4x4.")
+        config = options.config
+        if "model.attention" not in config_flags.get_override_values(options["config"]):
+            config.model.attention = "splash"  # the configs' default is for the machine in front of one
+        print(json.dumps(compile_step(config, options.topology)))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def compile_step(config: Any, topology: str) -> dict[str, Any]:
+    """What main prints. Raises UserError for a topology, mesh or batch that cannot be."""
+    devices = _devices(topology)
+    mesh = experiment.mesh_of(config, devices)
+    step, arguments, settings, flops = abstract_step(config, mesh)
+    start = time.perf_counter()
+    try:
+        compiled = step.lower(*arguments, **settings).compile()
+    except jax.errors.JaxRuntimeError as error:
+        # The compiler refuses a program that is too large, and says by how much.
+        used = re.search(r"Used ([\d.]+)([MGT]) of [\d.]+[MGT] hbm", str(error))
+        if used is None:
+            raise
+        gb = float(used[1]) * {"M": 2**-10, "G": 1, "T": 2**10}[used[2]]
+    else:
+        if config.model.attention == "splash" and "splash_mha_fwd" not in compiled.as_text():
+            raise RuntimeError("the compiled step has no splash kernel")
+        sizes = compiled.memory_analysis()
+        gb = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+        gb = (gb + sizes.temp_size_in_bytes) / 2**30
+    return {
+        "topology": topology,
+        "chips": len(devices),
+        "attention": config.model.attention,
+        "compile_s": round(time.perf_counter() - start, 1),
+        "hbm_gb_per_chip": round(gb, 2),
+        "fits": gb <= HBM_GB[devices[0].device_kind],
+        "flops": flops,
+    }
+
+
+def _devices(topology: str) -> list[Any]:
+    try:
+        import libtpu  # noqa: F401
+    except ImportError as error:
+        raise UserError("Compiling for TPUs needs libtpu, which is not installed: pip install 'emjax[aot]'.") from error
+    try:
+        devices: list[Any] = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    except (jax.errors.JaxRuntimeError, RuntimeError) as error:
+        raise UserError(
+            f"--topology {topology!r} is no TPU slice that libtpu knows ({str(error).splitlines()[0]}). Give a generation and "
+            "a shape, such as v5e:4x4, v5p:2x2x4 or v6e:4x4."
+        ) from error
+    if devices[0].device_kind not in HBM_GB:
+        raise UserError(
+            f"--topology {topology!r} is of {devices[0].device_kind}, whose memory emjax does not know; choose v4, v5e, v5p "
+            "or v6e."
+        )
+    return devices
+
+
+def abstract_step(config: Any, mesh: jax.sharding.Mesh) -> tuple[Any, tuple[Any, ...], dict[str, Any], float]:
+    """(the jitted step, its arguments as shapes with shardings, its static arguments, its FLOPs) for a mesh of any devices."""
+    if config.experiment != "interaction":
+        raise UserError(f"config.experiment is {config.experiment!r}; only 'interaction' configs have a step to compile here.")
+    shape, train = _shape(config), config.train
+    sharding.check(shape, mesh.shape)
+    lora_config = experiment.lora_of(train)
+    settings = experiment.step_settings(
+        train, shape, dtype=config.model.dtype, lora_config=lora_config, attention=config.model.attention, mesh=mesh,
+        seed=config.seed,
+    )  # fmt: skip
+    tuning = settings["tuning"]
+    params, axes = decoder.abstract(shape, config.model.dtype)
+    params = _spread(params, sharding.shardings(mesh, sharding.parameter_specs(axes)))
+    if lora_config is None:
+        trainable, frozen = params, None
+    else:
+        trainable, frozen = jax.eval_shape(lambda: lora.init(lora_config, shape, jax.random.key(0)).weights), params
+    state = jax.eval_shape(lambda tree: train_state.create(tree, settings["optimizer"], tuning), trainable)
+    state = _spread(state, train_state.placement(state, tuning))
+    size, length = int(train.batch_size), max(train.buckets)
+    answer = min(int(config.interact.max_new), length - 1)
+    weights = (0.0,) * (length - answer) + (1.0,) * answer
+    rows = [Example(str(i), (0,) * length, weights, length - answer, str(i), i % 2 == 0) for i in range(size)]
+    if train.method == "kto":
+        kto = kto_step.KtoConfig(**config.kto)
+        batch = kto_step.batch(rows, np.arange(size), np.arange(size) if kto.paired else None, size, train.buckets)
+        batch |= {name: np.zeros(size, np.float32) for name in ("reference", "reference_kl")[: 1 + kto.paired]}
+        step, settings = kto_step.step, settings | {"kto": kto}
+    else:
+        batch = batches.sft(rows, [np.arange(size)], size, train.buckets)(0)
+        step = sft.step
+    batch = _spread(batch, jax.tree.map(lambda _: sharding.batch_sharding(mesh), batch))
+    paired = "kl" in batch
+    again = size * length if paired and settings["microbatches"] > 1 else 0  # several microbatches run the rows once more
+    flops = metrics.flops(
+        metrics.matmul_weights(params), full=lora_config is None, tokens=size * length, scored=size * answer,
+        kl_tokens=paired * size * answer + again, kl_scored=paired * size * answer,
+    )  # fmt: skip
+    return step, (state, frozen, batch, np.float32(train.learning_rate)), settings, flops
+
+
+def _shape(config: Any) -> ModelConfig:
+    file = Path(config.model.path) / "config.json"
+    if file.is_file():
+        return ModelConfig.from_hf(json.loads(file.read_text()), str(file))
+    for known in KNOWN.values():
+        if known.path == config.model.path:
+            return known.config
+    raise UserError(
+        f"config.model.path is {config.model.path!r}, neither a directory with a config.json nor one of "
+        f"{', '.join(known.path for known in KNOWN.values())}. Nothing is fetched here: give a local checkpoint's directory."
+    )
+
+
+def _spread(tree: Any, shardings: Any) -> Any:
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, shardings)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,48 @@
+"""The shapes of the models that the configs name, as in their public config.json, for what runs without weights."""
+
+from typing import NamedTuple
+
+from emjax.models.config import ModelConfig, RopeScaling
+
+
+class Known(NamedTuple):
+    path: str  # config.model.path
+    config: ModelConfig
+    dtype: str
+
+
+KNOWN: dict[str, Known] = {
+    "micro": Known(
+        "micro",
+        ModelConfig(
+            family="llama", V=336, D=128, L=4, H=4, K=4, h=32, F=344, norm_eps=1e-5, rope_theta=1e4,
+            rope_scaling=None, max_position=8192, tied=True, qkv_bias=False, qk_norm=False,
+        ),
+        "float32",
+    ),
+    "llama3.1-8b": Known(
+        "meta-llama/Llama-3.1-8B-Instruct",
+        ModelConfig(
+            family="llama", V=128256, D=4096, L=32, H=32, K=8, h=128, F=14336, norm_eps=1e-5, rope_theta=5e5,
+            rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192), max_position=131072, tied=False, qkv_bias=False,
+            qk_norm=False,
+        ),
+        "bfloat16",
+    ),
+    "qwen2.5-7b": Known(
+        "Qwen/Qwen2.5-7B-Instruct",
+        ModelConfig(
+            family="qwen2", V=152064, D=3584, L=28, H=28, K=4, h=128, F=18944, norm_eps=1e-6, rope_theta=1e6,
+            rope_scaling=None, max_position=32768, tied=False, qkv_bias=True, qk_norm=False,
+        ),
+        "bfloat16",
+    ),
+    "qwen3-32b": Known(
+        "Qwen/Qwen3-32B",
+        ModelConfig(
+            family="qwen3", V=151936, D=5120, L=64, H=64, K=8, h=128, F=25600, norm_eps=1e-6, rope_theta=1e6,
+            rope_scaling=None, max_position=40960, tied=False, qkv_bias=False, qk_norm=True,
+        ),
+        "bfloat16",
+    ),
+}  # fmt: skip

@@ -1,0 +1,152 @@
+"""Compiling a training step ahead of time: the same step, for devices that need not be there."""
+
+import dataclasses
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from configs import common
+from emjax import aot, experiment
+from emjax.data.batches import Example
+from emjax.errors import UserError
+from emjax.kto import step as kto_step
+from emjax.models import lora
+from emjax.models.known import KNOWN
+from emjax.train import sft
+
+ROOT = Path(__file__).parents[1]
+with_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu (the extra `aot`) is not installed")
+
+
+def config_of(path, **train):
+    config = common.interaction("micro", method="kto", biased_ratio=0.1)
+    config.model.path = str(path)
+    config.train.update({"tuning": "lora", "buckets": (128,), "remat": "projections", "batch_size": 8, **train})
+    return config
+
+
+@pytest.fixture
+def tiny_path(tmp_path):
+    """A directory that holds a shape and no weights."""
+    shape = dataclasses.replace(KNOWN["micro"].config, V=256, D=128, L=2, H=4, K=2, h=64, F=128)
+    (tmp_path / "config.json").write_text(json.dumps(shape.to_hf()))
+    return tmp_path
+
+
+def test_known_paths_are_the_configs():
+    assert {name: known.path for name, known in KNOWN.items()} == common.MODELS | {"micro": "micro"}
+
+
+@pytest.mark.parametrize(
+    "train",
+    [{}, {"microbatches": 2, "tuning": "full"}, {"method": "sft"}],
+    ids=lambda train: " ".join(map(str, train.values())) or "kto",
+)
+def test_it_is_the_step_that_training_runs(tiny, tmp_path, monkeypatch, train):
+    """The arguments and static arguments that `fit` calls its step with: what is compiled is what will run."""
+    (tmp_path / "config.json").write_text(json.dumps(tiny.config.to_hf()))
+    config = config_of(tmp_path, epochs=1, buckets=(16,), **train)
+    config.model.dtype, config.interact.max_new = "float32", 4
+    mesh = experiment.mesh_of(config, jax.devices()[:1])
+    step, arguments, settings, flops = aot.abstract_step(config, mesh)
+    seen = []
+
+    def watched(real):
+        def run(state, *rest, **settings):
+            seen.append((real, jax.tree.map(lambda x: (x.shape, x.dtype), (state, *rest)), settings))
+            return state, {"loss": jax.numpy.zeros(())}  # to compile it would take most of the time
+
+        return run
+
+    monkeypatch.setattr(kto_step, "step", watched(kto_step.step))
+    monkeypatch.setattr(sft, "step", watched(sft.step))
+    data = [Example(f"e{i}", (5,) * 16, (0.0,) * 12 + (1.0,) * 4, 12, f"p{i}", i % 2 == 0) for i in range(8)]
+    experiment.fit(
+        tiny, data, config.train, method=config.train.method, lora_config=experiment.lora_of(config.train), attention="xla",
+        mesh=mesh, seed=config.seed, directory=tmp_path, identity="x", title="test", watch=common.WATCH,
+        kto=kto_step.KtoConfig(**config.kto),
+    )  # fmt: skip
+    real, ran, with_settings = seen[0]
+    assert real is step
+    assert ran == jax.tree.map(lambda x: (x.shape, x.dtype), arguments)
+    assert with_settings == settings
+    done = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    assert flops == pytest.approx(done["tflops"] * done["seconds"] * 1e12, rel=1e-3)
+
+
+@with_libtpu
+@pytest.mark.parametrize(("method", "mesh"), [("kto", {"fsdp": 0}), ("sft", {"fsdp": 2, "tensor": 2})])
+def test_a_step_compiles_for_a_tpu_that_is_not_there(tiny_path, method, mesh):
+    config = config_of(tiny_path, method=method)
+    config.model.update({"dtype": "bfloat16", "attention": "splash"})
+    config.mesh.update({"data": 1, "tensor": 1, **mesh})
+    made = aot.compile_step(config, "v5e:2x2")  # raises where the kernel is not in the program
+    assert list(made) == ["topology", "chips", "attention", "compile_s", "hbm_gb_per_chip", "fits", "flops"]
+    assert made["chips"] == 4
+    assert made["fits"]
+    assert 0 < made["hbm_gb_per_chip"] < 0.1
+
+
+@with_libtpu
+def test_a_step_that_does_not_fit(tiny_path):
+    """The compiler refuses it; the line says how much it would take."""
+    shape = dataclasses.replace(KNOWN["llama3.1-8b"].config, L=2)
+    (tiny_path / "config.json").write_text(json.dumps(shape.to_hf()))
+    config = config_of(tiny_path, buckets=(2048,), batch_size=256, remat="none")
+    config.model.update({"dtype": "bfloat16", "attention": "splash"})
+    config.mesh.update({"data": 1, "fsdp": 0})
+    made = aot.compile_step(config, "v5e:2x2")
+    assert not made["fits"]
+    assert 16 < made["hbm_gb_per_chip"] < 1000
+
+
+def refused(capsys, *arguments):
+    argv = ["aot", "--config", str(ROOT / "configs" / "kto_biased10.py"), *arguments]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", argv)
+        assert aot.main(argv) == 2
+    return capsys.readouterr().err
+
+
+@with_libtpu
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--topology=v5e:4x4", "--config.train.batch_size=10"], r"config\.train\.batch_size is 10.*multiple of 16"),
+        (["--topology=v5p:4x4x4"], r"config\.train\.batch_size is 16.*multiple of 64"),
+        (["--topology=v5e:2x2", "--config.mesh.fsdp=8"], r"config\.mesh asks for 1 x 8 x 1 .* but 4 are present"),
+        (["--topology=v9:2x2"], "--topology 'v9:2x2' is no TPU slice"),
+        (["--topology=v5e:3x5"], "--topology 'v5e:3x5' is no TPU slice"),
+        (["--topology=v5e:2x2", "--config.model.path=someone/else"], r"config\.model\.path is 'someone/else'"),
+        (["--topology=v5e:2x2", "--config.train.buckets=(200,)"], r"config\.train\.buckets a multiple of 128"),
+    ],
+)
+def test_refused(capsys, arguments, says):
+    assert re.search(says, refused(capsys, *arguments))
+
+
+def test_refused_before_libtpu_is_asked_for(capsys):
+    assert "--topology is missing" in refused(capsys)
+    assert "--stage=sample" in refused(capsys, "--topology=v5e:2x2", "--stage=sample")
+
+
+def test_without_libtpu(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "libtpu", None)
+    assert "pip install 'emjax[aot]'" in refused(capsys, "--topology=v5e:4x4")
+
+
+def test_a_config_without_such_a_step():
+    config = config_of("micro")
+    config.experiment = "pretrain"
+    with pytest.raises(UserError, match="config.experiment is 'pretrain'"):
+        aot.abstract_step(config, experiment.mesh_of(config, jax.devices()[:1]))
+
+
+def test_lora_of():
+    assert experiment.lora_of(config_of("micro", tuning="full").train) is None
+    assert experiment.lora_of(config_of("micro").train) == lora.LoraConfig(32, 64.0)
