@@ -3,9 +3,9 @@
 Times full optimizer steps on random weights and random tokens, and prints one JSON line:
 
 examples_s, tokens_s   rows and their tokens (`seq` each, none is padding) a second; a KTO row's mismatched pair is not counted
-model_tflops           the arithmetic that the method needs, over the time: 2N a token forward, 2N for the gradient of the
-                       activations, 2N for that of the weights where they are trained; N: weights used in matmuls, the head
-                       counted, the input embedding not. Attention, LoRA's own products and recomputation are not credited.
+model_tflops           the arithmetic of the passes that are made, over the time: 2 a weight and token forward, 2 for the
+                       gradient of the activations, 2 for that of the weights where they are trained; the head on scored
+                       tokens, the input embedding not. Attention, LoRA's own products and recomputation are not credited.
 step_s                 median of the steps after the first
 compile_s              the first step's time less a later one's
 peak_gb                of 2^30 bytes, on the device (on a CPU: of the process)
@@ -28,7 +28,7 @@ from emjax.kto import reference
 from emjax.kto import step as kto_step
 from emjax.models import lora
 from emjax.models.known import KNOWN
-from emjax.train import optimizer, sft, state
+from emjax.train import metrics, optimizer, sft, state
 from emjax.train.state import Tuning
 
 
@@ -102,16 +102,20 @@ def main() -> None:
     times = []
     for _ in range(args.steps + 1):
         start = time.perf_counter()
-        current, metrics = step(current)
-        jax.block_until_ready((current, metrics))
+        current, values = step(current)
+        jax.block_until_ready((current, values))
         times.append(time.perf_counter() - start)
     step_s = statistics.median(times[1:])
 
-    N = sum(x.size for x in jax.tree.leaves(params)) - (0 if config.tied else params["embed"].size)
-    per_token = 4 * N if adapted else 6 * N
-    if args.method == "kto":
-        per_token += 2 * N + (4 * N if args.reference == "live" else 0)
-    tokens = args.batch * args.seq
+    # KTO: rows and mismatched pairs share their prompts, half of each row, and the head works on the other half alone.
+    tokens, answers = args.batch * args.seq, args.batch * (args.seq - args.seq // 2)
+    weights = metrics.matmul_weights(params)
+    if args.method == "sft":
+        needed = metrics.flops(weights, full=args.full, tokens=tokens, scored=tokens)
+    else:
+        needed = metrics.flops(weights, full=args.full, tokens=tokens, scored=answers, kl_tokens=answers, kl_scored=answers)
+        if args.reference == "live":
+            needed += metrics.flops(weights, full=False, tokens=0, scored=0, kl_tokens=tokens + answers, kl_scored=2 * answers)
     print(
         json.dumps(
             vars(args)
@@ -120,11 +124,11 @@ def main() -> None:
                 "jax": jax.__version__,
                 "examples_s": round(args.batch / step_s, 3),
                 "tokens_s": round(tokens / step_s, 1),
-                "model_tflops": round(per_token * tokens / step_s / 1e12, 3),
+                "model_tflops": round(needed / step_s / 1e12, 3),
                 "step_s": round(step_s, 4),
                 "compile_s": round(times[0] - step_s, 2),
                 "peak_gb": shapes.peak_gb(),
-                "loss": round(float(metrics["loss"]), 4),
+                "loss": round(float(values["loss"]), 4),
             }
         )
     )

@@ -697,7 +697,7 @@ def _evaluation(config: Any, workdir: Path, store: Store) -> None:
             "config.eval.capability needs models in the engine, but an arm is an endpoint. Leave its tasks empty, and measure "
             "the endpoint with the harness itself: lm_eval --model local-completions."
         )
-    mesh = _mesh(config)
+    mesh = mesh_of(config)
     items: dict[str, dict[str, list[dict[str, Any]]]] = {}
 
     def load(path: str, adapter: str = "") -> tuple[Engine, Any]:
