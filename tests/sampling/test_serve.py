@@ -49,7 +49,7 @@ def test_sigterm_ends_the_process_when_its_requests_are_done(endless):
         "--adapter",
         f"mine={endless / 'tuned'}",
     ]
-    command += ["--port", "0", "--slots", "4", "--cache_length", "500", "--mesh", "1x1x2", "--dtype", "float32"]
+    command += ["--port", "0", "--slots", "4", "--cache_length", "3000", "--mesh", "1x1x2", "--dtype", "float32"]
     env = os.environ | {
         "EMJAX_API_KEY": KEY, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
         "PYTHONPATH": str(ROOT),
@@ -62,7 +62,12 @@ def test_sigterm_ends_the_process_when_its_requests_are_done(endless):
         with httpx.Client(base_url=url, headers={"authorization": f"Bearer {KEY}"}, timeout=60) as client:
             assert httpx.get(url + "/v1/models").status_code == 401
             assert [m["id"] for m in client.get("/v1/models").json()["data"]] == names.split(", ")
-            body = {"model": "mine", "prompt": [1, 3], "max_tokens": 490, "stream": True}
+            body = {
+                "model": "mine",
+                "prompt": [1, 3],
+                "max_tokens": 2900,
+                "stream": True,
+            }  # while it lasts, a second one is sent
             with client.stream("POST", "/v1/completions", json=body) as response:
                 lines = response.iter_lines()
                 next(lines)
