@@ -5,7 +5,8 @@ Compiles the training step of a config for TPUs that are not there, and prints o
 topology, chips    as asked, and how many chips that is
 attention          the kernel that was compiled: splash, or what --config.model.attention asks for
 compile_s          tracing, lowering and compilation
-hbm_gb_per_chip    memory of the running step on each chip, of 2^30 bytes: state, frozen base, batch, results, temporaries
+hbm_gb_per_chip    memory of the running step on each chip, of 2^30 bytes: state, frozen base, batch, results, temporaries;
+                   where the compiler refuses the step as too large, what it says that is needed at least
 fits               whether that is within the chip's capacity
 flops              arithmetic that a step of full rows needs, of all chips together (metrics.flops)
 
@@ -73,8 +74,8 @@ def compile_step(config: Any, topology: str) -> dict[str, Any]:
     try:
         compiled = step.lower(*arguments, **settings).compile()
     except jax.errors.JaxRuntimeError as error:
-        # The compiler refuses a program that is too large, and says by how much.
-        used = re.search(r"Used ([\d.]+)([MGT]) of [\d.]+[MGT] hbm", str(error))
+        # The compiler refuses a program that is too large, and says what it would use, or its temporaries alone.
+        used = re.search(r"(?:Used |HLO temporaries \()([\d.]+)([MGT])", str(error))
         if used is None:
             raise
         gb = float(used[1]) * {"M": 2**-10, "G": 1, "T": 2**10}[used[2]]

@@ -94,7 +94,7 @@ def test_a_step_compiles_for_a_tpu_that_is_not_there(tiny_path, method, mesh):
 
 @with_libtpu
 def test_a_step_that_does_not_fit(tiny_path):
-    """The compiler refuses it; the line says how much it would take."""
+    """The compiler refuses it; the line says how much it would take at least."""
     shape = dataclasses.replace(KNOWN["llama3.1-8b"].config, L=2)
     (tiny_path / "config.json").write_text(json.dumps(shape.to_hf()))
     config = config_of(tiny_path, buckets=(2048,), batch_size=256, remat="none")
