@@ -95,7 +95,11 @@ def test_greedy_continuations(pair):
     beyond = list(range(len(lm.tokenizer), lm.config.V))  # what the tokenizer cannot write is never drawn
     assert len(parts) == 20
     for i, ids in enumerate(parts):
-        out = hf.generate(torch.tensor(ids[None]), max_new_tokens=64, do_sample=False, suppress_tokens=beyond, pad_token_id=0)
+        tokens = torch.tensor(ids[None])
+        # Without a mask, generate takes every 0 in a prompt for padding.
+        out = hf.generate(
+            tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=64, do_sample=False, suppress_tokens=beyond
+        )
         assert ours[str(i)] == out[0, len(ids) :].tolist(), i
 
 
