@@ -49,7 +49,7 @@ def test_sigterm_ends_the_process_when_its_requests_are_done(endless):
         "--adapter",
         f"mine={endless / 'tuned'}",
     ]
-    command += ["--port", "0", "--slots", "4", "--cache_length", "3000", "--mesh", "1x1x2", "--dtype", "float32"]
+    command += ["--port", "0", "--slots", "4", "--cache_length", "500", "--mesh", "1x1x2", "--dtype", "float32"]
     env = os.environ | {
         "EMJAX_API_KEY": KEY, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
         "PYTHONPATH": str(ROOT),
