@@ -447,7 +447,12 @@ def load_adapter(directory: Path, config: ModelConfig, mesh: Mesh | None = None)
                     if tensor.shape != shape:
                         raise UserError(f"{directory}: {name!r} has shape {tensor.shape[::-1]}, this base needs {shape[::-1]}.")
                     stack[i] = tensor
-                pair[which] = jax.make_array_from_callback(stack.shape, _on(mesh, P()), stack.__getitem__)
+                # Without a mesh on no device in particular, so that it goes with a base on any.
+                pair[which] = (
+                    jnp.asarray(stack)
+                    if mesh is None
+                    else jax.make_array_from_callback(stack.shape, NamedSharding(mesh, P()), stack.__getitem__)
+                )
             weights[target] = pair
         if left:
             raise UserError(f"{directory}: the adapter holds tensors its configuration does not call for, e.g. {min(left)!r}.")

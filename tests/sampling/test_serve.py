@@ -62,12 +62,8 @@ def test_sigterm_ends_the_process_when_its_requests_are_done(endless):
         with httpx.Client(base_url=url, headers={"authorization": f"Bearer {KEY}"}, timeout=60) as client:
             assert httpx.get(url + "/v1/models").status_code == 401
             assert [m["id"] for m in client.get("/v1/models").json()["data"]] == names.split(", ")
-            body = {
-                "model": "mine",
-                "prompt": [1, 3],
-                "max_tokens": 2900,
-                "stream": True,
-            }  # while it lasts, a second one is sent
+            # Eight answers on four slots: they last while another request is sent.
+            body = {"model": "mine", "prompt": [1, 3], "max_tokens": 490, "n": 8, "stream": True}
             with client.stream("POST", "/v1/completions", json=body) as response:
                 lines = response.iter_lines()
                 next(lines)
