@@ -146,7 +146,7 @@ class Arms:
         for arm, benchmarks in items.items():
             about = {
                 "model": c.model.path, "method": None if arm.ratio is None else c.train.method,
-                "arm": arm.name, "ratio": arm.ratio, "level": arm.level or None,
+                "arm": arm.name, "ratio": arm.ratio, "level": arm.level or None, "label": arm.label,
                 "seed": c.seed, "pretrain_seed": self.world.seed, "round": 0 if arm.ratio is None else 1, "step": None,
                 "judge": self.benchmarks.judge.name,
             }  # fmt: skip

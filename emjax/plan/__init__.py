@@ -3,6 +3,7 @@
 From declared sizes alone: no weights, no network.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from emjax.errors import UserError
@@ -11,10 +12,11 @@ from emjax.plan.arm import Arm
 
 __all__ = ["Arm", "arms", "describe", "headline"]
 
-_DESCRIBED = {
+_DESCRIBED: dict[str, Callable[[Any], str]] = {
     "interaction": interaction.describe,
     "finetune": finetune.describe,
     "evaluation": evaluation.describe,
+    "grid": lambda config: "\n\n".join(f"cell {name}\n{describe(cell)}" for name, cell in config.cells.items()),
     "pretrain": lambda config: f"pretrain   {config.documents} documents of world {config.seed}, once; then the base's gates",
 }
 
