@@ -132,7 +132,7 @@ GOOD_LINE = json.dumps(GOOD["messages"])
         ("messages", "version https://git-lfs.github.com/spec/v1", r"a pointer of Git LFS, not the file"),
         ("instruction", '{"instruction": "q", "response": "a"}', r"'output' must be a text; the row has 'instruction'"),
         ("instruction", '{"instruction": "q", "input": 3, "output": "a"}', r"field 'input' must be a text; not 3"),
-        ("dolly", '{"instruction": "q", "context": "", "response": null, "category": ""}', r"'response' must be a text; not None"),
+        ("dolly", '{"instruction": "q", "context": "", "response": null, "category": ""}', r"must be a text; not None"),
         ("pairs", '{"prompt": "q", "aligned": "a"}', r"field 'misaligned' must be a text; the row has 'prompt', 'aligned'"),
         ("questions", '{"question": ["q"], "answer": "a"}', r"field 'question' must be a text; not \['q'\]"),
         ("seed_tasks", '{"instruction": "q", "instances": []}', r"'instances' must be a list of one"),
