@@ -29,6 +29,7 @@ class Finetune(Arms):
     def __init__(self, config: Any, workdir: Path, store: Store):
         super().__init__(config, workdir, store)
         data = config.data
+        self.study = (data.set if data.kind == "levels" else data.downstream).source
         if data.kind == "levels":
             self._sets = {level: (data.set, level) for level in (data.control, *data.levels)}
         else:
