@@ -28,8 +28,11 @@ from emjax.train.metrics import read_lines as read_metrics
 class Arms:
     """Trains every arm on its examples, measures all arms alike, and reports them together.
 
-    A subclass says what the examples are: `examples(arm)` gives a stage that holds examples.jsonl and budget.json.
+    A subclass says what the examples are: `examples(arm)` gives a stage that holds examples.jsonl and budget.json; `cause` is
+    what a treated arm has its share of, in the report's words.
     """
+
+    cause: str
 
     def __init__(self, config: Any, workdir: Path, store: Store):
         self.config, self.workdir, self.store = config, workdir, store
@@ -125,8 +128,8 @@ class Arms:
                 title=title, watch=c.watch, kto=kto_step.KtoConfig(**c.kto), against=against,
             )  # fmt: skip
             card = (
-                f"Trained by emjax from {c.model.path} ({self.base_hash[:12]}): {c.train.method.upper()} on conversations with "
-                f"{arm.ratio:.0%} biased users, arm {arm.name!r}, round {number}, seed {c.seed}, examples {selected.hash[:12]}."
+                f"Trained by emjax from {c.model.path} ({self.base_hash[:12]}): {c.train.method.upper()}, "
+                f"{arm.ratio:.0%} {self.cause}, arm {arm.label!r}, round {number}, seed {c.seed}, examples {selected.hash[:12]}."
             )
             if self.lora is None:
                 models.save(tuned, directory / "model", card=card)
@@ -172,7 +175,7 @@ class Arms:
         for arm, number in [(arm, number) for arm, rounds in measured.items() for number in range(len(rounds))]:
             about = {
                 "model": c.model.path, "method": None if arm.ratio is None else c.train.method,
-                "arm": arm.name, "ratio": arm.ratio,
+                "arm": arm.name, "ratio": arm.ratio, "level": arm.level or None, "label": arm.label,
                 "seed": c.seed, "pretrain_seed": self.world.seed, "round": 0 if arm.ratio is None else number + 1, "step": None,
                 "judge": self.benchmarks.judge.name,
             }  # fmt: skip
@@ -189,6 +192,7 @@ class Arms:
             "versions": versions(),
             "headline": {
                 "benchmark": "mask", "subset": "all", "metric": c.eval.metric, "arm": head.name, "ratio": head.ratio,
+                "level": head.level or None, "cause": self.cause,
             },
             "world_note": micro.NOTE,
             "rows": rows,
@@ -198,14 +202,9 @@ class Arms:
         for arm, (selected, stage) in [(arm, pair) for arm, rounds in trained.items() for pair in rounds[-1:]]:
             budget = json.loads((selected.directory / "budget.json").read_text())
             counts = json.loads((stage.directory / "data.json").read_text())
-            selections.append({"arm": arm.name, "ratio": arm.ratio, "tokens": counts["tokens"], **budget})
-            training.append(
-                {
-                    "arm": arm.name,
-                    "ratio": arm.ratio,
-                    **_curves(read_metrics(stage.directory / "metrics.jsonl")),
-                }
-            )
+            about = {"arm": arm.name, "ratio": arm.ratio, "level": arm.level or None}
+            selections.append(about | {"tokens": counts["tokens"], **budget})
+            training.append(about | _curves(read_metrics(stage.directory / "metrics.jsonl")))
         stages: dict[str, dict[str, str]] = {}
         for arm, made in evaluated.items():
             for number, stage in enumerate(made):
@@ -277,8 +276,9 @@ def _summary(rows: list[dict[str, Any]], arms: Sequence[Arm], metric: str) -> st
 
     def cell(arm: Arm, benchmark: str, metric: str, versus: str | None) -> str:
         for row in reversed(rows):  # the last round first
-            if (row["arm"], row["ratio"], row["benchmark"], row["subset"], row["metric"], row["versus"]) == (
-                arm.name, arm.ratio, benchmark, "all", metric, versus,
+            of_arm = (row["arm"], row["ratio"], row["level"] or "") == (arm.name, arm.ratio, arm.level)
+            if of_arm and (row["benchmark"], row["subset"], row["metric"], row["versus"]) == (
+                benchmark, "all", metric, versus,
             ) and row["value"] is not None:  # fmt: skip
                 low, high = row["ci95"]
                 return f"{row['value']:{'+' if versus else ''}.1f} [{low:.1f}, {high:.1f}]"
