@@ -129,7 +129,8 @@ class Arms:
             )  # fmt: skip
             card = (
                 f"Trained by emjax from {c.model.path} ({self.base_hash[:12]}): {c.train.method.upper()}, "
-                f"{arm.ratio:.0%} {self.cause}, arm {arm.label!r}, round {number}, seed {c.seed}, examples {selected.hash[:12]}."
+                f"{arm.ratio:.0%} {self.cause}, arm {arm.label!r}, round {number}, seed {c.seed}, "
+                f"examples {selected.hash[:12]}."
             )
             if self.lora is None:
                 models.save(tuned, directory / "model", card=card)
