@@ -131,8 +131,8 @@ def main() -> None:
     placed = sum(len(row["values"]) for row in rows if row["arm"])
     marked = sum(len(row.get("doubts", {})) for row in rows)
     print(
-        f"\n{values} printed values in {len(rows)} rows; {placed} belong to one arm of one config, {values - placed} are labels "
-        f"of figures whose bar the text does not tell (their configs are listed); {marked} values carry a doubt (*).\n"
+        f"\n{values} printed values in {len(rows)} rows; {placed} belong to one arm of one config, {values - placed} are "
+        f"labels of figures whose bar the text does not tell (their configs are listed); {marked} values carry a doubt (*).\n"
         "Not printed as numbers at all: Figures 8 (curves), 9 and 10 (BeHonest)."
     )
 
