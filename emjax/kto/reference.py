@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from emjax.data.batches import Example
@@ -39,24 +38,9 @@ def score(
     return train_state.join(jax.lax.map(one, train_state.split(batch, microbatches)))
 
 
-@jax.jit
-def _checksums(tree: Any) -> list[jax.Array]:
-    def one(x: jax.Array) -> jax.Array:
-        bits = (
-            jax.lax.bitcast_convert_type(x, jnp.uint16 if x.dtype.itemsize == 2 else jnp.uint32).astype(jnp.uint32).reshape(-1)
-        )
-        odd = jax.lax.iota(jnp.uint32, bits.size) * np.uint32(2654435769) | np.uint32(1)
-        return jnp.stack([(bits * odd).sum(dtype=jnp.uint32), ((bits ^ bits >> 15) * (odd + 2)).sum(dtype=jnp.uint32)])
-
-    return [one(x) for x in jax.tree.leaves(tree)]
-
-
 def fingerprint(params: Any, adapter: Adapter | None) -> str:
-    """A checksum of every weight, made on the devices; integer sums, so the same whatever the shards."""
-    tree = (params, adapter)
-    names = [(jax.tree_util.keystr(path), x.shape, str(x.dtype)) for path, x in jax.tree.leaves_with_path(tree)]
-    sums = [x.tolist() for x in jax.device_get(_checksums(tree))]
-    return hashlib.sha256(repr((names, sums, adapter and adapter.config)).encode()).hexdigest()
+    """A checksum of every weight, and the adapter's settings."""
+    return train_state.checksum((params, adapter), adapter and adapter.config)
 
 
 def key(model: str, examples: Sequence[Example], plan: Plan) -> str:
