@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from emjax import models, plan, report
+from emjax import models, plan, process, report
 from emjax.data.examples import read_examples, tokenized
 from emjax.eval import suite
-from emjax.experiment.common import claim, command, lora_of, mesh_of, one_of, shown, staged, versions
+from emjax.experiment.common import claim, command, lead, lora_of, mesh_of, one_of, say, shown, staged, versions
 from emjax.experiment.fit import fit
 from emjax.kto import loss as kto_loss
 from emjax.kto import pairing
@@ -18,8 +18,8 @@ from emjax.micro import base as micro
 from emjax.models import LanguageModel, attention, decoder, hf
 from emjax.plan import Arm
 from emjax.sampling import Engine
-from emjax.store import Stage, Store, digest, read_lines, remove, write_atomically
-from emjax.train import loop, optimizer
+from emjax.store import Stage, Store, digest, read_lines, write_atomically
+from emjax.train import checkpoint, loop, optimizer
 from emjax.train.metrics import read_lines as read_metrics
 
 
@@ -49,7 +49,7 @@ class Arms:
 
     def run(self) -> None:
         config = self.config
-        print(plan.describe(config), flush=True)
+        say(plan.describe(config))
         self.mesh = mesh_of(config)
         path = hf.resolve(str(micro.CHECKPOINT) if config.model.path == "micro" else config.model.path)
         self.base_hash = hf.fingerprint(path)
@@ -63,7 +63,8 @@ class Arms:
                 chosen = self.examples(arm)
                 trained[arm] = chosen, self._train(arm, chosen)
         evaluated = {arm: self._evaluate(arm, trained[arm][1] if arm in trained else None) for arm in self.arms}
-        self._report(trained, evaluated)
+        if process.first():
+            self._report(trained, evaluated)
 
     def stage(self, title: str, name: str, settings: dict[str, Any], inputs: list[Stage | str], make: Any) -> Stage:
         return staged(self.store, title, name, settings, inputs, make)
@@ -80,7 +81,7 @@ class Arms:
         c = self.config
         settings = {
             "train": json.loads(c.train.to_json()), "kto": dict(c.kto) if c.train.method == "kto" else None,
-            "model": {"dtype": c.model.dtype, "attention": c.model.attention}, "mesh": dict(self.mesh.shape), "seed": c.seed,
+            "model": {"dtype": c.model.dtype, "attention": c.model.attention}, "seed": c.seed,
         }  # fmt: skip
 
         def make(directory: Path) -> None:
@@ -92,10 +93,11 @@ class Arms:
                 max(c.train.buckets),
             )
             write_atomically(directory / "data.json", json.dumps(counts, indent=1))
+            identity = digest([self.base_hash, selected.hash, settings])
             tuned = fit(
                 lm, examples, c.train, method=c.train.method, lora_config=self.lora,
                 attention=c.model.attention, mesh=self.mesh,
-                seed=c.seed, directory=directory, identity=digest([self.base_hash, selected.hash, settings]),
+                seed=c.seed, directory=directory, identity=identity,
                 title=f"train {arm.label}", watch=c.watch, kto=kto_step.KtoConfig(**c.kto),
             )  # fmt: skip
             card = (
@@ -106,7 +108,7 @@ class Arms:
                 models.save(tuned, directory / "model", card=card)
             else:
                 models.save_adapter(tuned, directory / "adapter", card=card)
-            remove(directory / "checkpoints")
+            checkpoint.discard(directory, c.watch.checkpoints, identity)
 
         return self.stage(f"train {arm.label}", "train", settings, [self.base_hash, selected], make)
 
@@ -125,9 +127,14 @@ class Arms:
 
         def make(directory: Path) -> None:
             lm = self._tuned(trained)
-            asker = suite.EngineAsker(self.engine(lm), lm.tokenizer, how, directory / "answers.jsonl")
-            self.benchmarks.run(asker, directory, arm.label)
-            asker.close()
+            engine = self.engine(lm)
+
+            def ask() -> None:
+                asker = suite.EngineAsker(engine, lm.tokenizer, how, directory / "answers.jsonl")
+                self.benchmarks.run(asker, directory, arm.label)
+                asker.close()
+
+            lead(engine, ask)
 
         inputs: list[Stage | str] = [self.base_hash, *([trained] if trained else [])]
         return self.stage(f"evaluate {arm.label}", "evaluate", settings, inputs, make)

@@ -8,7 +8,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from emjax import process
 from emjax.data.batches import Example
 from emjax.errors import UserError
 from emjax.kto import step as kto_step
@@ -31,6 +34,8 @@ def score(
 
     def one(part: kto_step.Batch) -> dict[str, jax.Array]:
         found = kto_step.logprobs(params, adapter, part, tuning.config, tuning.scoring)
+        if tuning.mesh is not None:  # whole on every process, for the host to read
+            found = jax.lax.with_sharding_constraint(found, NamedSharding(tuning.mesh, P()))
         return dict(zip(("reference", "reference_kl"), found, strict=False))
 
     if microbatches == 1:
@@ -83,7 +88,7 @@ def compute(
 
 def cached(path: Path, wanted: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Reads the log-probs at `path`, or makes and writes them; a file made for another key is refused."""
-    if path.exists():
+    if process.on_first(path.exists):
         with np.load(path, allow_pickle=False) as file:
             found = {name: file[name] for name in file.files}
         if str(found.pop("key")) != wanted:
@@ -93,6 +98,8 @@ def cached(path: Path, wanted: str, make: Callable[[], dict[str, np.ndarray]]) -
             )
         return found
     made = make()
+    if not process.first():
+        return made
     partial = path.with_suffix(".partial.npz")
     np.savez(partial, key=np.array(wanted), **made)  # type: ignore[arg-type]
     partial.replace(path)

@@ -137,8 +137,8 @@ class Checkpoints:
 
     def _unwritten(self, error: Exception) -> UserError:
         return UserError(
-            f"A checkpoint could not be written to {self.directory} ({_reason(error)}). Make room or mend the rights, then start "
-            "the same command again: it goes on from the last checkpoint that is whole."
+            f"A checkpoint could not be written to {self.directory} ({_reason(error)}). Make room or mend the rights, "
+            "then start the same command again: it goes on from the last checkpoint that is whole."
         )
 
 
