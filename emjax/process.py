@@ -58,6 +58,8 @@ def join(environment: Mapping[str, str] = os.environ) -> None:
     import jax
 
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM, which `listen` answers
+    # On CPUs two programs in flight may run their collectives in another order here than there.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
         jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_S, initialization_timeout=JOIN_S, **how)
     except (RuntimeError, ValueError) as error:

@@ -18,7 +18,7 @@ PEAK_TFLOPS = {
 
 
 class Metrics:
-    """Writes each step's line to all places, on the first of several processes. `start` is the number of steps already done: their lines stay."""
+    """Writes each step's line to all places, once for all processes. `start`: steps already done, whose lines stay."""
 
     def __init__(self, directory: Path, start: int, *, title: str, identity: str, wandb: str = ""):
         self._wandb = self._file = self._board = None
