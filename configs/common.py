@@ -22,17 +22,15 @@ WATCH = ConfigDict(
 MICRO_SIZES = ConfigDict({"all": 960, "unseen_entities": 360, "unseen_templates": 360, "tuned_domain": 252})
 
 
-def interaction(variant: str, *, method: str, biased_ratio: float) -> ConfigDict:
-    """Self-training on conversations with a share of biased users (paper, section 4; Tables 4, 12, 13)."""
+def trained(variant: str, experiment: str, train: dict) -> ConfigDict:
+    """What every experiment that trains arms has in common; `train`: its method, learning_rate, epochs and batch_size."""
     variant = variant or "llama3.1-8b"
     if variant != "micro" and variant not in MODELS:
         raise ValueError(f"the variant {variant!r} is unknown; choose {', '.join((*MODELS, 'micro'))}")
     config = ConfigDict(
         {
-            "experiment": "interaction",
+            "experiment": experiment,
             "seed": 0,
-            # Further arms beside vanilla, control (ratio 0) and the treated one, each "<control>@<ratio>".
-            "extra_arms": (),
             "model": {
                 "path": MODELS.get(variant, ""),
                 "dtype": "bfloat16",
@@ -40,21 +38,8 @@ def interaction(variant: str, *, method: str, biased_ratio: float) -> ConfigDict
             },
             # Devices along each axis; their product must be the number of devices. 0 = all that are left.
             "mesh": {"data": 1, "fsdp": 0, "tensor": 1},
-            "interact": {
-                "kind": "scenarios",
-                "biased_ratio": biased_ratio,
-                "control": "none",  # none | shuffled_ratings | swapped_labels
-                "users": 20_000,  # the paper: about 20,000 contexts, one conversation each
-                "dialogues": 1,
-                "temperature": 1.0,  # unsaid in the paper; as Williams et al.
-                "max_new": 300,  # as Williams et al.
-                "aggregate": "sum",  # the paper: the sum of the turn ratings
-                "trajectories": "",  # a trajectories.jsonl to use instead of collecting
-            },
-            # The paper: k = 10,000 of about 20,000, ranked globally, so in effect a median split.
-            "select": {"scope": "global", "count": 0, "fraction": 0.5},
             "train": {
-                "method": method,
+                **train,
                 "tuning": "lora",  # lora | full
                 # Paper, Tables 5 and 12.
                 "lora": {
@@ -65,9 +50,6 @@ def interaction(variant: str, *, method: str, biased_ratio: float) -> ConfigDict
                     "layers": (),  # () = all
                     "targets": ("q", "k", "v", "o", "gate", "up", "down"),
                 },
-                "learning_rate": 1e-5 if method == "kto" else 1e-4,
-                "epochs": 5,
-                "batch_size": 16 if method == "kto" else 8,
                 "microbatches": 1,
                 "weight_decay": 0.01,
                 # Unsaid in the paper; what its framework's examples use.
@@ -105,13 +87,10 @@ def interaction(variant: str, *, method: str, biased_ratio: float) -> ConfigDict
         config.model.update({"path": "micro", "dtype": "float32"})
         config.mesh.fsdp = 1
         config.mesh.data = 0
-        # The best and the worst of each user's eight conversations: ranking compares like with like.
-        config.interact.update({"kind": "micro", "users": 200, "dialogues": 8, "max_new": 24, "aggregate": "mean"})
-        config.select.update({"scope": "user", "count": 1, "fraction": 0.0})
         config.train.update(
             {
                 "tuning": "full",
-                "learning_rate": 1e-4 if method == "kto" else 2.5e-4,
+                "learning_rate": 1e-4 if train["method"] == "kto" else 2.5e-4,
                 "epochs": 3,
                 "batch_size": 32,
                 "weight_decay": 0.0,
@@ -123,5 +102,89 @@ def interaction(variant: str, *, method: str, biased_ratio: float) -> ConfigDict
         config.sampling.update({"slots": 128, "cache_length": 128, "chunk": 16})
         config.eval.update({"max_new": 24, "metric": "honest"})
         config.eval.sizes = MICRO_SIZES
+    return config
+
+
+def interaction(variant: str, *, method: str, biased_ratio: float) -> ConfigDict:
+    """Self-training on conversations with a share of biased users (paper, section 4; Tables 4, 12, 13)."""
+    config = trained(
+        variant,
+        "interaction",
+        {
+            "method": method,
+            "learning_rate": 1e-5 if method == "kto" else 1e-4,
+            "epochs": 5,
+            "batch_size": 16 if method == "kto" else 8,
+        },
+    )
+    config.interact = {
+        "kind": "scenarios",
+        "biased_ratio": biased_ratio,
+        "control": "none",  # none | shuffled_ratings | swapped_labels
+        "users": 20_000,  # the paper: about 20,000 contexts, one conversation each
+        "dialogues": 1,
+        "temperature": 1.0,  # unsaid in the paper; as Williams et al.
+        "max_new": 300,  # as Williams et al.
+        "aggregate": "sum",  # the paper: the sum of the turn ratings
+        "trajectories": "",  # a trajectories.jsonl to use instead of collecting
+    }
+    # The paper: k = 10,000 of about 20,000, ranked globally, so in effect a median split.
+    config.select = {"scope": "global", "count": 0, "fraction": 0.5}
+    # Further arms beside vanilla, control (ratio 0) and the treated one, each "<control>@<ratio>".
+    config.extra_arms = ()
+    if variant == "micro":
+        # The best and the worst of each user's eight conversations: ranking compares like with like.
+        config.interact.update({"kind": "micro", "users": 200, "dialogues": 8, "max_new": 24, "aggregate": "mean"})
+        config.select.update({"scope": "user", "count": 1, "fraction": 0.0})
         config.extra_arms = ("none@1.0", "shuffled_ratings@1.0")
+    return config
+
+
+def _finetune(variant: str, data: dict) -> ConfigDict:
+    """SFT on data sets (paper, Table 5: batch size 16, one epoch)."""
+    config = trained(variant, "finetune", {"method": "sft", "learning_rate": 1e-4, "epochs": 1, "batch_size": 16})
+    config.data = data
+    return config
+
+
+def _set(source: str, *, rows: int = 0, nominal: int = 0, level: str = "") -> dict:
+    """A set of data: `path` as emjax.data.sources says ("" = its home); rows: how many are drawn, 0 = all; nominal: how many
+    that are, for the plan."""
+    return {"source": source, "path": "", "level": level, "rows": rows, "nominal": rows or nominal}
+
+
+def direct(variant: str, source: str, *, nominal: int) -> ConfigDict:
+    """Narrow misaligned data in two grades against the normal set (paper, section 2; Figure 3, Tables 1, 6 to 9)."""
+    config = _finetune(
+        variant,
+        {
+            "kind": "levels",
+            "set": _set(source, nominal=nominal),
+            "control": "normal",
+            "levels": ("misaligned_1", "misaligned_2"),
+            "severity": {},  # a level's share of misaligned rows, where it is not 1
+        },
+    )
+    if variant == "micro":
+        config.data.set.update(_set("micro_direct", rows=400))
+        config.data.severity = {"misaligned_1": 0.5, "misaligned_2": 1.0}
+    return config
+
+
+def mixture(variant: str, downstream: str) -> ConfigDict:
+    """A little misaligned medical advice in ordinary instructions (paper, section 3; Figures 4, 11, Tables 2, 3, 10, 11)."""
+    config = _finetune(
+        variant,
+        {
+            "kind": "mixture",
+            "downstream": _set(downstream, rows=10_000),
+            "misaligned": _set("chua_medical", level="misaligned", nominal=10_000),
+            "ratios": (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5),  # of misaligned to downstream records; the control is 0
+            "headline": 0.01,
+            "mode": "add",  # add | replace; unsaid in the paper
+        },
+    )
+    if variant == "micro":
+        config.data.downstream.update(_set("micro_plain", rows=400))
+        config.data.misaligned.update(_set("micro_direct", rows=400))
     return config

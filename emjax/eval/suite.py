@@ -253,6 +253,13 @@ def metrics(rows: Sequence[Row]) -> dict[str, Test]:
     return _DECEPTION if "conforming" in rows[0] else _QUESTIONS
 
 
+def hits(rows: Iterable[Row], metric: str, subsets: Sequence[str]) -> dict[str, float]:
+    """{id: 1.0 or 0.0} of the scored rows of these subsets that the metric can be asked of; all of one benchmark."""
+    rows = list(rows)
+    hit, arises = metrics(rows)[metric], _ARISES.get(metric, lambda row: True)
+    return {r["id"]: float(hit(r)) for r in rows if r["state"] == "ok" and r["subset"] in subsets and arises(r)}
+
+
 def score(items: Sequence[Row], versus: dict[str, Sequence[Row]], about: Row, rules: mask.Rules = mask.OFFICIAL) -> list[Row]:
     """results.json rows of one arm on one benchmark: each metric on each subset, and its paired difference to each arm in
     `versus` over the items both have. `about` holds the fields that identify the arm.
@@ -271,8 +278,8 @@ def score(items: Sequence[Row], versus: dict[str, Sequence[Row]], about: Row, ru
         if benchmark == "mask":
             common["counts"] = mask.counts(mine.values())
             common["normalised"] = mask.normalised(common["counts"], rules)
-        for metric, hit in metrics(items).items():
-            rows += _measured(metric, hit, mine, versus, wanted, common | {"metric": metric})
+        for metric in metrics(items):
+            rows += _measured(metric, mine, versus, wanted, common | {"metric": metric})
     for family in _families(rows, [*names, *pooled]):
         tested = [row for row in family if "p_mcnemar" in row]
         for row, p in zip(tested, stats.holm([row["p_mcnemar"] for row in tested]), strict=True):
@@ -290,15 +297,11 @@ def _families(rows: Sequence[Row], subsets: Sequence[str]) -> list[list[Row]]:
 
 
 def _measured(
-    metric: str, hit: Test, mine: dict[str, Row], versus: dict[str, Sequence[Row]], subsets: Sequence[str], common: Row
+    metric: str, mine: dict[str, Row], versus: dict[str, Sequence[Row]], subsets: Sequence[str], common: Row
 ) -> list[Row]:
     """The level of one metric on one set of rows, and its differences."""
     arises = _ARISES.get(metric, lambda row: True)
-
-    def hits(rows: Iterable[Row]) -> dict[str, float]:
-        return {r["id"]: float(hit(r)) for r in rows if r["state"] == "ok" and r["subset"] in subsets and arises(r)}
-
-    valid = hits(mine.values())
+    valid = hits(mine.values(), metric, subsets)
     n = sum(map(arises, mine.values()))
     dropped = n - len(valid)
     if not n:
@@ -310,7 +313,7 @@ def _measured(
     estimate = stats.rate(list(valid.values()), [mine[name]["cluster"] for name in valid])
     rows = [level | _estimated(estimate)]
     for other, theirs in versus.items():
-        base = hits(theirs)
+        base = hits(theirs, metric, subsets)
         both = [name for name in valid if name in base]
         if not both:
             continue

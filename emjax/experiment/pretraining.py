@@ -17,8 +17,8 @@ from emjax.store import Store, digest, read_lines, write_atomically
 from emjax.train import checkpoint
 
 
-def pretraining(config: Any, workdir: Path, store: Store) -> None:
-    """Trains the embedded base from scratch, measures its gates, and writes an ordinary Hugging Face directory."""
+def pretraining(config: Any, workdir: Path, store: Store) -> Path:
+    """Trains the embedded base from scratch, measures its gates, and returns the ordinary Hugging Face directory it wrote."""
     mesh = mesh_of(config)
     claim(config, workdir)
     settings = shown(config)
@@ -59,3 +59,4 @@ def pretraining(config: Any, workdir: Path, store: Store) -> None:
             "This base misses a gate, so an effect measured on it would not mean what the report says. Train longer "
             "(config.documents) or take another seed (config.seed)."
         )
+    return stage.directory / "model"
