@@ -33,6 +33,7 @@ class Arms:
     """
 
     cause: str
+    study: str  # what the paper's rows are found by (emjax.report.paper)
 
     def __init__(self, config: Any, workdir: Path, store: Store):
         self.config, self.workdir, self.store = config, workdir, store
@@ -201,6 +202,7 @@ class Arms:
                 "benchmark": "mask", "subset": "all", "metric": c.eval.metric, "arm": head.name, "ratio": head.ratio,
                 "level": head.level or None, "cause": self.cause,
             },
+            "study": self.study,
             "world_note": micro.NOTE,
             "rows": rows,
         }  # fmt: skip

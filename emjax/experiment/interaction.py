@@ -19,6 +19,7 @@ class Interaction(Arms):
     """Arms whose examples are selected from the model's own conversations."""
 
     cause = "biased users"
+    study = "conversations"
 
     def __init__(self, config: Any, workdir: Path, store: Store):
         if config.interact.kind != "micro":
