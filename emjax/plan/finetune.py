@@ -82,9 +82,10 @@ def describe(config: Any) -> str:
     lines = [f"arms       {', '.join(arm.label for arm in found)}", f"data       {what}"]
     for arm, each in tokens.items():
         count = rows(config, arm)
+        steps = math.ceil(count / train.batch_size) * train.epochs
         lines.append(
-            f"train      {arm.label}: {train.method.upper()}, {train.tuning} tuning, {count:,} records, about "
-            f"{math.ceil(count / train.batch_size) * train.epochs:,} steps of {train.batch_size}, {each * train.epochs:,} tokens"
+            f"train      {arm.label}: {train.method.upper()}, {train.tuning} tuning, {count:,} records, about {steps:,} steps "
+            f"of {train.batch_size}, {each * train.epochs:,} tokens"
         )
     total = sum(tokens.values()) * train.epochs
     rate = TRAINED.get(config.model.path)
