@@ -39,6 +39,11 @@ def arms(config: Any) -> list[Arm]:
                     "0.05 is 5 %. The control, ratio 0, is always run."
                 )
             found.append(Arm("treated", float(ratio)))
+        if data.ratios and data.headline not in data.ratios:
+            raise UserError(
+                f"config.data.headline is {data.headline!r}, which is none of config.data.ratios "
+                f"({', '.join(format(ratio, 'g') for ratio in data.ratios)})."
+            )
     if len(found) == 2:
         raise UserError(
             f"config.data.{'levels' if data.kind == 'levels' else 'ratios'} is empty: there is nothing to treat with."
@@ -49,15 +54,7 @@ def arms(config: Any) -> list[Arm]:
 def headline(config: Any) -> Arm:
     """The last level, or config.data.headline among the ratios."""
     treated = [arm for arm in arms(config) if arm.name == "treated"]
-    if config.data.kind == "levels":
-        return treated[-1]
-    for arm in treated:
-        if arm.ratio == config.data.headline:
-            return arm
-    raise UserError(
-        f"config.data.headline is {config.data.headline!r}, which is none of config.data.ratios "
-        f"({', '.join(format(arm.ratio, 'g') for arm in treated)})."
-    )
+    return treated[-1] if config.data.kind == "levels" else Arm("treated", float(config.data.headline))
 
 
 def rows(config: Any, arm: Arm) -> int:
