@@ -8,10 +8,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from emjax import models, plan, report
+from emjax import models, plan, process, report
 from emjax.data.examples import read_examples, tokenized
 from emjax.eval import suite
-from emjax.experiment.common import claim, command, lora_of, mesh_of, one_of, shown, staged, versions
+from emjax.experiment.common import claim, command, lead, lora_of, mesh_of, one_of, say, shown, staged, versions
 from emjax.experiment.fit import fit
 from emjax.kto import loss as kto_loss
 from emjax.kto import pairing
@@ -20,8 +20,8 @@ from emjax.micro import base as micro
 from emjax.models import LanguageModel, attention, decoder, hf
 from emjax.plan import Arm
 from emjax.sampling import Engine
-from emjax.store import Stage, Store, digest, read_lines, remove, seed_of, write_atomically
-from emjax.train import loop, optimizer
+from emjax.store import Stage, Store, digest, read_lines, seed_of, write_atomically
+from emjax.train import checkpoint, loop, optimizer
 from emjax.train.metrics import read_lines as read_metrics
 
 
@@ -33,6 +33,7 @@ class Arms:
     """
 
     cause: str
+    study: str  # what the paper's rows are found by (emjax.report.paper)
 
     def __init__(self, config: Any, workdir: Path, store: Store):
         self.config, self.workdir, self.store = config, workdir, store
@@ -54,7 +55,7 @@ class Arms:
 
     def run(self) -> None:
         config = self.config
-        print(plan.describe(config), flush=True)
+        say(plan.describe(config))
         self.mesh = mesh_of(config)
         path = hf.resolve(str(micro.CHECKPOINT) if config.model.path == "micro" else config.model.path)
         self.base_hash = hf.fingerprint(path)
@@ -69,7 +70,8 @@ class Arms:
             or [self._evaluate(arm, 0, None)]
             for arm, rounds in trained.items()
         }
-        self._report(trained, evaluated)
+        if process.first():
+            self._report(trained, evaluated)
 
     def rounds(self, arm: Arm) -> list[tuple[Stage, Stage]]:
         """(examples, training) of each round of the arm; the model of the last one is the arm's."""
@@ -104,7 +106,7 @@ class Arms:
         number, seed = len(before) + 1, seed_of(c.seed, "round", len(before)) if before else c.seed
         settings = {
             "train": json.loads(c.train.to_json()), "kto": dict(c.kto) if c.train.method == "kto" else None,
-            "model": {"dtype": c.model.dtype, "attention": c.model.attention}, "mesh": dict(self.mesh.shape), "seed": seed,
+            "model": {"dtype": c.model.dtype, "attention": c.model.attention}, "seed": seed,
             "rate_factor": rate_factor, "reference": reference if before else "base",
         }  # fmt: skip
         title = f"train {arm.label}" + (f", round {number}" if before else "")
@@ -121,10 +123,10 @@ class Arms:
                 max(c.train.buckets),
             )
             write_atomically(directory / "data.json", json.dumps(counts, indent=1))
-            inputs = [self.base_hash, selected.hash, settings, *(stage.hash for stage in before[-1:])]
+            identity = digest([self.base_hash, selected.hash, settings, *(stage.hash for stage in before[-1:])])
             tuned = fit(
                 lm, examples, pace, method=c.train.method, lora_config=self.lora,
-                attention=c.model.attention, mesh=self.mesh, seed=seed, directory=directory, identity=digest(inputs),
+                attention=c.model.attention, mesh=self.mesh, seed=seed, directory=directory, identity=identity,
                 title=title, watch=c.watch, kto=kto_step.KtoConfig(**c.kto), against=against,
             )  # fmt: skip
             card = (
@@ -136,7 +138,7 @@ class Arms:
                 models.save(tuned, directory / "model", card=card)
             else:
                 models.save_adapter(tuned, directory / "adapter", card=card)
-            remove(directory / "checkpoints")
+            checkpoint.discard(directory, c.watch.checkpoints, identity)
 
         return self.stage(title, "train", settings, [self.base_hash, selected, *before[-1:]], make)
 
@@ -156,9 +158,14 @@ class Arms:
 
         def make(directory: Path) -> None:
             lm = self.tuned(trained)
-            asker = suite.EngineAsker(self.engine(lm), lm.tokenizer, how, directory / "answers.jsonl")
-            self.benchmarks.run(asker, directory, arm.label)
-            asker.close()
+            engine = self.engine(lm)
+
+            def ask() -> None:
+                asker = suite.EngineAsker(engine, lm.tokenizer, how, directory / "answers.jsonl")
+                self.benchmarks.run(asker, directory, arm.label)
+                asker.close()
+
+            lead(engine, ask)
 
         inputs: list[Stage | str] = [self.base_hash, *([trained] if trained else [])]
         title = f"evaluate {arm.label}" + (f", round {number}" if number > 1 else "")
@@ -195,6 +202,7 @@ class Arms:
                 "benchmark": "mask", "subset": "all", "metric": c.eval.metric, "arm": head.name, "ratio": head.ratio,
                 "level": head.level or None, "cause": self.cause,
             },
+            "study": self.study,
             "world_note": micro.NOTE,
             "rows": rows,
         }  # fmt: skip

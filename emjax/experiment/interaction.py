@@ -8,11 +8,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from emjax import models
+from emjax import models, process
 from emjax.data.examples import read_examples, read_trajectories
 from emjax.errors import UserError
 from emjax.experiment.arms import Arms
-from emjax.experiment.common import one_of
+from emjax.experiment.common import lead, one_of, say
 from emjax.interact import population, ratings, rollout, selection
 from emjax.interact.rollout import Talk
 from emjax.micro.users import users as micro_users
@@ -50,6 +50,7 @@ class Interaction(Arms):
     """Arms whose examples are selected from the model's own conversations, in one round or several."""
 
     cause = "biased users"
+    study = "conversations"
 
     def __init__(self, config: Any, workdir: Path, store: Store):
         super().__init__(config, workdir, store)
@@ -84,9 +85,11 @@ class Interaction(Arms):
 
     def run(self) -> None:
         super().run()
+        if not process.first():
+            return
         self._write_page(headline(self.config))
         if self.config.interact.kind == "scenarios" and (spent := self.population.spent()):
-            print(spent, flush=True)
+            say(spent)
 
     # --- rounds -------------------------------------------------------------------------------------------
 
@@ -109,6 +112,11 @@ class Interaction(Arms):
             return _Scripted(self.world)
 
         def local(path: str) -> tuple[Engine, Any]:
+            if process.count > 1:
+                raise UserError(
+                    f"config.interact.models names the checkpoint {path!r}, but this run has {process.count} processes, which "
+                    "serve one engine together: that of the assistant. Use an endpoint or 'self', or one process."
+                )
             lm = models.load(str(hf.resolve(path)), mesh=self.mesh, dtype=self.config.model.dtype)
             return self.engine(lm), lm.tokenizer
 
@@ -121,7 +129,11 @@ class Interaction(Arms):
             return None
         counts = population.needed([plan.users(self.config, arm.ratio) for arm in self.arms if arm.ratio is not None])
         settings = self.population.personas_identity() | {"counts": counts}
-        return self.stage("personas", "personas", settings, [], lambda d: self.population.make_personas(counts, d))
+
+        def make(directory: Path) -> None:
+            process.on_first(lambda: self.population.make_personas(counts, directory))
+
+        return self.stage("personas", "personas", settings, [], make)
 
     # --- collection ---------------------------------------------------------------------------------------
 
@@ -191,12 +203,17 @@ class Interaction(Arms):
             lm = self.tuned(before[-1] if before else None)
             engine, busy = self.engine(lm), rollout.Busy()
             # Users named "self" are the base, also when the assistant has moved on.
+            if before and process.count > 1 and any(m.model == "self" for m in self.config.interact.models.values()):
+                raise UserError(
+                    "config.rounds.count: with several processes a user named 'self' plays in the first round only."
+                )
             base = (engine, lm.tokenizer) if not before else (self._base_engine, lm.tokenizer)
             users = self._users(source, kind, counts, before, busy, base)
-            rollout.collect(
-                engine, users, directory / "trajectories.jsonl", tokenizer=lm.tokenizer, talk=self._talk(before), busy=busy,
-                title=title,
+            work = functools.partial(
+                rollout.collect, engine, users, directory / "trajectories.jsonl", tokenizer=lm.tokenizer,
+                talk=self._talk(before), busy=busy, title=title,
             )  # fmt: skip
+            lead(engine, work)
 
         return self.stage(title, "collect", self._settings(source, kind, counts, before), self._inputs(*before[-1:]), make)
 
@@ -209,7 +226,8 @@ class Interaction(Arms):
             base = (self._base_engine, self.base.tokenizer)
             users = self._users(source, kind, counts, before, rollout.Busy(), base)
             pool = read_lines(collected.directory / "trajectories.jsonl")
-            rollout.rate_again(users, pool, directory / "trajectories.jsonl", talk=self._talk(before))
+            path, talk = directory / "trajectories.jsonl", self._talk(before)
+            lead(self._base_engine, lambda: rollout.rate_again(users, pool, path, talk=talk))
 
         settings = self._settings(source, kind, counts, before)
         return self.stage(f"rate {kind}, {source}", "rate", settings, self._inputs(collected), make)
@@ -224,7 +242,7 @@ class Interaction(Arms):
         def make(directory: Path) -> None:
             base = (self._base_engine, self.base.tokenizer)
             users = self._users("", kind, counts, before, rollout.Busy(), base)
-            rollout.veto(users, pool, directory / "veto.jsonl")
+            lead(self._base_engine, lambda: rollout.veto(users, pool, directory / "veto.jsonl"))
 
         return self.stage(f"veto {kind}", "veto", self.population.guard_identity(), self._inputs(collected), make)
 
@@ -292,12 +310,11 @@ class Interaction(Arms):
         title = f"select {arm.label}" + (f", round {len(before) + 1}" if before else "")
         stage = self.stage(title, "select", settings, [*inputs, *vetoed], make)
         b = json.loads((stage.directory / "budget.json").read_text())
-        print(
+        say(
             f"{title}: of {b['conversations']} conversations ({b['unscored']} unscored) {b['trained_conversations']} train: "
             f"{b['trained_turns']} turns, {b['trained_tokens']} tokens, {b['safety_rows']} safety rows; biased share of "
             f"the pool {b['biased_share_pool']:.3f}, the best {b['biased_share_top']:.3f}, the worst "
-            f"{b['biased_share_bottom']:.3f}; {b['ties_at_the_cut']} ties at the cut",
-            flush=True,
+            f"{b['biased_share_bottom']:.3f}; {b['ties_at_the_cut']} ties at the cut"
         )
         self._read[arm] = pools, stage
         return stage
@@ -308,4 +325,4 @@ class Interaction(Arms):
         ends = json.loads((selected.directory / "selected.json").read_text())
         side = {name: end for end, names in ends.items() for name in names}
         page = conversations.write(self.workdir / "report", self._pool(arm, pools), side, title=f"{arm.label}, last round")
-        print(f"talks    {page}", flush=True)
+        say(f"talks    {page}")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jinja2
 
-from emjax.report import plots, words
+from emjax.report import plots, twin, words
 from emjax.report.plots import picture
 
 __all__ = ["picture", "write"]
@@ -24,14 +24,15 @@ def write(
     selections: list[dict],
     training: list[dict],
 ) -> Path:
-    """Write index.html, curve.svg and curve.png into `directory` and return the page's path.
+    """Write index.html, its twins (twin.py), curve.svg and curve.png into `directory` and return the page's path.
 
     results: results.json, "rows" with "experiment", "config_hash", "versions", "world_note" (what must be
         said of a made-up world, or None) and "headline" {"benchmark", "subset", "metric", "arm", "ratio"}.
-        Optional: "clusters" of a row (their number), "cause" of the headline (else "biased users").
+        Optional: "clusters" of a row (their number), "cause" of the headline (else "biased users"), "study" (what the arms
+        were trained on: the paper's rows are found by it), "level" of a row where data come in levels of misalignment.
     examples: {"id", "subset", "prompt", "truth", "wanted", "answers": {label of an arm: text}}.
-    selections: {"arm", "ratio", "conversations", "turns", "top", "bottom", "examples", "biased_share_top",
-        "biased_share_bottom", "tokens"}; the shares are in [0, 1].
+    selections: {"arm", "ratio", "level", "examples", "tokens"} and what else is known of the arm's data, as of conversations
+        "biased_share_top" (shares are in [0, 1]) or of data sets "origins" [{"source", "level", "sha256", ...}].
     training: {"arm", "ratio", "steps", "loss", "kl", "reward_margin"}, lists of one length, or None.
     """
     stated = {key: results[key] for key in ("config_hash", "versions") if key in results}
@@ -54,7 +55,18 @@ def write(
         stays=plots.inline("stays", plots.stays, results),
         levels=words.level_table(results),
         differences=words.difference_table(results),
-        subsets=words.subset_table(results),
+        shares=[
+            (
+                subset,
+                plots.inline(f"shares-{number}", plots.shares, results, subset, height=1.5 + 0.36 * len(words.arms(results))),
+            )
+            for number, subset in enumerate(words.mask_subsets(results))
+        ],
+        emergence=plots.inline("emergence", plots.emergence, results) if words.has_steps(results) else None,
+        subsets=words.subset_tables(results),
+        paper=words.paper_table(results),
+        changes=words.change_table(results),
+        origins=words.origin_table(selections),
         all_rows=words.row_table(results),
         selections=words.selection_table(selections),
         curves=[
@@ -68,6 +80,7 @@ def write(
         provenance=stated | provenance,
     )
     directory.mkdir(parents=True, exist_ok=True)
+    twin.write(directory, results, selections, provenance)
     (directory / "curve.svg").write_bytes(picture(results))
     (directory / "curve.png").write_bytes(picture(results, "png"))
     path = directory / "index.html"

@@ -123,7 +123,7 @@ def test_each_fault_has_its_name_and_nothing_is_rated_by_default(micro, tmp_path
     # Two turns each: a body that is no completion and a cut one; no log-probs and no number; a refusal.
     assert ratings == {"ok": 12, "http_error": 4, "unparsed": 4, "refusal": 2, "not_asked": 5}
     assert selection.select(rows, scope="global", count=1, fraction=0, seed=0, control="none").budget["unscored"] == 10
-    # What failed on the way was asked again, and that alone: five conversations from their second message, three ratings' pairs.
+    # What failed on the way was asked again, and that alone: five conversations' second message, three pairs of ratings.
     assert more == 5 * 3 + 3 * 2
     assert Counter(row["end"] for row in mended) == {"done": 16}
     assert sum(row["score"] is None for row in mended) == 2  # what was answered but cannot be read stays so
@@ -149,7 +149,7 @@ def test_a_budget_stops_cleanly_and_the_next_run_goes_on(micro, tmp_path):
 
 
 def test_the_engine_plays_everybody(micro, tmp_path):
-    """No endpoint at all: assistant, user and rater are one model. What it says is no sense; that all is asked and counted is."""
+    """No endpoint at all: assistant, user and rater are one model. It talks no sense, but all is asked and counted."""
     lm, engine = micro
     busy = rollout.Busy()
     users = collecting.people("", tmp_path, 4, base=(engine, lm.tokenizer), busy=busy)
