@@ -8,7 +8,7 @@ from typing import Any
 
 from emjax.report import words
 
-_FIELDS = (
+FIELDS = (
     "model", "method", "arm", "ratio", "level", "seed", "pretrain_seed", "round", "step", "benchmark", "subset", "metric",
     "versus", "value", "low", "high", "n", "n_valid", "n_dropped", "judge",
 )  # fmt: skip
@@ -21,7 +21,7 @@ _TEX = {
 def write(directory: Path, results: dict, selections: list[dict], provenance: dict) -> None:
     """results.md (the page's text and tables), results.csv (every row of results.json), results.tex (the main tables)."""
     (directory / "results.md").write_text(_markdown(results, selections, provenance), encoding="utf-8")
-    (directory / "results.csv").write_text(_csv(results), encoding="utf-8")
+    (directory / "results.csv").write_text(table(results["rows"]), encoding="utf-8")
     (directory / "results.tex").write_text(_latex(results), encoding="utf-8")
 
 
@@ -74,14 +74,15 @@ def _markdown(results: dict, selections: list[dict], provenance: dict) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _csv(results: dict) -> str:
+def table(rows: list[dict], fields: tuple[str, ...] = FIELDS) -> str:
+    """Rows of results.json as CSV; the interval's ends are `low` and `high`."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(_FIELDS)
-    for row in results["rows"]:
+    writer.writerow(fields)
+    for row in rows:
         low, high = row.get("ci95") or (None, None)
         flat = row | {"low": low, "high": high}
-        writer.writerow(["" if flat.get(name) is None else flat[name] for name in _FIELDS])
+        writer.writerow(["" if flat.get(name) is None else flat[name] for name in fields])
     return out.getvalue()
 
 
