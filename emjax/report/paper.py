@@ -18,7 +18,7 @@ from typing import Any
 
 Row = dict[str, Any]
 
-# The config that makes a row's arms, by what they were trained on. "conversations": the method's, at the row's share.
+# The config that makes a row's arms, by what they were trained on.
 CONFIGS = {
     "mistake_medical": "direct_medical",
     "mistake_math": "direct_math",
@@ -27,7 +27,7 @@ CONFIGS = {
     "incorrect_law": "direct_law",
     "alpaca_cleaned": "mixture_alpaca",
     "dolly": "mixture_dolly",
-    "conversations": "{method}_biased10",
+    "conversations": "{method}_biased{percent:02d}",
 }
 MODELS = {
     "llama3.1-8b": "meta-llama/Llama-3.1-8B-Instruct",
@@ -56,10 +56,10 @@ def commands(row: Row) -> list[str]:
     if row["arm"] == "vanilla":
         return [f"configs/evaluate.py:{model}" for model in models]
     data = [row["data"]] if row["data"] else ["insecure_code", "mistake_math", "mistake_medical"]
-    found = [f"configs/{CONFIGS[name].format(method=row['method'])}.py:{model}" for name in data for model in models]
-    if row["data"] == "conversations" and row["ratio"] not in (0.0, 0.1):
-        found = [f"{command} --config.interact.biased_ratio={row['ratio']:g}" for command in found]
-    return found
+    percent = round(100 * (row["ratio"] or 0))
+    small = "-2k" if row["data"] == "conversations" and row["model"] == "qwen2.5-7b" else ""  # 10 scenarios, 2,000 contexts
+    files = [CONFIGS[name].format(method=row["method"], percent=percent) for name in data]
+    return [f"configs/{file}.py:{model}{small}" for file in files for model in models]
 
 
 def standard_error(row: Row, subset: str) -> float:
