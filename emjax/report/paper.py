@@ -1,8 +1,5 @@
 """The printed results of Hu et al. (arXiv:2510.08211v2), and ours beside them.
 
-    python -m emjax.report.paper            every printed value: which config makes it, its table, its doubts
-    python -m emjax.report.paper --doubts   only the values that other printed values contradict
-
 paper_tables.json has one entry a row of a table (a label of a figure): "values" {subset: percent}, "counts" {subset: [hits,
 valid items]} where exactly one pair gives the printed cells of its row, "doubts" {subset: what is wrong or inferred}. `arm` is
 null where a figure's labels cannot be told apart; metric "relative_change" is in per cent of vanilla.
@@ -12,7 +9,6 @@ import functools
 import importlib.resources
 import json
 import math
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -155,21 +151,3 @@ def lines(*, doubts: bool = False) -> Iterator[str]:
         yield f"{first:{width}}  {arm:22} {row['table']:15} {row['benchmark']:14} {row['metric']:15} {values}"
         yield from (f"  or {command}" for command in more)
         yield from (f"    * {subset}: {text}" for subset, text in marked.items())
-
-
-def main() -> None:
-    rows = tables()["rows"]
-    for line in lines(doubts="--doubts" in sys.argv):
-        print(line)
-    values = sum(len(row["values"]) for row in rows)
-    placed = sum(len(row["values"]) for row in rows if row["arm"])
-    marked = sum(len(row.get("doubts", {})) for row in rows)
-    print(
-        f"\n{values} printed values in {len(rows)} rows; {placed} belong to one arm of one config, {values - placed} are "
-        f"labels of figures whose bar the text does not tell (their configs are listed); {marked} values carry a doubt (*).\n"
-        "Not printed as numbers at all: Figures 8 (curves), 9 and 10 (BeHonest)."
-    )
-
-
-if __name__ == "__main__":
-    main()
