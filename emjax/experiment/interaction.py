@@ -117,6 +117,8 @@ class Interaction(Arms):
                     f"config.interact.models names the checkpoint {path!r}, but this run has {process.count} processes, which "
                     "serve one engine together: that of the assistant. Use an endpoint or 'self', or one process."
                 )
+            if path == population.SELF:
+                return self._base_engine, self.base.tokenizer
             lm = models.load(str(hf.resolve(path)), mesh=self.mesh, dtype=self.config.model.dtype)
             return self.engine(lm), lm.tokenizer
 
@@ -203,7 +205,7 @@ class Interaction(Arms):
             lm = self.tuned(before[-1] if before else None)
             engine, busy = self.engine(lm), rollout.Busy()
             # Users named "self" are the base, also when the assistant has moved on.
-            if before and process.count > 1 and any(m.model == "self" for m in self.config.interact.models.values()):
+            if before and process.count > 1 and any(m.model == population.SELF for m in self.config.interact.models.values()):
                 raise UserError(
                     "config.rounds.count: with several processes a user named 'self' plays in the first round only."
                 )
