@@ -68,6 +68,11 @@ class Interaction(Arms):
             )
         if c.kind == "scenarios":
             population.check(c)
+            needs = {"guard": config.select.veto.on and "config.select.veto.on is set"}
+            needs["stranger"] = any(arm.name == "foreign_text" for arm in self.arms) and "an arm has foreign_text"
+            for role, why in needs.items():
+                if why and not c.models[role].model:
+                    raise UserError(f"{why}, which needs a model: name it in config.interact.models.{role}.model.")
         elif config.select.veto.on:
             raise UserError("config.select.veto.on needs model-played users; the micro-world has no guard. Switch it off.")
         group = c.dialogues * (1 if config.select.scope == "user" else c.users)
@@ -79,6 +84,15 @@ class Interaction(Arms):
             )
         self.given = read_trajectories(Path(c.trajectories)) if c.trajectories else []
         safety = config.select.safety
+        if (
+            not 0 <= safety.share < 1
+            or bool(safety.share) != bool(safety.path)
+            or (safety.path and not Path(safety.path).is_file())
+        ):
+            raise UserError(
+                f"config.select.safety has path {safety.path!r} and share {safety.share}: give a file of examples and a share in "
+                "(0, 1), or neither."
+            )
         self.safety = read_examples(Path(safety.path), labelled=False) if safety.path else []
         self._read: dict[Arm, tuple[Sequence[tuple[Stage, str, Counts]], Stage]] = {}
         self._pooled: dict[tuple[str, str, str], Stage | None] = {}
