@@ -90,8 +90,8 @@ class Interaction(Arms):
             or (safety.path and not Path(safety.path).is_file())
         ):
             raise UserError(
-                f"config.select.safety has path {safety.path!r} and share {safety.share}: give a file of examples and a share in "
-                "(0, 1), or neither."
+                f"config.select.safety has path {safety.path!r} and share {safety.share}: give a file of examples and a share "
+                "in (0, 1), or neither."
             )
         self.safety = read_examples(Path(safety.path), labelled=False) if safety.path else []
         self._read: dict[Arm, tuple[Sequence[tuple[Stage, str, Counts]], Stage]] = {}
