@@ -12,8 +12,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from configs.kto_biased10 import get_config
-
 USER = "I am not sure about that . what do you think ?"
 
 
@@ -65,6 +63,7 @@ def main() -> None:
     endpoint = spawn.Process(target=_endpoint, args=(options.latency, port), daemon=True)
     endpoint.start()
 
+    from configs.kto_biased10 import get_config
     from emjax import models
     from emjax.interact import population, rollout
     from emjax.interact.selection import spread
