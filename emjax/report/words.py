@@ -78,7 +78,8 @@ def last_rows(results: dict) -> list[dict]:
     latest: dict[tuple, tuple] = {}
 
     def stage(row: dict) -> tuple:
-        return (row.get("round") or 0, row.get("step") or 0)
+        step = row.get("step")  # None: the end of training
+        return (row.get("round") or 0, math.inf if step is None else step)
 
     for row in results["rows"]:
         latest[arm_key(row)] = max(latest.get(arm_key(row), (0, 0)), stage(row))
