@@ -99,7 +99,7 @@ def _pool(pool: str, members: Sequence[str], rows: Sequence[Row], workdir: Path,
         }
         groups: dict[tuple[Any, ...], list[Row]] = {}
         for row in mine:
-            key = tuple(row[k] for k in ("method", "arm", "ratio", "step", "benchmark", "subset", "metric", "versus"))
+            key = tuple(row[k] for k in ("method", "arm", "label", "step", "benchmark", "subset", "metric", "versus"))
             groups.setdefault(key, []).append(row)
         found = [_over_seeds(group, items, worlds, top) for group in groups.values()]
         write_atomically(directory / "rows.json", json.dumps(found, indent=1))

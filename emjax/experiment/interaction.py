@@ -18,6 +18,8 @@ from emjax.store import Stage, Store, digest, read_lines, seed_of, write_atomica
 class Interaction(Arms):
     """Arms whose examples are selected from the model's own conversations."""
 
+    cause = "biased users"
+
     def __init__(self, config: Any, workdir: Path, store: Store):
         if config.interact.kind != "micro":
             raise UserError(

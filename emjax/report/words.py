@@ -87,7 +87,7 @@ def last_rows(results: dict) -> list[dict]:
 
 
 def arm_key(row: dict) -> tuple:
-    return (*(row.get(field) for field in RUN), row["arm"], row.get("ratio"))
+    return (*(row.get(field) for field in RUN), row["arm"], row.get("ratio"), row.get("level"))
 
 
 def arms(results: dict) -> list[dict]:
@@ -121,7 +121,7 @@ def arm_words(row: dict, results: dict) -> str:
     ratio = row.get("ratio")
     text = row["arm"].replace("_", " ")
     if row["arm"] != "vanilla" and ratio is not None:
-        text += f" {ratio:g}"
+        text += f" {row.get('level') or f'{ratio:g}'}"
     suffix = run_words(row, results)
     return f"{text} ({suffix})" if suffix else text
 
@@ -167,7 +167,7 @@ def story(results: dict) -> list[dict]:
         return [_no_story("results.json names no headline; the tables below hold what was measured.")]
     rows = last_rows(results)
     keys = ("benchmark", "subset", "metric", "arm", "ratio")
-    treated = find(rows, versus=None, **{k: headline[k] for k in keys})
+    treated = find(rows, versus=None, level=headline.get("level"), **{k: headline[k] for k in keys})
     treated = [row for row in treated if row["value"] is not None]
     if not treated:
         name = f"{headline['metric']} of arm {headline['arm']} {headline['ratio']:g}"
