@@ -142,7 +142,11 @@ def trained(variant: str, experiment: str, train: dict) -> ConfigDict:
             },
             "watch": WATCH,
             "sampling": {"slots": 256, "cache_length": 2048, "chunk": 64},
-            "eval": {**evaluation(), "metric": "honesty"},  # the headline's: of the first benchmark
+            "eval": {
+                **evaluation(),
+                "metric": "honesty",  # the headline's
+                "at_steps": (),  # training steps after which the model is measured too
+            },
         }
     )
     if variant == "micro":
@@ -163,7 +167,8 @@ def trained(variant: str, experiment: str, train: dict) -> ConfigDict:
         )
         config.sampling.update({"slots": 128, "cache_length": 128, "chunk": 16})
         # Its own questions and its exact judge (emjax.micro.base.Benchmarks).
-        config.eval = ConfigDict({"temperature": 1.0, "max_new": 24, "metric": "honest", "sizes": MICRO_SIZES})
+        own = {"temperature": 1.0, "max_new": 24, "metric": "honest", "at_steps": (), "sizes": MICRO_SIZES}
+        config.eval = ConfigDict(own)
     return config
 
 

@@ -18,6 +18,6 @@ def get_config(variant: str = "llama3.1-8b"):
             "model": {"dtype": "bfloat16", "attention": "xla"},
             "mesh": {"data": 1, "fsdp": 0, "tensor": 1},
             "sampling": {"slots": 256, "cache_length": 4096},
-            "eval": {**common.evaluation(), "metric": "honesty"},  # the headline's: of the first benchmark
+            "eval": {**common.evaluation(), "metric": "honesty"},  # the headline's
         }
     )

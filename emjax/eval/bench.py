@@ -39,10 +39,6 @@ class Benchmarks:
         self.deception_rules = deceptionbench.Rules(**config.deceptionbench.rules)
         self.config = config
         self._cache, self._local = cache, local
-        self.items: dict[str, list[Any]] = {}
-        self.origin: dict[str, Any] = {}
-        for name in dict.fromkeys(config.benchmarks):
-            self.items[name], self.origin[name] = self._load(name)
         self._sheet = agreement.read_sheet(Path(config.judge.sheet)) if config.judge.sheet else None
         judge = config.judge
         known = {"model": judge.model, "base_url": judge.base_url, "api_key_env": judge.api_key_env}
@@ -53,6 +49,10 @@ class Benchmarks:
             raise UserError(f"config.eval.judge.panel names a judge twice: {', '.join(names)}.")
         # MASK's numeric propositions may have a judge of their own; one of a panel judges everything itself.
         self._numeric = self._judge(**known | {"model": judge.numeric_model}) if judge.numeric_model else None
+        self.items: dict[str, list[Any]] = {}
+        self.origin: dict[str, Any] = {}
+        for name in dict.fromkeys(config.benchmarks):
+            self.items[name], self.origin[name] = self._load(name)
         self.tasks = tuple(config.capability.tasks)
         self.judges: dict[str, str | None] = {}
         for name in self.items:
@@ -208,8 +208,9 @@ class Benchmarks:
         return found
 
 
-def headline(rows: Sequence[suite.Row], metric: str, arm: str, ratio: float | None) -> dict[str, Any]:
-    """What results.json calls its headline: the metric on the first benchmark that has it, all its subsets together.
+def headline(rows: Sequence[suite.Row], metric: str) -> dict[str, Any]:
+    """{"benchmark", "subset", "metric", "judge"} of results.json's headline: the first benchmark that has the metric, all its
+    subsets together, the first judge.
 
     Raises UserError where no benchmark has this metric.
     """
@@ -217,7 +218,7 @@ def headline(rows: Sequence[suite.Row], metric: str, arm: str, ratio: float | No
         if row["metric"] == metric:
             subsets = {other["subset"] for other in rows if other["benchmark"] == row["benchmark"]}
             subset = "all" if "all" in subsets else row["subset"]
-            return {"benchmark": row["benchmark"], "subset": subset, "metric": metric, "arm": arm, "ratio": ratio}
+            return {"benchmark": row["benchmark"], "subset": subset, "metric": metric, "judge": row["judge"]}
     known = ", ".join(sorted({row["metric"] for row in rows}))
     raise UserError(f"config.eval.metric is {metric!r}, which no benchmark of this run has. Choose of {known}.")
 
@@ -228,7 +229,7 @@ def _file(benchmark: str, judge: int | str) -> str:
 
 
 def _panelist(text: str) -> dict[str, str]:
-    """"MODEL", "MODEL@BASE_URL" or "MODEL@BASE_URL@API_KEY_ENV": what is left out is as in config.eval.judge."""
+    """ "MODEL", "MODEL@BASE_URL" or "MODEL@BASE_URL@API_KEY_ENV": what is left out is as in config.eval.judge."""
     return dict(zip(("model", "base_url", "api_key_env"), str(text).split("@", 2), strict=False))
 
 

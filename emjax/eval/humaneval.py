@@ -1,4 +1,4 @@
-"""HumanEval (Chen et al. 2021, arXiv:2107.03374): programs that are executed, in confinement, against the problem's own tests."""
+"""HumanEval (Chen et al. 2021, arXiv:2107.03374): programs that are executed in confinement against the problem's tests."""
 
 import asyncio
 import dataclasses
@@ -48,7 +48,9 @@ def load(path: Path) -> list[Problem]:
             raise UserError(f"{path}, line {number}: not valid JSON ({error}).") from None
         missing = [name for name in _FIELDS if not isinstance(row.get(name), str)]
         if missing:
-            raise UserError(f"{path}, line {number}: the field {missing[0]!r} is missing. Give HumanEval.jsonl.gz as published.")
+            raise UserError(
+                f"{path}, line {number}: the field {missing[0]!r} is missing. Give HumanEval.jsonl.gz as published."
+            )
         problems.append(Problem(*(row[name] for name in _FIELDS)))
     return problems
 
@@ -83,7 +85,9 @@ class Executor:
 
     def __init__(self, workers: int = 0, *, seconds: float = 5.0, memory: int = 2**30, disk: int = 2**24, processes: int = 8):
         if sys.platform != "linux":
-            raise UserError("HumanEval executes what a model wrote, confined by Linux namespaces. Run it on Linux, or leave it out.")
+            raise UserError(
+                "HumanEval executes what a model wrote, confined by Linux namespaces. Run it on Linux, or leave it out."
+            )
         workers = workers or os.cpu_count() or 1
         self._limits = {"seconds": seconds, "memory": memory, "disk": disk, "processes": processes}
         self._uids = [_UID + i if os.geteuid() == 0 else None for i in range(workers)]
@@ -120,9 +124,10 @@ class Executor:
             finally:
                 process.kill()  # with it goes the namespace
         if process.returncode or out not in ("passed", "failed", "timeout", "memory"):
+            why = err.strip()[-300:] or f"exit code {process.returncode}"
             raise UserError(
-                f"A program could not be confined ({err.strip()[-300:] or f'exit code {process.returncode}'}), so none was run. "
-                "HumanEval needs Linux with user namespaces (kernel 5.14 or later; in a container they may be forbidden): allow "
-                "them, or leave 'humaneval' out of config.eval.benchmarks."
+                f"A program could not be confined ({why}), so it was not run. HumanEval needs Linux with user namespaces "
+                "(kernel 5.14 or later; in a container they may be forbidden): allow them, or leave 'humaneval' out of "
+                "config.eval.benchmarks."
             )
         return out

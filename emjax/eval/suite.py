@@ -274,7 +274,8 @@ def majority(of_judges: Sequence[Sequence[Row]]) -> list[Row]:
         outcomes = [(row["state"], row.get("outcome")) if row["state"] == "ok" else None for row in rows]
         most = vote(outcomes)
         if most is None:
-            found.append(rows[0] | {"state": "split"} | dict.fromkeys(("result", "result_at_k", "belief", "outcome")))
+            nothing = dict.fromkeys(rows[0].keys() & {"result", "result_at_k", "belief", "outcome"})
+            found.append(rows[0] | nothing | {"state": "split"})
         else:
             found.append(rows[outcomes.index(most)])
     return found
@@ -319,7 +320,7 @@ _ARISES: dict[str, Test] = {
 def metrics(rows: Sequence[Row]) -> dict[str, Test]:
     """What can be asked of a benchmark's rows, by what they hold."""
     first = rows[0]
-    if "result_at_k" in first:
+    if "belief" in first:
         return _MASK
     if "conforming" in first:
         return _DECEPTION
@@ -356,7 +357,7 @@ def score(items: Sequence[Row], versus: dict[str, Sequence[Row]], about: Row, ru
         mine = {item["id"]: item for item in items if item["subset"] in wanted}
         states = dict(sorted(Counter(item["state"] for item in mine.values()).items()))
         common = about | {"benchmark": benchmark, "subset": subset, "cluster": "prompt context", "states": states}
-        if "result_at_k" in items[0]:
+        if "belief" in items[0]:
             common["counts"] = mask.counts(mine.values())
             common["normalised"] = mask.normalised(common["counts"], rules)
         for metric in metrics(items):

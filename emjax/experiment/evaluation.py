@@ -43,8 +43,9 @@ def _models(config: Any) -> list[_Model]:
         for folder in sorted(Path(arm.checkpoints).iterdir()) if arm.checkpoints else ():
             if not folder.name.isdigit():
                 raise UserError(f"config.arms.{name}.checkpoints is {arm.checkpoints!r}, but {folder.name!r} there is no step.")
-            tuned = (arm.path, str(folder)) if (folder / "adapter_config.json").is_file() else (str(folder), "")
-            found.append(_Model(name, int(folder.name), *tuned, "", ""))
+            adapter = (folder / "adapter_config.json").is_file()
+            path, tuned = (arm.path, str(folder)) if adapter else (str(folder), "")
+            found.append(_Model(name, int(folder.name), path, tuned, "", ""))
         found.append(_Model(name, None, arm.path, arm.adapter, arm.endpoint, arm.api_key_env))
     return found
 
@@ -54,7 +55,6 @@ def evaluation(config: Any, workdir: Path, store: Store) -> None:
     arms = _models(config)
     if config.eval.capability.tasks and any(arm.endpoint for arm in arms):
         raise UserError(bench.NO_CAPABILITY)
-    print(plan.describe(config), flush=True)
     mesh = mesh_of(config)
 
     def load(path: str, adapter: str = "") -> tuple[Engine, Any]:
@@ -63,6 +63,7 @@ def evaluation(config: Any, workdir: Path, store: Store) -> None:
 
     loaded = functools.cache(load)
     benchmarks = bench.Benchmarks(config.eval, store.root / "judge_cache", load)
+    print(plan.describe(config), flush=True)
     claim(config, workdir)
     how = suite.Settings(config.seed, config.eval.temperature, config.eval.max_new)
     items: dict[_Model, dict[str, list[suite.Row]]] = {}
@@ -105,7 +106,8 @@ def evaluation(config: Any, workdir: Path, store: Store) -> None:
             rows += suite.score(some, {o: theirs[name] for o, theirs in others.items()}, judged, benchmarks.mask_rules)
     results = {
         "experiment": "evaluation", "config_hash": digest(shown(config)), "versions": versions(), "world_note": None,
-        "headline": bench.headline(rows, config.eval.metric, arms[-1].arm, None),
+        "headline": bench.headline(rows, config.eval.metric)
+        | {"arm": arms[-1].arm, "ratio": None, "cause": f"the {arms[-1].arm} model"},
         "data": benchmarks.origin, "judges": benchmarks.agreement(list(items.values())), "rows": rows,
     }  # fmt: skip
     write_atomically(workdir / "results.json", json.dumps(results, indent=1))

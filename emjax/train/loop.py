@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +52,19 @@ def run(
     dtype: str = "float32",
     watch: Watch = Watch(),  # noqa: B008 (it is frozen)
     evaluate: Callable[[State], dict[str, jax.Array]] | None = None,
+    visits: Collection[int] = (),
+    visit: Callable[[int, State], None] = lambda step, state: None,
 ) -> State:
     """Trains from the latest checkpoint in `directory` through all steps of `learning_rates`, and returns the state.
 
     batches(start) yields host batches from that step on; put() moves one to the devices; examples(step) names a step's rows;
-    work(step, host batch) is what metrics.rates needs; evaluate(state) is called every `watch.eval_every` steps.
-    Raises UserError where the loss is not finite, naming the step and its examples.
+    work(step, host batch) is what metrics.rates needs; evaluate(state) is called every `watch.eval_every` steps,
+    visit(step, state) after each of the steps in `visits`, which may take its time and use the devices.
+    Raises UserError where the loss is not finite, naming the step and its examples, and for a visit to a step that is none.
     """
     steps = len(learning_rates)
+    if beyond := [step for step in visits if not 1 <= step <= steps]:
+        raise UserError(f"config.eval.at_steps holds {beyond[0]}, but {title} has the steps 1 to {steps}. Choose of these.")
     checkpoints = Checkpoints(directory / "checkpoints", identity)
     state = checkpoints.restore(state)
     start = int(state["step"])
@@ -101,6 +106,11 @@ def run(
                 tracing = False
             report()
             pending = (step, values, work(step - 1, host_batch))
+            if step in visits:
+                report()  # first: a model whose loss is not finite is not measured
+                pending = None
+                visit(step, state)
+                clock = time.perf_counter()
             if save_every and step % save_every == 0 and step < steps:
                 report()  # first: a state whose loss is not finite is not kept, and no saved step lacks its metrics
                 pending = None

@@ -182,7 +182,7 @@ def test_capability_beside_honesty(main, folder, tmp_path, capsys):
     (sums,) = [row for row in results["rows"] if row["benchmark"] == "custom:sums"]
     assert (sums["metric"], sums["n"], sums["value"]) == ("accuracy", 8, 100.0)
     assert "custom:sums" in capsys.readouterr().out
-    (measured,) = (tmp_path / "run" / "store").glob("capability/*/measured.json")
+    (measured,) = (tmp_path / "run" / "store").glob("evaluate/*/sums.measured.json")
     assert json.loads(measured.read_text())["settings"]["context_cut"] == 0
 
 
@@ -193,7 +193,7 @@ def test_a_judge_in_the_engine(main, folder, tmp_path):
         "--config.eval.judge.model=emjax/micro/checkpoint", "--config.sampling.cache_length=512",
     ]  # fmt: skip
     assert main(*flags(tmp_path / "run", "", *more)) in (0, 2)
-    (path,) = (tmp_path / "run" / "store").glob("judge/*/mask.jsonl")
+    (path,) = (tmp_path / "run" / "store").glob("evaluate/*/mask.jsonl")
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert len(rows) == 6
     for row in rows:
