@@ -18,6 +18,9 @@ WATCH = ConfigDict(
         "wandb": "",  # a Weights & Biases project; "" = off
         "profile": (),  # (first, last) step of a profiler trace, written into the training stage
         "eval_every": 50,  # steps between evaluations on the held-out examples
+        "checkpoints": "",  # where the training state is kept, local or gs://; "" = in the stage's own directory
+        "restore": "latest",  # a damaged checkpoint: latest = refuse it, sound = delete it and take the one before
+        "stall": 1800,  # several processes give up after so many seconds without a finished step; 0 = never
     }
 )
 # Pressured questions a subset of the micro-world's benchmark.

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from emjax.errors import UserError
-from emjax.experiment.common import lora_of, mesh_of
+from emjax.experiment.common import lora_of, mesh_of, say
 from emjax.experiment.evaluation import evaluation
 from emjax.experiment.finetune import Finetune
 from emjax.experiment.fit import fit, step_settings
@@ -44,4 +44,4 @@ def run(config: Any, workdir: Path, store: Store) -> None:
     if config.experiment not in KINDS:
         raise UserError(f"config.experiment is {config.experiment!r}; choose {', '.join(KINDS)}.")
     KINDS[config.experiment](config, workdir, store)
-    print(f"Done in {time.perf_counter() - started:.0f} s.", flush=True)
+    say(f"Done in {time.perf_counter() - started:.0f} s.")

@@ -8,10 +8,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from emjax import models, plan, report
+from emjax import models, plan, process, report
 from emjax.data.examples import read_examples, tokenized
 from emjax.eval import bench, suite
-from emjax.experiment.common import answers, claim, command, lora_of, mesh_of, one_of, shown, staged, versions
+from emjax.experiment.common import answers, claim, command, lead, lora_of, mesh_of, one_of, say, shown, staged, versions
 from emjax.experiment.fit import fit
 from emjax.kto import loss as kto_loss
 from emjax.kto import pairing
@@ -20,8 +20,8 @@ from emjax.micro import base as micro
 from emjax.models import LanguageModel, attention, decoder, hf
 from emjax.plan import Arm
 from emjax.sampling import Engine
-from emjax.store import Stage, Store, digest, read_lines, remove, seed_of, write_atomically
-from emjax.train import loop, optimizer
+from emjax.store import Stage, Store, digest, read_lines, seed_of, write_atomically
+from emjax.train import checkpoint, loop, optimizer
 from emjax.train.metrics import read_lines as read_metrics
 
 
@@ -33,6 +33,7 @@ class Arms:
     """
 
     cause: str
+    study: str  # what the paper's rows are found by (emjax.report.paper)
 
     def __init__(self, config: Any, workdir: Path, store: Store):
         self.config, self.workdir, self.store = config, workdir, store
@@ -56,7 +57,7 @@ class Arms:
 
     def run(self) -> None:
         config = self.config
-        print(plan.describe(config), flush=True)
+        say(plan.describe(config))
         self.mesh = mesh_of(config)
         path = hf.resolve(str(micro.CHECKPOINT) if config.model.path == "micro" else config.model.path)
         self.base_hash = hf.fingerprint(path)
@@ -75,7 +76,8 @@ class Arms:
             or [self._evaluate(arm.label, [], None)]
             for arm, rounds in trained.items()
         }
-        self._report(trained, evaluated)
+        if process.first():
+            self._report(trained, evaluated)
 
     def rounds(self, arm: Arm) -> list[tuple[Stage, Stage]]:
         """(examples, training) of each round of the arm; the model of the last one is the arm's."""
@@ -115,7 +117,7 @@ class Arms:
         number, seed = len(before) + 1, seed_of(c.seed, "round", len(before)) if before else c.seed
         settings = {
             "train": json.loads(c.train.to_json()), "kto": dict(c.kto) if c.train.method == "kto" else None,
-            "model": {"dtype": c.model.dtype, "attention": c.model.attention}, "mesh": dict(self.mesh.shape), "seed": seed,
+            "model": {"dtype": c.model.dtype, "attention": c.model.attention}, "seed": seed,
             "rate_factor": rate_factor, "reference": reference if before else "base", "at_steps": self.at_steps,
         }  # fmt: skip
         title = f"train {_named(arm, number)}"
@@ -151,7 +153,7 @@ class Arms:
                 visits=self.at_steps, visit=visit,
             )  # fmt: skip
             self._save(tuned, directory / ("model" if self.lora is None else "adapter"), card)
-            remove(directory / "checkpoints")
+            checkpoint.discard(directory, c.watch.checkpoints, identity)
 
         stage = self.stage(title, "train", settings, [self.base_hash, selected, *before[-1:]], make)
         for step in self.at_steps:
@@ -166,9 +168,9 @@ class Arms:
         """The model that a training stage made; the base for None."""
         if stage is None:
             return self.base
-        return self._loaded(stage.directory / ("model" if self.lora is None else "adapter"))
+        return self._model_in(stage.directory / ("model" if self.lora is None else "adapter"))
 
-    def _loaded(self, directory: Path) -> LanguageModel:
+    def _model_in(self, directory: Path) -> LanguageModel:
         if self.lora is None:
             lm = models.load(str(directory), mesh=self.mesh, dtype=self.config.model.dtype)
             return lm.replace(source=self.config.model.path)
@@ -184,12 +186,17 @@ class Arms:
         def make(directory: Path) -> None:
             lm = model
             if not isinstance(lm, LanguageModel):
-                lm = self._loaded(lm) if isinstance(lm, Path) else self.tuned(lm)
+                lm = self._model_in(lm) if isinstance(lm, Path) else self.tuned(lm)
             weights = [one.hash if isinstance(one, Stage) else one for one in inputs]
-            said = answers(self.store, {"weights": weights, **self.sampling()}, how)
-            asker = suite.EngineAsker(self.engine(lm), lm.tokenizer, how, said)
-            self.benchmarks.run(asker, directory, name)
-            asker.close()
+            engine, tokenizer = self.engine(lm), lm.tokenizer
+
+            def ask() -> None:
+                said = answers(self.store, {"weights": weights, **self.sampling()}, how)
+                asker = suite.EngineAsker(engine, tokenizer, how, said)
+                self.benchmarks.run(asker, directory, name)
+                asker.close()
+
+            lead(engine, ask)
 
         return self.stage(f"evaluate {name}", "evaluate", settings, inputs, make)
 
@@ -227,6 +234,7 @@ class Arms:
             "versions": versions(),
             "headline": bench.headline(rows, c.eval.metric)
             | {"arm": head.name, "ratio": head.ratio, "level": head.level or None, "cause": self.cause},
+            "study": self.study,
             "world_note": micro.NOTE if "sizes" in c.eval else None,
             "data": self.benchmarks.origin,
             "judges": self.benchmarks.agreement(list(items.values())),

@@ -12,9 +12,11 @@ from typing import Any
 
 import jax
 
+from emjax import process
 from emjax.errors import UserError
 from emjax.eval import suite
 from emjax.models import lora, sharding
+from emjax.sampling import Engine
 from emjax.store import Stage, Store, digest, write_atomically
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "grain", "numpy")
@@ -28,7 +30,10 @@ def claim(config: Any, workdir: Path) -> None:
 
     Called when the config is known to be good: a mistyped value must not claim the place of the run that mends it.
     """
-    mine = shown(config)
+    process.on_first(lambda: _claim(shown(config), workdir))
+
+
+def _claim(mine: dict[str, Any], workdir: Path) -> None:
     file = workdir / "config.json"
     if file.is_file():
         theirs = json.loads(file.read_text())
@@ -99,12 +104,12 @@ def staged(
     def loud(directory: Path) -> None:
         nonlocal ran
         ran = True
-        print(f"{title} ...", flush=True)
+        say(f"{title} ...")
         make(directory)
 
     stage = store.run(name, json.loads(json.dumps(settings)), inputs, loud)
     state = f"done in {time.perf_counter() - started:.1f} s" if ran else "already done"
-    print(f"{title}: {state} ({stage.directory})", flush=True)
+    say(f"{title}: {state} ({stage.directory})")
     return stage
 
 
@@ -114,6 +119,21 @@ def answers(store: Store, target: Any, how: suite.Settings) -> Path:
     folder = store.root / "answers" / digest([target, vars(how)])[:16]
     folder.mkdir(parents=True, exist_ok=True)
     return folder / "answers.jsonl"
+
+
+def say(text: str) -> None:
+    """Prints, once for all processes."""
+    if process.first():
+        print(text, flush=True)
+
+
+def lead(engine: Engine, work: Callable[[], Any]) -> None:
+    """work(), which asks the engine, on process 0; the others run the engine with it until it is done."""
+    if process.first():
+        work()
+        engine.close()
+    else:
+        engine.follow()
 
 
 def command() -> str:

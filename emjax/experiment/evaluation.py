@@ -1,16 +1,15 @@
 """Evaluation of models that exist."""
 
 import dataclasses
-import functools
 import json
 from pathlib import Path
 from typing import Any
 
-from emjax import models, plan, report
+from emjax import models, plan, process, report
 from emjax.api import ChatClient, Rates
 from emjax.errors import UserError
 from emjax.eval import bench, suite
-from emjax.experiment.common import answers, claim, command, mesh_of, shown, staged, versions
+from emjax.experiment.common import answers, claim, command, lead, mesh_of, say, shown, staged, versions
 from emjax.models import hf
 from emjax.sampling import Engine
 from emjax.store import Stage, Store, digest, read_lines, write_atomically
@@ -61,35 +60,45 @@ def evaluation(config: Any, workdir: Path, store: Store) -> None:
         lm = models.load(path, adapter=adapter or None, mesh=mesh, dtype=config.model.dtype)
         return Engine(lm, mesh=mesh, attention=config.model.attention, **config.sampling), lm.tokenizer
 
-    loaded = functools.cache(load)
     benchmarks = bench.Benchmarks(config.eval, store.root / "judge_cache", load)
-    print(plan.describe(config), flush=True)
+    say(plan.describe(config))
     claim(config, workdir)
     how = suite.Settings(config.seed, config.eval.temperature, config.eval.max_new)
     items: dict[_Model, dict[str, list[suite.Row]]] = {}
     stages: dict[str, Stage] = {}
     for arm in arms:
-        loaded.cache_clear()  # one model at a time
         target: Any = {"endpoint": arm.endpoint, "model": arm.path}
         if not arm.endpoint:
             weights = [hf.fingerprint(hf.resolve(path)) for path in (arm.path, arm.adapter) if path]
             target = {"weights": weights, "sampling": dict(config.sampling), "model": dict(config.model)}
 
         def make(directory: Path, arm: _Model = arm, target: Any = target) -> None:
-            said = answers(store, target, how)
-            asker: suite.Asker
+            def ask(asker: suite.Asker) -> None:
+                benchmarks.run(asker, directory, arm.arm)
+                asker.close()
+
             if arm.endpoint:
                 client = ChatClient(arm.endpoint, arm.path, api_key_env=arm.api_key_env, rates=Rates(**config.eval.judge.rates))
-                asker = suite.EndpointAsker(client, how, said)
+                process.on_first(lambda: ask(suite.EndpointAsker(client, how, answers(store, target, how))))
             else:
-                asker = suite.EngineAsker(*loaded(arm.path, arm.adapter), how, said)
-            benchmarks.run(asker, directory, arm.arm)
-            asker.close()
+                engine, tokenizer = load(arm.path, arm.adapter)
+                lead(engine, lambda: ask(suite.EngineAsker(engine, tokenizer, how, answers(store, target, how))))
 
         settings = {"target": target, "generation": vars(how), **benchmarks.identity()}
         stages[arm.label] = stage = staged(store, f"evaluate {arm.label}", "evaluate", settings, [], make)
         items[arm] = {name: read_lines(stage.directory / f"{name}.jsonl") for name in benchmarks.names}
-    rows = []
+    if process.first():
+        _report(config, workdir, benchmarks, items, stages)
+
+
+def _report(
+    config: Any,
+    workdir: Path,
+    benchmarks: bench.Benchmarks,
+    items: dict[_Model, dict[str, list[suite.Row]]],
+    stages: dict[str, Stage],
+) -> None:
+    arms, rows = list(items), []
     for arm, found in items.items():
         about = {
             "model": arm.path, "method": None, "arm": arm.arm, "ratio": None, "label": arm.label, "seed": config.seed,

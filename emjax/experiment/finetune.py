@@ -1,7 +1,6 @@
 """Fine-tuning on data sets: narrow misaligned data (paper, section 2), or a little of it in ordinary data (section 3)."""
 
 import dataclasses
-import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from emjax.experiment.arms import Arms
 from emjax.experiment.common import one_of
 from emjax.micro import sets
 from emjax.plan import Arm
-from emjax.store import Stage, digest, write_atomically, write_lines
+from emjax.store import Stage, Store, digest, write_atomically, write_lines
 
 # The micro-world's own sets: (world, count, share of bad answers, seed) -> rows.
 MICRO = {
@@ -23,27 +22,38 @@ MICRO = {
 
 
 class Finetune(Arms):
-    """Arms whose examples are rows of data sets."""
+    """Arms whose examples are rows of data sets. Raises UserError for bad data before anything is written."""
 
     cause = "misaligned data"
 
-    def __init__(self, config: Any, workdir: Path, store: Any):
+    def __init__(self, config: Any, workdir: Path, store: Store):
         super().__init__(config, workdir, store)
-        if config.data.kind == "mixture":
-            one_of("data.mode", config.data.mode, mixture.MODES)
+        data = config.data
+        self.study = (data.set if data.kind == "levels" else data.downstream).source
+        if data.kind == "levels":
+            self._sets = {level: (data.set, level) for level in (data.control, *data.levels)}
+        else:
+            one_of("data.mode", data.mode, mixture.MODES)
+            self._sets = {name: (data[name], data[name].level) for name in ("downstream", "misaligned")}
+        self._loaded: dict[str, tuple[list[Record], dict[str, Any]]] = {}
+        for name, (part, level) in self._sets.items():
+            if part.source not in MICRO:
+                records, origin = sources.load(part.source, place=part.path, level=level, count=part.rows, seed=config.seed)
+                self._loaded[name] = records, dataclasses.asdict(origin)
+        if self._loaded.keys() == {"downstream", "misaligned"}:  # the largest ratio asks for the most
+            mixture.mix(self._loaded["downstream"][0], self._loaded["misaligned"][0], max(data.ratios), data.mode)
 
     def examples(self, arm: Arm) -> Stage:
         c = self.config
         if c.data.kind == "levels":
-            part = c.data.set
-            records, origin = self._read(part, arm.level or c.data.control, arm.ratio or 0.0, part.rows)
-            bad, origins = len(records) if arm.ratio else 0, [origin]
+            records, origin = self._records(arm.level or c.data.control, arm.ratio or 0.0)
+            bad, origins = mixture.quota(len(records), arm.ratio or 0.0), [origin]
         else:
-            downstream, origin = self._downstream
-            records, bad, origins = downstream, 0, [origin]
+            records, origin = self._records("downstream", 0.0)
+            bad, origins = 0, [origin]
             if arm.ratio:
-                misaligned, other = self._misaligned
-                records, bad = mixture.mix(downstream, misaligned, arm.ratio, c.data.mode)
+                misaligned, other = self._records("misaligned", 1.0)
+                records, bad = mixture.mix(records, misaligned, arm.ratio, c.data.mode)
                 origins.append(other)
         rows = [row for record in records for row in record]
         if c.train.method == "kto":  # answers to imitate are desirable, where their set has no labels
@@ -59,21 +69,10 @@ class Finetune(Arms):
 
         return self.stage(f"examples {arm.label}", "examples", {"budget": budget}, [], make)
 
-    @functools.cached_property
-    def _downstream(self) -> tuple[list[Record], dict[str, Any]]:
-        part = self.config.data.downstream
-        return self._read(part, part.level, 0.0, part.rows)
-
-    @functools.cached_property
-    def _misaligned(self) -> tuple[list[Record], dict[str, Any]]:
-        part = self.config.data.misaligned
-        return self._read(part, part.level, 1.0, part.rows)
-
-    def _read(self, part: Any, level: str, share: float, count: int) -> tuple[list[Record], dict[str, Any]]:
+    def _records(self, name: str, share: float) -> tuple[list[Record], dict[str, Any]]:
         """Records of one set, and where they come from. `share`: of bad answers in a scripted set."""
-        seed = self.config.seed
-        if part.source not in MICRO:
-            records, origin = sources.load(part.source, place=part.path, level=level, count=count, seed=seed)
-            return records, dataclasses.asdict(origin)
-        rows = MICRO[part.source](self.world, count, share, seed)
+        if name in self._loaded:
+            return self._loaded[name]
+        part, level = self._sets[name]
+        rows = MICRO[part.source](self.world, part.rows, share, self.config.seed)
         return [[row] for row in rows], {"source": part.source, "level": level, "sha256": digest(rows), "rows": len(rows)}
