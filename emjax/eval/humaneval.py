@@ -92,6 +92,8 @@ class Executor:
         self._limits = {"seconds": seconds, "memory": memory, "disk": disk, "processes": processes}
         self._uids = [_UID + i if os.geteuid() == 0 else None for i in range(workers)]
         self._slots: asyncio.Queue[int | None] | None = None
+        if self._confined("", self._uids[0]) != "passed":  # else every program would seem to fail
+            raise UserError(f"Not even an empty program ends well within {self._limits}. Raise these limits.")
 
     async def check(self, problem: Problem, answer: str) -> str:
         """passed | failed | timeout | memory."""

@@ -114,11 +114,8 @@ class Score:
     def parse(self, text: str, match: str) -> int | None:
         """As `Labels.parse`; a number outside 0 to 100, or with a fraction, is none."""
         found = re.findall(r"answer\s*:([^\n]*)", text, re.IGNORECASE)
-        whole = (
-            re.fullmatch(rf"{_AROUND}?(\d{{1,3}})(?:\s*/\s*100)?{_AROUND}", found[-1 if match == "last" else 0])
-            if found
-            else None
-        )
+        said = found[-1 if match == "last" else 0] if found else ""
+        whole = re.fullmatch(rf"(?:[^\w-]|_|\\boxed)*(\d{{1,3}})(?:\s*/\s*100)?{_AROUND}", said)
         return int(whole[1]) if whole and int(whole[1]) <= 100 else None
 
     def read(self, data: dict[str, Any]) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jinja2
 
-from emjax.report import plots, words
+from emjax.report import judges, plots, words
 from emjax.report.plots import picture
 
 __all__ = ["picture", "write"]
@@ -28,7 +28,8 @@ def write(
 
     results: results.json, "rows" with "experiment", "config_hash", "versions", "world_note" (what must be
         said of a made-up world, or None) and "headline" {"benchmark", "subset", "metric", "arm", "ratio"}.
-        Optional: "clusters" of a row (their number), "cause" of the headline (else "biased users").
+        Optional: "clusters" of a row (their number), "cause" of the headline (else "biased users"), its "judge", and
+        "judges" {benchmark: emjax.eval.agreement.report}.
     examples: {"id", "subset", "prompt", "truth", "wanted", "answers": {label of an arm: text}}.
     selections: {"arm", "ratio", "conversations", "turns", "top", "bottom", "examples", "biased_share_top",
         "biased_share_bottom", "tokens"}; the shares are in [0, 1].
@@ -56,6 +57,9 @@ def write(
         differences=words.difference_table(results),
         subsets=words.subset_table(results),
         all_rows=words.row_table(results),
+        sensitivity=judges.sensitivity(results),
+        agreement=judges.agreement(results),
+        steps=judges.steps(results),
         selections=words.selection_table(selections),
         curves=[
             (title, plots.inline(name, plots.training, training, name))
