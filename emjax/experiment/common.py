@@ -55,8 +55,8 @@ def _claim(mine: dict[str, Any], workdir: Path) -> None:
 
 
 def shown(config: Any) -> dict[str, Any]:
-    """The config as what an experiment is: without `watch`, which only looks at it."""
-    return {name: value for name, value in json.loads(config.to_json()).items() if name != "watch"}
+    """The config as what an experiment is: without `watch`, which only looks at it, and a grid's choice of cells to run now."""
+    return {name: value for name, value in json.loads(config.to_json()).items() if name not in ("watch", "only")}
 
 
 def one_of(field: str, value: Any, choices: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Tables on the measuring itself: what the headline is by each judge, how far judges agree, and what was on the way."""
+"""Tables on the measuring itself: what the headline is by each judge, and how far judges agree."""
 
 from emjax.report import words
 from emjax.report.words import number, points
@@ -49,22 +49,3 @@ def agreement(results: dict) -> dict:
             ("all (alpha)", [benchmark, decided, f"{number(found['alpha'], 2)} ({ends[0]} to {ends[1]})", "", "\u2013"])
         )
     return {"head": ["benchmark", "agree", "kappa", "recall, %", "corrected by people, %"], "rows": body}
-
-
-def steps(results: dict) -> dict:
-    """The headline's metric of every arm at the steps of training that were measured, and at the end."""
-    headline = results.get("headline") or {}
-    rows = [row for row in results["rows"] if headline and row["value"] is not None]
-    keys = ("benchmark", "subset", "metric", "judge")
-    rows = words.find(rows, versus=None, **{key: headline[key] for key in keys if key in headline})
-    found = sorted({row["step"] for row in rows if row.get("step") is not None})
-    body = []
-    for arm in words.arms(results):
-        own = words.of_arm(rows, arm)
-        if any(row.get("step") is not None for row in own):
-            at = {row.get("step"): row for row in own}  # of several rounds the last
-            cells = [
-                f"{number(at[s]['value'])} ({words.interval(at[s])})" if s in at else words.MISSING for s in (*found, None)
-            ]
-            body.append((words.arm_words(arm, results), cells))
-    return {"head": [*(f"step {step}" for step in found), "end"], "rows": body}

@@ -107,6 +107,40 @@ def beside(results: dict[str, Any]) -> list[Row]:
     return found
 
 
+# What a study is of the kind of, where it is none of the paper's own.
+_KINDS = {
+    "micro_direct": ("mistake_medical", "mistake_math", "insecure_code", "incorrect_finance", "incorrect_law"),
+    "micro_plain": ("alpaca_cleaned", "dolly"),
+}
+
+
+def changes(study: str | None) -> list[Row]:
+    """Treated against control as printed for this study or those of its kind: MASK's provided facts, DeceptionBench in all.
+
+    {"table", "model", "method", "data", "ratio", "level", "benchmark", "subset", "control", "treated", "sigma", "doubt"}
+    """
+    found = []
+    for row in tables()["rows"]:
+        subset = {"mask": "provided_facts", "deceptionbench": "all"}.get(row["benchmark"], "")
+        if row["data"] not in _KINDS.get(study or "", (study,)) or row["arm"] != "treated" or subset not in row["values"]:
+            continue
+        same = ("table", "model", "method", "data", "benchmark", "metric")
+        for base in tables()["rows"]:
+            if row["metric"] == "relative_change" or base["arm"] != "control" or any(base[k] != row[k] for k in same):
+                continue
+            control, treated = base["values"][subset], row["values"][subset]
+            spread = math.hypot(standard_error(base, subset), standard_error(row, subset))
+            doubts = {one.get("doubts", {}).get(subset, "") for one in (base, row)} - {""}
+            found.append(
+                {name: row[name] for name in (*same, "ratio", "level")}
+                | {
+                    "subset": subset, "control": control, "treated": treated, "sigma": (treated - control) / spread,
+                    "doubt": "; ".join(sorted(doubts)),
+                }
+            )  # fmt: skip
+    return found
+
+
 def lines(*, doubts: bool = False) -> Iterator[str]:
     width = max(len(command) for row in tables()["rows"] for command in commands(row))
     for row in tables()["rows"]:
