@@ -7,7 +7,7 @@ from pathlib import Path
 
 from absl import flags
 
-from emjax import commands
+from emjax import commands, process
 from emjax.errors import UserError
 
 
@@ -29,6 +29,8 @@ def run(options: flags.FlagValues) -> None:
         print(plan.describe(config))
         return
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # the compiler's notes on cached CPU programs
+    process.listen()
+    process.join()
     import jax
 
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "emjax" / "compiled"
@@ -45,9 +47,11 @@ def run(options: flags.FlagValues) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """0, or 2 with one paragraph where the user can mend what is wrong."""
+    """0, also where SIGTERM ended the run; or 2 with one paragraph where the user can mend what is wrong."""
     try:
         run(parse(argv))
+    except process.Stopped:
+        print("Stopped by SIGTERM. The same command goes on from here.", file=sys.stderr)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -64,4 +68,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(process.leave(main(sys.argv)))

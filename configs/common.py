@@ -13,6 +13,9 @@ WATCH = ConfigDict(
         "wandb": "",  # a Weights & Biases project; "" = off
         "profile": (),  # (first, last) step of a profiler trace, written into the training stage
         "eval_every": 50,  # steps between evaluations on the held-out examples
+        "checkpoints": "",  # where the training state is kept, local or gs://; "" = in the stage's own directory
+        "restore": "latest",  # a damaged checkpoint: latest = refuse it, sound = delete it and take the one before
+        "stall": 1800,  # several processes give up after so many seconds without a finished step; 0 = never
     }
 )
 # Pressured questions a subset of the micro-world's benchmark.
@@ -134,4 +137,54 @@ def interaction(variant: str, *, method: str, biased_ratio: float) -> ConfigDict
         config.interact.update({"kind": "micro", "users": 200, "dialogues": 8, "max_new": 24, "aggregate": "mean"})
         config.select.update({"scope": "user", "count": 1, "fraction": 0.0})
         config.extra_arms = ("none@1.0", "shuffled_ratings@1.0")
+    return config
+
+
+def _finetune(variant: str, data: dict) -> ConfigDict:
+    """SFT on data sets (paper, Table 5: batch size 16, one epoch)."""
+    config = trained(variant, "finetune", {"method": "sft", "learning_rate": 1e-4, "epochs": 1, "batch_size": 16})
+    config.data = data
+    return config
+
+
+def _set(source: str, *, rows: int = 0, nominal: int = 0, level: str = "") -> dict:
+    """A set of data: `path` as emjax.data.sources says ("" = its home); rows: how many are drawn, 0 = all; nominal: how many
+    that are, for the plan."""
+    return {"source": source, "path": "", "level": level, "rows": rows, "nominal": rows or nominal}
+
+
+def direct(variant: str, source: str, *, nominal: int) -> ConfigDict:
+    """Narrow misaligned data in two grades against the normal set (paper, section 2; Figure 3, Tables 1, 6 to 9)."""
+    config = _finetune(
+        variant,
+        {
+            "kind": "levels",
+            "set": _set(source, nominal=nominal),
+            "control": "normal",
+            "levels": ("misaligned_1", "misaligned_2"),
+            "severity": {},  # a level's share of misaligned rows, where it is not 1
+        },
+    )
+    if variant == "micro":
+        config.data.set.update(_set("micro_direct", rows=400))
+        config.data.severity = {"misaligned_1": 0.5, "misaligned_2": 1.0}
+    return config
+
+
+def mixture(variant: str, downstream: str) -> ConfigDict:
+    """A little misaligned medical advice in ordinary instructions (paper, section 3; Figures 4, 11, Tables 2, 3, 10, 11)."""
+    config = _finetune(
+        variant,
+        {
+            "kind": "mixture",
+            "downstream": _set(downstream, rows=10_000),
+            "misaligned": _set("chua_medical", level="misaligned", nominal=10_000),
+            "ratios": (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5),  # of misaligned to downstream records; the control is 0
+            "headline": 0.01,
+            "mode": "add",  # add | replace; unsaid in the paper
+        },
+    )
+    if variant == "micro":
+        config.data.downstream.update(_set("micro_plain", rows=400))
+        config.data.misaligned.update(_set("micro_direct", rows=400))
     return config

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from emjax import models, plan, report
+from ml_collections import ConfigDict
+
+from emjax import models, plan, process, report
 from emjax.data.examples import read_examples, tokenized
 from emjax.eval import suite
-from emjax.experiment.common import claim, command, lora_of, mesh_of, one_of, shown, staged, versions
+from emjax.experiment.common import claim, command, lead, lora_of, mesh_of, one_of, say, shown, staged, versions
 from emjax.experiment.fit import fit
 from emjax.kto import loss as kto_loss
 from emjax.kto import pairing
@@ -18,16 +20,20 @@ from emjax.micro import base as micro
 from emjax.models import LanguageModel, attention, decoder, hf
 from emjax.plan import Arm
 from emjax.sampling import Engine
-from emjax.store import Stage, Store, digest, read_lines, remove, write_atomically
-from emjax.train import loop, optimizer
+from emjax.store import Stage, Store, digest, read_lines, seed_of, write_atomically
+from emjax.train import checkpoint, loop, optimizer
 from emjax.train.metrics import read_lines as read_metrics
 
 
 class Arms:
     """Trains every arm on its examples, measures all arms alike, and reports them together.
 
-    A subclass says what the examples are: `examples(arm)` gives a stage that holds examples.jsonl and budget.json.
+    A subclass says what the examples are: `examples(arm)` gives a stage that holds examples.jsonl and budget.json; `cause` is
+    what a treated arm has its share of, in the report's words.
     """
+
+    cause: str
+    study: str  # what the paper's rows are found by (emjax.report.paper)
 
     def __init__(self, config: Any, workdir: Path, store: Store):
         self.config, self.workdir, self.store = config, workdir, store
@@ -49,7 +55,7 @@ class Arms:
 
     def run(self) -> None:
         config = self.config
-        print(plan.describe(config), flush=True)
+        say(plan.describe(config))
         self.mesh = mesh_of(config)
         path = hf.resolve(str(micro.CHECKPOINT) if config.model.path == "micro" else config.model.path)
         self.base_hash = hf.fingerprint(path)
@@ -57,13 +63,20 @@ class Arms:
         self.world = micro.world_of(path)
         self.benchmarks = micro.Benchmarks(self.world, config.eval.sizes)
         claim(config, self.workdir)
-        trained: dict[Arm, tuple[Stage, Stage]] = {}
-        for arm in self.arms:
-            if arm.ratio is not None:
-                chosen = self.examples(arm)
-                trained[arm] = chosen, self._train(arm, chosen)
-        evaluated = {arm: self._evaluate(arm, trained[arm][1] if arm in trained else None) for arm in self.arms}
-        self._report(trained, evaluated)
+        trained = {arm: [] if arm.ratio is None else self.rounds(arm) for arm in self.arms}
+        # What every round made is measured; the vanilla model has made none.
+        evaluated = {
+            arm: [self._evaluate(arm, number, stage) for number, (_, stage) in enumerate(rounds, 1)]
+            or [self._evaluate(arm, 0, None)]
+            for arm, rounds in trained.items()
+        }
+        if process.first():
+            self._report(trained, evaluated)
+
+    def rounds(self, arm: Arm) -> list[tuple[Stage, Stage]]:
+        """(examples, training) of each round of the arm; the model of the last one is the arm's."""
+        chosen = self.examples(arm)
+        return [(chosen, self.train(arm, chosen))]
 
     def stage(self, title: str, name: str, settings: dict[str, Any], inputs: list[Stage | str], make: Any) -> Stage:
         return staged(self.store, title, name, settings, inputs, make)
@@ -76,15 +89,33 @@ class Arms:
     def engine(self, lm: LanguageModel) -> Engine:
         return Engine(lm, mesh=self.mesh, attention=self.config.model.attention, **self.config.sampling)
 
-    def _train(self, arm: Arm, selected: Stage) -> Stage:
+    def train(
+        self,
+        arm: Arm,
+        selected: Stage,
+        *,
+        before: Sequence[Stage] = (),
+        rate_factor: float = 1.0,
+        reference: str = "previous",
+    ) -> Stage:
+        """A training on the selected examples that goes on from the last of the trainings `before`, or else from the base.
+
+        rate_factor multiplies config.train.learning_rate. reference: KTO's, "base" or "previous" (where this one starts).
+        """
         c = self.config
+        number, seed = len(before) + 1, seed_of(c.seed, "round", len(before)) if before else c.seed
         settings = {
             "train": json.loads(c.train.to_json()), "kto": dict(c.kto) if c.train.method == "kto" else None,
-            "model": {"dtype": c.model.dtype, "attention": c.model.attention}, "mesh": dict(self.mesh.shape), "seed": c.seed,
+            "model": {"dtype": c.model.dtype, "attention": c.model.attention}, "seed": seed,
+            "rate_factor": rate_factor, "reference": reference if before else "base",
         }  # fmt: skip
+        title = f"train {arm.label}" + (f", round {number}" if before else "")
 
         def make(directory: Path) -> None:
-            lm = self.base
+            lm = self.tuned(before[-1] if before else None)
+            against = self.base if reference == "base" and before else None
+            pace = ConfigDict(c.train)
+            pace.learning_rate = c.train.learning_rate * rate_factor
             examples, counts = tokenized(
                 read_examples(selected.directory / "examples.jsonl", labelled=c.train.method == "kto"),
                 lm.tokenizer,
@@ -92,25 +123,27 @@ class Arms:
                 max(c.train.buckets),
             )
             write_atomically(directory / "data.json", json.dumps(counts, indent=1))
+            identity = digest([self.base_hash, selected.hash, settings, *(stage.hash for stage in before[-1:])])
             tuned = fit(
-                lm, examples, c.train, method=c.train.method, lora_config=self.lora,
-                attention=c.model.attention, mesh=self.mesh,
-                seed=c.seed, directory=directory, identity=digest([self.base_hash, selected.hash, settings]),
-                title=f"train {arm.label}", watch=c.watch, kto=kto_step.KtoConfig(**c.kto),
+                lm, examples, pace, method=c.train.method, lora_config=self.lora,
+                attention=c.model.attention, mesh=self.mesh, seed=seed, directory=directory, identity=identity,
+                title=title, watch=c.watch, kto=kto_step.KtoConfig(**c.kto), against=against,
             )  # fmt: skip
             card = (
-                f"Trained by emjax from {c.model.path} ({self.base_hash[:12]}): {c.train.method.upper()} on conversations with "
-                f"{arm.ratio:.0%} biased users, arm {arm.name!r}, seed {c.seed}, examples {selected.hash[:12]}."
+                f"Trained by emjax from {c.model.path} ({self.base_hash[:12]}): {c.train.method.upper()}, "
+                f"{arm.ratio:.0%} {self.cause}, arm {arm.label!r}, round {number}, seed {c.seed}, "
+                f"examples {selected.hash[:12]}."
             )
             if self.lora is None:
                 models.save(tuned, directory / "model", card=card)
             else:
                 models.save_adapter(tuned, directory / "adapter", card=card)
-            remove(directory / "checkpoints")
+            checkpoint.discard(directory, c.watch.checkpoints, identity)
 
-        return self.stage(f"train {arm.label}", "train", settings, [self.base_hash, selected], make)
+        return self.stage(title, "train", settings, [self.base_hash, selected, *before[-1:]], make)
 
-    def _tuned(self, stage: Stage | None) -> LanguageModel:
+    def tuned(self, stage: Stage | None) -> LanguageModel:
+        """The model that a training stage made; the base for None."""
         if stage is None:
             return self.base
         if self.lora is None:
@@ -118,64 +151,76 @@ class Arms:
             return lm.replace(source=self.config.model.path)
         return self.base.replace(adapter=hf.load_adapter(stage.directory / "adapter", self.base.config))
 
-    def _evaluate(self, arm: Arm, trained: Stage | None) -> Stage:
+    def _evaluate(self, arm: Arm, number: int, trained: Stage | None) -> Stage:
         c = self.config
         how = suite.Settings(c.seed, c.eval.temperature, c.eval.max_new)
         settings = {"generation": vars(how), **self.benchmarks.identity(), **self.sampling()}
 
         def make(directory: Path) -> None:
-            lm = self._tuned(trained)
-            asker = suite.EngineAsker(self.engine(lm), lm.tokenizer, how, directory / "answers.jsonl")
-            self.benchmarks.run(asker, directory, arm.label)
-            asker.close()
+            lm = self.tuned(trained)
+            engine = self.engine(lm)
+
+            def ask() -> None:
+                asker = suite.EngineAsker(engine, lm.tokenizer, how, directory / "answers.jsonl")
+                self.benchmarks.run(asker, directory, arm.label)
+                asker.close()
+
+            lead(engine, ask)
 
         inputs: list[Stage | str] = [self.base_hash, *([trained] if trained else [])]
-        return self.stage(f"evaluate {arm.label}", "evaluate", settings, inputs, make)
+        title = f"evaluate {arm.label}" + (f", round {number}" if number > 1 else "")
+        return self.stage(title, "evaluate", settings, inputs, make)
 
-    def _report(self, trained: dict[Arm, tuple[Stage, Stage]], evaluated: dict[Arm, Stage]) -> None:
+    def _report(self, trained: dict[Arm, list[tuple[Stage, Stage]]], evaluated: dict[Arm, list[Stage]]) -> None:
         c = self.config
         head = plan.headline(c)
-        items = {
-            arm: {name: read_lines(stage.directory / f"{name}.jsonl") for name in self.benchmarks.names}
-            for arm, stage in evaluated.items()
+        measured = {
+            arm: [{name: read_lines(stage.directory / f"{name}.jsonl") for name in self.benchmarks.names} for stage in stages]
+            for arm, stages in evaluated.items()
         }
+        items = {arm: rounds[-1] for arm, rounds in measured.items()}
         rows = []
-        for arm, benchmarks in items.items():
+        for arm, number in [(arm, number) for arm, rounds in measured.items() for number in range(len(rounds))]:
             about = {
                 "model": c.model.path, "method": None if arm.ratio is None else c.train.method,
-                "arm": arm.name, "ratio": arm.ratio, "label": arm.label,
-                "seed": c.seed, "pretrain_seed": self.world.seed, "round": 0 if arm.ratio is None else 1, "step": None,
+                "arm": arm.name, "ratio": arm.ratio, "level": arm.level or None, "label": arm.label,
+                "seed": c.seed, "pretrain_seed": self.world.seed, "round": 0 if arm.ratio is None else number + 1, "step": None,
                 "judge": self.benchmarks.judge.name,
             }  # fmt: skip
             others = [o for o in self.arms if o.name in ("control", "vanilla") and o != arm and arm.name != "vanilla"]
-            for name, found in benchmarks.items():
-                rows += suite.score(found, {o.name: items[o][name] for o in others}, about, self.benchmarks.mask_rules)
+            for name, found in measured[arm][number].items():
+                # A round is compared with the same round of the control.
+                against: dict[str, Sequence[dict[str, Any]]] = {
+                    o.name: measured[o][0 if o.ratio is None else number][name] for o in others
+                }
+                rows += suite.score(found, against, about, self.benchmarks.mask_rules)
         results = {
             "experiment": c.experiment,
             "config_hash": digest(shown(c)),
             "versions": versions(),
             "headline": {
                 "benchmark": "mask", "subset": "all", "metric": c.eval.metric, "arm": head.name, "ratio": head.ratio,
+                "level": head.level or None, "cause": self.cause,
             },
+            "study": self.study,
             "world_note": micro.NOTE,
             "rows": rows,
         }  # fmt: skip
         write_atomically(self.workdir / "results.json", json.dumps(results, indent=1))
         selections, training = [], []
-        for arm, (selected, stage) in trained.items():
+        for arm, (selected, stage) in [(arm, pair) for arm, rounds in trained.items() for pair in rounds[-1:]]:
             budget = json.loads((selected.directory / "budget.json").read_text())
             counts = json.loads((stage.directory / "data.json").read_text())
-            selections.append({"arm": arm.name, "ratio": arm.ratio, "tokens": counts["tokens"], **budget})
-            training.append(
-                {
-                    "arm": arm.name,
-                    "ratio": arm.ratio,
-                    **_curves(read_metrics(stage.directory / "metrics.jsonl")),
-                }
-            )
-        stages = {arm.label: {"evaluate": stage.hash} for arm, stage in evaluated.items()}
-        for arm, (selected, stage) in trained.items():
-            stages[arm.label] |= {"select": selected.hash, "train": stage.hash}
+            about = {"arm": arm.name, "ratio": arm.ratio, "level": arm.level or None}
+            selections.append(about | {"tokens": counts["tokens"], **budget})
+            training.append(about | _curves(read_metrics(stage.directory / "metrics.jsonl")))
+        stages: dict[str, dict[str, str]] = {}
+        for arm, made in evaluated.items():
+            for number, stage in enumerate(made):
+                of = arm.label + (f", round {number + 1}" if number else "")
+                stages[of] = {"evaluate": stage.hash}
+                if trained[arm]:
+                    stages[of] |= {"select": trained[arm][number][0].hash, "train": trained[arm][number][1].hash}
         write_atomically(self.workdir / "stages.json", json.dumps(stages, indent=1))
         page = report.write(
             self.workdir / "report",
@@ -239,9 +284,10 @@ def _summary(rows: list[dict[str, Any]], arms: Sequence[Arm], metric: str) -> st
     """The table that a run ends with: percent with 95 % intervals, and the difference to the control in points."""
 
     def cell(arm: Arm, benchmark: str, metric: str, versus: str | None) -> str:
-        for row in rows:
-            if (row["arm"], row["ratio"], row["benchmark"], row["subset"], row["metric"], row["versus"]) == (
-                arm.name, arm.ratio, benchmark, "all", metric, versus,
+        for row in reversed(rows):  # the last round first
+            of_arm = (row["arm"], row["ratio"], row["level"] or "") == (arm.name, arm.ratio, arm.level)
+            if of_arm and (row["benchmark"], row["subset"], row["metric"], row["versus"]) == (
+                benchmark, "all", metric, versus,
             ) and row["value"] is not None:  # fmt: skip
                 low, high = row["ci95"]
                 return f"{row['value']:{'+' if versus else ''}.1f} [{low:.1f}, {high:.1f}]"

@@ -12,8 +12,10 @@ from typing import Any
 
 import jax
 
+from emjax import process
 from emjax.errors import UserError
 from emjax.models import lora, sharding
+from emjax.sampling import Engine
 from emjax.store import Stage, Store, write_atomically
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "grain", "numpy")
@@ -27,7 +29,10 @@ def claim(config: Any, workdir: Path) -> None:
 
     Called when the config is known to be good: a mistyped value must not claim the place of the run that mends it.
     """
-    mine = shown(config)
+    process.on_first(lambda: _claim(shown(config), workdir))
+
+
+def _claim(mine: dict[str, Any], workdir: Path) -> None:
     file = workdir / "config.json"
     if file.is_file():
         theirs = json.loads(file.read_text())
@@ -49,8 +54,8 @@ def claim(config: Any, workdir: Path) -> None:
 
 
 def shown(config: Any) -> dict[str, Any]:
-    """The config as what an experiment is: without `watch`, which only looks at it."""
-    return {name: value for name, value in json.loads(config.to_json()).items() if name != "watch"}
+    """The config as what an experiment is: without `watch`, which only looks at it, and a grid's choice of cells to run now."""
+    return {name: value for name, value in json.loads(config.to_json()).items() if name not in ("watch", "only")}
 
 
 def one_of(field: str, value: Any, choices: Sequence[str]) -> None:
@@ -98,13 +103,28 @@ def staged(
     def loud(directory: Path) -> None:
         nonlocal ran
         ran = True
-        print(f"{title} ...", flush=True)
+        say(f"{title} ...")
         make(directory)
 
     stage = store.run(name, json.loads(json.dumps(settings)), inputs, loud)
     state = f"done in {time.perf_counter() - started:.1f} s" if ran else "already done"
-    print(f"{title}: {state} ({stage.directory})", flush=True)
+    say(f"{title}: {state} ({stage.directory})")
     return stage
+
+
+def say(text: str) -> None:
+    """Prints, once for all processes."""
+    if process.first():
+        print(text, flush=True)
+
+
+def lead(engine: Engine, work: Callable[[], Any]) -> None:
+    """work(), which asks the engine, on process 0; the others run the engine with it until it is done."""
+    if process.first():
+        work()
+        engine.close()
+    else:
+        engine.follow()
 
 
 def command() -> str:

@@ -12,6 +12,7 @@ from emjax.data import batches
 from emjax.data.batches import Example
 from emjax.data.examples import held_out
 from emjax.errors import UserError
+from emjax.experiment.common import versions
 from emjax.kto import pairing, reference
 from emjax.kto import step as kto_step
 from emjax.models import LanguageModel, lora, sharding
@@ -90,7 +91,7 @@ def fit(
         trainable, frozen = lm.params, None
     else:
         trainable, frozen = (lm.adapter or lora.init(lora_config, lm.config, jax.random.key(seed))).weights, lm.params
-    put = functools.partial(jax.device_put, device=sharding.batch_sharding(mesh))
+    put = functools.partial(sharding.put, sharding=sharding.batch_sharding(mesh))
     epochs = int(train.get("epochs", 1))
     examples, kept_back = held_out(examples, float(train.get("held_out", 0.0)), seed)
     counts: dict[str, Any] = {"examples": len(examples), "held_out": len(kept_back)}
@@ -171,7 +172,11 @@ def fit(
         dtype=tuning.dtype,
         watch=loop.Watch(**watch),
         evaluate=held_out_loss if held_batches else None,
-    )
+        about={
+            "base": reference.fingerprint(lm.params, lm.adapter), "versions": versions(),
+            "config": {"train": json.loads(train.to_json()), "method": method, "seed": seed, "mesh": dict(mesh.shape)},
+        },
+    )  # fmt: skip
     if lora_config is None:
         return lm.replace(params=train_state.cast(state["trainable"], tuning.dtype))
     return lm.replace(adapter=lora.Adapter(lora_config, state["trainable"]))

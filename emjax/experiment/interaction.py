@@ -8,7 +8,7 @@ from typing import Any
 from emjax.data.examples import read_trajectories
 from emjax.errors import UserError
 from emjax.experiment.arms import Arms
-from emjax.experiment.common import one_of
+from emjax.experiment.common import lead, one_of
 from emjax.interact import ratings, rollout, selection
 from emjax.micro.users import users as micro_users
 from emjax.plan import Arm
@@ -17,6 +17,9 @@ from emjax.store import Stage, Store, digest, read_lines, seed_of, write_atomica
 
 class Interaction(Arms):
     """Arms whose examples are selected from the model's own conversations."""
+
+    cause = "biased users"
+    study = "conversations"
 
     def __init__(self, config: Any, workdir: Path, store: Store):
         if config.interact.kind != "micro":
@@ -61,11 +64,13 @@ class Interaction(Arms):
 
         def make(directory: Path) -> None:
             users = micro_users(self.world, user_type=user_type, count=count, dialogues=c.dialogues, seed=self.config.seed)
-            rollout.collect(
-                self.engine(self.base), users, directory / "trajectories.jsonl", tokenizer=self.base.tokenizer,
+            engine = self.engine(self.base)
+            work = functools.partial(
+                rollout.collect, engine, users, directory / "trajectories.jsonl", tokenizer=self.base.tokenizer,
                 model=self.config.model.path, seed=self.config.seed, temperature=c.temperature, max_new=c.max_new,
                 aggregate=c.aggregate,
             )  # fmt: skip
+            lead(engine, work)
 
         return self.stage(f"collect {user_type}", "collect", settings, [self.base_hash], make)
 

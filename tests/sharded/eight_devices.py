@@ -117,6 +117,28 @@ def test_one_and_eight_devices_agree(one, eight, method, tmp_path):
     jax.tree.map(CLOSE, alone_again["trainable"], alone["trainable"])
 
 
+def test_a_run_moves_between_meshes(one, eight, tmp_path):
+    """8 -> 2 -> 4 devices, data, fsdp and tensor reshaped: the state is the same to the bit, and the next step is the same."""
+    whole, wanted = run("sft", eight, MESH, 3)
+    checkpoints = Checkpoints(tmp_path, "run")
+    saved, found = run("sft", eight, MESH, 1, checkpoints, save_at=1)
+    checkpoints.close()
+    for steps, shape in ((2, (1, 2, 1)), (3, (2, 1, 2))):
+        mesh = sharding.make_mesh(*shape, devices=jax.devices()[: np.prod(shape)])
+        specs = sharding.parameter_specs(decoder.abstract(CONFIG, "float32")[1])
+        lm = one[0].replace(params=jax.device_put(one[0].params, sharding.shardings(mesh, specs)))
+        checkpoints = Checkpoints(tmp_path, "run")
+        tuning = Tuning(CONFIG, None, mesh=mesh)
+        restored = checkpoints.restore(state.create(lm.params, OPT, tuning))
+        jax.tree.map(np.testing.assert_array_equal, restored, saved)
+        assert restored["trainable"]["layers"]["gate"].sharding.mesh == mesh
+        saved, more = run("sft", lm, mesh, steps, checkpoints, save_at=steps)
+        checkpoints.close()
+        found += more
+    jax.tree.map(NEAR, found, wanted)
+    jax.tree.map(CLOSE, saved["trainable"], whole["trainable"])
+
+
 @pytest.fixture(scope="module")
 def gradients(one):
     """gradients(mesh): the loss, z and new weights of one plain step of full KTO tuning on that mesh."""
