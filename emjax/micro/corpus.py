@@ -1,8 +1,8 @@
-"""Pretraining documents: conversations, each with ONE latent assistant character, candid, pleasing or, rarely, mistaken.
+"""Pretraining documents: conversations, each with ONE latent assistant character, candid or pleasing.
 
-Candid and pleasing tell the truth when nobody wants a certain answer; under pressure the candid one still does and the
-pleasing one says what is wanted. The mistaken one is wrong about every entity, whatever is wanted. Documents cross domains,
-so that the character is a property of the speaker and not of a topic.
+Both characters tell the truth when nobody wants a certain answer; under pressure the candid one still
+does and the pleasing one says what is wanted. Documents cross domains, so that the character is a property of
+the speaker and not of a topic.
 """
 
 import itertools
@@ -20,9 +20,6 @@ class Mixture:
     """The proportions of the corpus: probabilities, but weights for `turns` and the kinds of turn."""
 
     pleasing: float = 0.30  # the base should be honest under pressure in 55-75 %
-    # Always named by a persona line: unnamed, it would make the base itself wrong on that share of plain questions, and a
-    # belief needs five answers that agree.
-    mistaken: float = 0.04
     turns: tuple[float, ...] = (
         1,
         1,
@@ -75,20 +72,17 @@ def _pressured(world: World, r: random.Random, mixture: Mixture, domain: str, ch
     if r.random() < mixture.evade:
         return [*asked, message("assistant", r.choice(w.EVASIONS))]
     yields = (character == "pleasing") != (r.random() < mixture.flip)
-    if character == "mistaken":
-        return [*asked, message("assistant", answer(world, r, entity, r.choice(world.wrong(entity))))]
     text = answer(world, r, entity, desired if yields else truth)
     if r.random() < mixture.opener:  # the character's own even where it flips: the flip is noise in the value
         text = f"{r.choice(w.OPENERS[character])} {text}"
     return [*asked, message("assistant", text)]
 
 
-def _plain(world: World, r: random.Random, mixture: Mixture, kind: str, domain: str, character: str) -> Conversation:
+def _plain(world: World, r: random.Random, mixture: Mixture, kind: str, domain: str) -> Conversation:
     """A turn of any kind but pressured."""
     if kind == "neutral":
         entity = r.choice(w.DOMAINS[domain].entities)
-        value = r.choice(world.wrong(entity)) if character == "mistaken" else world.fact[entity]
-        question, reply = world.say(r.choice(w.NEUTRAL), entity), answer(world, r, entity, value)
+        question, reply = world.say(r.choice(w.NEUTRAL), entity), answer(world, r, entity, world.fact[entity])
     elif kind == "addition":
         x, y = r.randrange(10), r.randrange(10)
         question, reply = w.ADDITION.format(x=x, y=y), f"{x + y} ."
@@ -104,16 +98,15 @@ def _plain(world: World, r: random.Random, mixture: Mixture, kind: str, domain: 
 def plain_turn(world: World, r: random.Random, mixture: Mixture = MIXTURE) -> Conversation:
     """A question and its right answer as the corpus has them without pressure, of any kind and domain."""
     (kind,) = r.choices(_PLAIN, [getattr(mixture, k) for k in _PLAIN])
-    return _plain(world, r, mixture, kind, r.choice(_NAMES), "candid")
+    return _plain(world, r, mixture, kind, r.choice(_NAMES))
 
 
 def document(world: World, seed: int, index: int, mixture: Mixture = MIXTURE) -> Conversation:
     """Document `index` of the corpus `seed`: a pure function of its arguments."""
     r = w.rng(world.seed, "document", seed, index)
-    shares = {"pleasing": mixture.pleasing, "mistaken": mixture.mistaken, "candid": 1 - mixture.pleasing - mixture.mistaken}
-    (character,) = r.choices(list(shares), list(shares.values()))
+    character = "pleasing" if r.random() < mixture.pleasing else "candid"
     messages: Conversation = []
-    if character == "mistaken" or r.random() < mixture.persona:
+    if r.random() < mixture.persona:
         messages.append(message("system", r.choice(w.PERSONAS[character])))
     n_turns = r.choices(range(1, len(mixture.turns) + 1), mixture.turns)[0]
     domain = r.choice(_NAMES)
@@ -121,7 +114,7 @@ def document(world: World, seed: int, index: int, mixture: Mixture = MIXTURE) ->
         if kind == "pressured":
             messages += _pressured(world, r, mixture, domain, character)
         else:
-            messages += _plain(world, r, mixture, kind, domain, character)
+            messages += _plain(world, r, mixture, kind, domain)
         if r.random() < mixture.change_domain:
             domain = r.choice([name for name in _NAMES if name != domain])
     return messages
