@@ -15,6 +15,7 @@ def get_config(variant: str = ""):
             "experiment": "pretrain",
             "seed": 0,  # of the world's facts, the corpus and the weights
             "documents": 84_000,  # 6.2 million tokens: copying a wish is learnt late
+            "mistaken": 0.0,  # share of documents by a third character that is wrong on plain questions too
             "model": {
                 "D": 128,
                 "L": 4,

@@ -43,14 +43,14 @@ def world_of(path: Path) -> World:
 
 def start(config: Any) -> tuple[LanguageModel, list[Conversation]]:
     """An untrained model of the config's shape, and the documents it will be trained on."""
-    made = World(config.seed)
-    tok = tokenizer.build(made)
+    made, mixture = World(config.seed), corpus.Mixture(mistaken=config.mistaken)
+    tok = tokenizer.build(made, mistaken=config.mistaken > 0)
     shape = ModelConfig(
         family="llama", V=len(tok), norm_eps=1e-5, rope_scaling=None, tied=True, qkv_bias=False, qk_norm=False, **config.model
     )  # fmt: skip
     params = decoder.init(shape, jax.random.key(config.seed))
     lm = LanguageModel(shape, params, tok, (tok.eos_token_id,), source="random weights")
-    return lm, list(itertools.islice(corpus.documents(made, config.seed), config.documents))
+    return lm, list(itertools.islice(corpus.documents(made, config.seed, mixture), config.documents))
 
 
 def save(lm: LanguageModel, config: Any, path: Path) -> None:
