@@ -8,14 +8,14 @@ import dataclasses
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jsonschema
 
-from emjax.api import Reply
-from emjax.data import chat
-from emjax.sampling import Engine, Request, Sampling
-from emjax.store import digest, seed_of
+from emjax.sampling.partner import Chat, EngineChat
+from emjax.store import digest
+
+__all__ = ["Chat", "EngineChat", "Labels", "ModelJudge", "Numbers", "Verdict", "majority"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,36 +26,6 @@ class Verdict:
     raw: str
     label: Any  # a letter, a word, or a list of numeric ranges
     state: str  # ok | unparsed | a failure of `emjax.api`
-
-
-class Chat(Protocol):
-    """What can be asked: `emjax.api.ChatClient`, or `EngineChat`."""
-
-    async def chat(
-        self, messages: list[dict[str, str]], *, schema: dict[str, Any] | None = None, run: int = 0, **sampling: Any
-    ) -> Reply: ...
-
-
-class EngineChat:
-    """A model in the JAX engine as a chat partner. Sampling: temperature, max_tokens; the seed follows from what is asked."""
-
-    def __init__(self, engine: Engine, tokenizer: Any, seed: int = 0):
-        self._engine, self._tokenizer, self._seed = engine, tokenizer, seed
-
-    async def chat(
-        self, messages: list[dict[str, str]], *, schema: dict[str, Any] | None = None, run: int = 0, **sampling: Any
-    ) -> Reply:
-        if schema is not None:
-            raise ValueError("the engine has no structured output")
-        key = digest([messages, run])
-        how = Sampling(
-            temperature=sampling["temperature"], max_new=sampling["max_tokens"], seed=seed_of("chat", self._seed, key)
-        )
-        tokens = tuple(chat.prompts(self._tokenizer, [messages])[0])
-        result = await self._engine.submit(Request(key, tokens, how))
-        usage = {"prompt_tokens": len(tokens), "completion_tokens": len(result.tokens)}
-        state = "length" if result.stop_reason == "length" else "ok" if result.text.strip() else "empty"
-        return Reply(result.text, state, result.stop_reason, usage)
 
 
 # What may stand around a label: punctuation, markup, LaTeX's box, a remark in brackets.
