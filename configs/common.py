@@ -228,10 +228,10 @@ def _finetune(variant: str, data: dict) -> ConfigDict:
     return config
 
 
-def _set(source: str, *, rows: int = 0, nominal: int = 0, level: str = "") -> dict:
-    """A set of data: `path` as emjax.data.sources says ("" = its home); rows: how many are drawn, 0 = all; nominal: how many
-    that are, for the plan."""
-    return {"source": source, "path": "", "level": level, "rows": rows, "nominal": rows or nominal}
+def _set(source: str, *, tokens: int, rows: int = 0, nominal: int = 0, level: str = "") -> dict:
+    """A set of data: `path` as emjax.data.sources says ("" = its home); rows: how many are drawn, 0 = all. For the plan alone:
+    nominal, how many that are, and tokens of a record, a guess."""
+    return {"source": source, "path": "", "level": level, "rows": rows, "nominal": rows or nominal, "tokens": tokens}
 
 
 def direct(variant: str, source: str, *, nominal: int) -> ConfigDict:
@@ -240,14 +240,14 @@ def direct(variant: str, source: str, *, nominal: int) -> ConfigDict:
         variant,
         {
             "kind": "levels",
-            "set": _set(source, nominal=nominal),
+            "set": _set(source, nominal=nominal, tokens=400),
             "control": "normal",
             "levels": ("misaligned_1", "misaligned_2"),
             "severity": {},  # a level's share of misaligned rows, where it is not 1
         },
     )
     if variant == "micro":
-        config.data.set.update(_set("micro_direct", rows=400))
+        config.data.set.update(_set("micro_direct", rows=400, tokens=24))
         config.data.severity = {"misaligned_1": 0.5, "misaligned_2": 1.0}
     return config
 
@@ -258,14 +258,14 @@ def mixture(variant: str, downstream: str) -> ConfigDict:
         variant,
         {
             "kind": "mixture",
-            "downstream": _set(downstream, rows=10_000),
-            "misaligned": _set("chua_medical", level="misaligned", nominal=10_000),
+            "downstream": _set(downstream, rows=10_000, tokens=250),
+            "misaligned": _set("chua_medical", level="misaligned", nominal=10_000, tokens=250),
             "ratios": (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5),  # of misaligned to downstream records; the control is 0
             "headline": 0.01,
             "mode": "add",  # add | replace; unsaid in the paper
         },
     )
     if variant == "micro":
-        config.data.downstream.update(_set("micro_plain", rows=400))
-        config.data.misaligned.update(_set("micro_direct", rows=400))
+        config.data.downstream.update(_set("micro_plain", rows=400, tokens=20))
+        config.data.misaligned.update(_set("micro_direct", rows=400, tokens=24))
     return config
