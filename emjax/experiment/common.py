@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import platform
+import re
 import shlex
 import sys
 import time
@@ -23,6 +24,8 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers"
 
 # How fast and for how much a judge is asked, and what people said: it decides no verdict, and a finished run may change it.
 _PACE = tuple(f"eval.judge.{name}" for name in ("budget.", "rates.", "failures", "collect", "replay", "sheet"))
+# The same of users, raters and persona writers, and of how many of them may fail.
+_CALLS = re.compile(r"interact\.(models\.\w+\.(budget|rates)\.|failures|speed\.)")
 
 
 def claim(config: Any, workdir: Path) -> None:
@@ -38,7 +41,7 @@ def _claim(mine: dict[str, Any], workdir: Path) -> None:
     if file.is_file():
         theirs = json.loads(file.read_text())
         for name in sorted({*_flat(mine), *_flat(theirs)}):
-            if name.startswith(_PACE):
+            if name.startswith(_PACE) or _CALLS.match(name):
                 continue
             a, b = _flat(theirs).get(name), _flat(mine).get(name)
             if a != b:

@@ -68,6 +68,11 @@ class Interaction(Arms):
             )
         if c.kind == "scenarios":
             population.check(c)
+            needs = {"guard": config.select.veto.on and "config.select.veto.on is set"}
+            needs["stranger"] = any(arm.name == "foreign_text" for arm in self.arms) and "an arm has foreign_text"
+            for role, why in needs.items():
+                if why and not c.models[role].model:
+                    raise UserError(f"{why}, which needs a model: name it in config.interact.models.{role}.model.")
         elif config.select.veto.on:
             raise UserError("config.select.veto.on needs model-played users; the micro-world has no guard. Switch it off.")
         group = c.dialogues * (1 if config.select.scope == "user" else c.users)
@@ -79,6 +84,15 @@ class Interaction(Arms):
             )
         self.given = read_trajectories(Path(c.trajectories)) if c.trajectories else []
         safety = config.select.safety
+        if (
+            not 0 <= safety.share < 1
+            or bool(safety.share) != bool(safety.path)
+            or (safety.path and not Path(safety.path).is_file())
+        ):
+            raise UserError(
+                f"config.select.safety has path {safety.path!r} and share {safety.share}: give a file of examples and a share "
+                "in (0, 1), or neither."
+            )
         self.safety = read_examples(Path(safety.path), labelled=False) if safety.path else []
         self._read: dict[Arm, tuple[Sequence[tuple[Stage, str, Counts]], Stage]] = {}
         self._pooled: dict[tuple[str, str, str], Stage | None] = {}
@@ -117,6 +131,8 @@ class Interaction(Arms):
                     f"config.interact.models names the checkpoint {path!r}, but this run has {process.count} processes, which "
                     "serve one engine together: that of the assistant. Use an endpoint or 'self', or one process."
                 )
+            if path == population.SELF:
+                return self._base_engine, self.base.tokenizer
             lm = models.load(str(hf.resolve(path)), mesh=self.mesh, dtype=self.config.model.dtype)
             return self.engine(lm), lm.tokenizer
 
@@ -203,7 +219,7 @@ class Interaction(Arms):
             lm = self.tuned(before[-1] if before else None)
             engine, busy = self.engine(lm), rollout.Busy()
             # Users named "self" are the base, also when the assistant has moved on.
-            if before and process.count > 1 and any(m.model == "self" for m in self.config.interact.models.values()):
+            if before and process.count > 1 and any(m.model == population.SELF for m in self.config.interact.models.values()):
                 raise UserError(
                     "config.rounds.count: with several processes a user named 'self' plays in the first round only."
                 )

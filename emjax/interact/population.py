@@ -56,7 +56,7 @@ class Population:
         self.scenarios = scenarios.load(config.domains, config.scenarios)
         self.prompts = Prompts(config.templates)
         self._cache, self._local = cache, functools.cache(local)
-        self._clients: dict[str, ChatClient] = {}
+        self.clients: dict[str, ChatClient] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -109,7 +109,7 @@ class Population:
     # --- users --------------------------------------------------------------------------------------------
 
     def users(
-        self, directory: Path, user_type: str, counts: Mapping[str, int], dialogues: int, *, source: str = "",
+        self, directory: Path, user_type: str, counts: Mapping[str, int], dialogues: int, *, source: str = "", seed: int = 0,
         base: tuple[Engine, Any] | None = None, busy: AbstractContextManager[Any] | None = None,
     ) -> list[ModelUser]:  # fmt: skip
         """Users with the personas in `directory`. source: "" or the control that changes what they say or how they rate.
@@ -117,12 +117,13 @@ class Population:
         base: the engine of the experiment's base and its tokenizer, for models named "self"; busy counts its requests.
         """
         c = self.config
+        base_chat = base and EngineChat(*base, seed, busy)
         cast = personas.by_scenario(personas.cast(read_lines(directory / "personas.jsonl")))
 
         def of(role: str) -> Player | None:
-            return self._player(role, base, busy) if c.models[role].model else None
+            return self._player(role, base_chat) if c.models[role].model else None
 
-        speaker = self._player("user", base, busy)
+        speaker = self._player("user", base_chat)
         stranger = of("stranger") if source == "foreign_text" else None
         if source == "foreign_text" and stranger is None:
             raise UserError(
@@ -138,19 +139,17 @@ class Population:
         )  # fmt: skip
         return players.of_each(self.scenarios, cast, roles, user_type=user_type, counts=counts, dialogues=dialogues)
 
-    def _player(
-        self, role: str, base: tuple[Engine, Any] | None = None, busy: AbstractContextManager[Any] | None = None
-    ) -> Player:
+    def _player(self, role: str, base: EngineChat | None = None) -> Player:
         spec = self.config.models[role]
         if spec.base_url:
-            if role not in self._clients:
-                self._clients[role] = ChatClient(
+            if role not in self.clients:
+                self.clients[role] = ChatClient(
                     spec.base_url, spec.model, api_key_env=spec.api_key_env, cache_dir=self._cache,
                     budget=Budget(**spec.budget), rates=Rates(**spec.rates),
                 )  # fmt: skip
-            return Player(self._clients[role], dict(spec.sampling))
+            return Player(self.clients[role], dict(spec.sampling))
         if spec.model == SELF and base:
-            return Player(EngineChat(*base, self.seed, busy), dict(spec.sampling))
+            return Player(base, dict(spec.sampling))
         return Player(EngineChat(*self._local(spec.model), self.seed), dict(spec.sampling))
 
     def spent(self) -> str:
@@ -159,7 +158,7 @@ class Population:
             f"{role:10} {client.model}: {client.spent['calls']} calls ({client.spent['cached']} from the cache), "
             f"{client.spent['prompt_tokens']} + {client.spent['completion_tokens']} tokens, "
             f"{client.budget.cost(client.spent):.2f} USD"
-            for role, client in self._clients.items()
+            for role, client in self.clients.items()
         )
 
 

@@ -65,19 +65,18 @@ def steps(config: Any, conversations: int) -> int:
 
 
 def collected(config: Any) -> dict[str, int]:
-    """Conversations of all rounds ("talks"), those that are only rated anew ("rated"), and the first round's ("first")."""
+    """Conversations of all rounds ("talks"), those in another model's words ("foreign"), and how many are rated ("rated")."""
     trained = [arm for arm in arms(config) if arm.ratio is not None]
-    each = config.interact.dialogues
-
-    def total(wanted: Sequence[Arm]) -> tuple[int, int]:
-        found = demand(config, wanted)
-        talks = sum(sum(counts.values()) for (of, _), counts in found.items() if of != "benign_ratings")
-        return talks * each, sum(sum(c.values()) for (of, _), c in found.items() if of == "benign_ratings") * each
-
-    first, rated = total(trained)
-    later = [total([arm]) for arm in trained]
-    more = config.rounds.count - 1
-    return {"talks": first + more * sum(t for t, _ in later), "rated": rated + more * sum(r for _, r in later), "first": first}
+    # The first round's conversations are shared; later each arm has its own.
+    rounds = [demand(config, trained), *([demand(config, [arm]) for arm in trained] * (config.rounds.count - 1))]
+    found = dict.fromkeys(("talks", "foreign", "rated"), 0)
+    for pools in rounds:
+        for (of, _), counts in pools.items():
+            number = sum(counts.values()) * config.interact.dialogues
+            found["rated"] += number
+            found["talks"] += number * (of != "benign_ratings")
+            found["foreign"] += number * (of == "foreign_text")
+    return found
 
 
 def calls(config: Any) -> dict[str, tuple[int, int, int]]:
@@ -90,11 +89,14 @@ def calls(config: Any) -> dict[str, tuple[int, int, int]]:
     seen = [
         SYSTEM + OPENING + ANSWER + (n if c.rating.view == "prefix" else turns - 1) * exchange + QUESTION for n in range(turns)
     ]
-    rated = talks + found["rated"]
+    rated, foreign = found["rated"], found["foreign"]
+    own = talks - foreign
     result = {
-        "user": (talks * len(said), talks * sum(said), talks * len(said) * SAID),
+        "user": (own * len(said), own * sum(said), own * len(said) * SAID),
         "rater": (rated * turns, rated * sum(seen), rated * turns * NUMBER),
     }
+    if foreign:  # the opening in other words, and every message after it
+        result["stranger"] = (foreign * turns, foreign * (2 * OPENING + sum(said)), foreign * (OPENING + len(said) * SAID))
     if config.select.veto.on:
         result["guard"] = (talks * turns, talks * sum(seen), talks * turns * NUMBER)
     writers = [role for role, spec in c.models.items() if role.startswith("persona") and spec.model]
