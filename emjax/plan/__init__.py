@@ -31,8 +31,18 @@ def headline(config: Any) -> Arm:
     return (finetune if config.experiment == "finetune" else arm).headline(config)
 
 
-def describe(config: Any) -> str:
-    """The plan as text."""
+_STEPS: dict[str, Callable[[Any], int]] = {"interaction": interaction.all_steps, "finetune": finetune.all_steps}
+
+
+def describe(config: Any, target: str = "") -> str:
+    """The plan as text; with `target`, devices as in `devices.target`, also whether and how training fits on them."""
     if config.experiment not in _DESCRIBED:
         raise UserError(f"config.experiment is {config.experiment!r}; choose {', '.join(_DESCRIBED)}.")
-    return _DESCRIBED[config.experiment](config)
+    text = _DESCRIBED[config.experiment](config)
+    if not target:
+        return text
+    if config.experiment not in _STEPS:
+        raise UserError(f"--target plans a training, and config.experiment is {config.experiment!r}; give {', '.join(_STEPS)}.")
+    from emjax.plan import devices  # with jax
+
+    return f"{text}\n{devices.describe(config, target, _STEPS[config.experiment](config))}"

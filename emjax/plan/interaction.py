@@ -16,6 +16,11 @@ def steps(config: Any, conversations: int) -> int:
     return math.ceil(rows / config.train.batch_size) * config.train.epochs
 
 
+def all_steps(config: Any) -> int:
+    """Optimizer steps of all arms."""
+    return steps(config, config.interact.users * config.interact.dialogues) * sum(arm.name != "vanilla" for arm in arms(config))
+
+
 def describe(config: Any) -> str:
     each = config.interact.users * config.interact.dialogues
     trained = [arm for arm in arms(config) if arm.name != "vanilla"]
