@@ -214,8 +214,10 @@ def test_a_step_gathers_weights_and_nothing_else(shape, method, tmp_path):
     assert summed == pytest.approx(wanted["tensor"] + wanted["gradients"], rel=0.3)
     for one in found:
         for _, dims in one.shapes:
-            assert np.prod(dims) < small.L * small.D * small.F / shape[2], f"all layers at once: {one}"
-            assert dims[:1] != (8,) or np.prod(dims) <= 8 * 256 * 4, f"of all rows: {one}"  # token ids, low-rank terms
+            assert dims[:1] != (small.L,) or min(dims[1:]) <= 2, f"all layers at once: {one}"  # 2: LoRA's rank
+            # Rows of the embedding are looked up in parts; token ids and low-rank terms are small.
+            few = np.prod(dims) <= 8 * 256 * 4 or one.source.endswith("/gather")
+            assert dims[:1] != (8,) or few, f"of all rows: {one}"
             assert small.V // shape[2] not in dims or dims == (small.D, small.V // shape[2]), f"logits: {one}"
 
 
