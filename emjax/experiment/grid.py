@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from emjax import report
 from emjax.errors import UserError
 from emjax.eval import stats, suite
-from emjax.experiment.common import claim, shown, staged, versions
+from emjax.experiment.common import claim, command, shown, staged, versions
 from emjax.store import Stage, Store, digest, read_lines, write_atomically
 
 Kind = Callable[[Any, Path, Store], Path | None]
@@ -24,17 +25,25 @@ def grid(config: Any, workdir: Path, store: Store, kinds: Mapping[str, Kind]) ->
     One store serves all, so that what two cells have in common (conversations, the untouched model's evaluation) is made
     once, and a grid that was stopped goes on where it was. results.json holds every cell's rows with its name as `cell`;
     pooled.json the same measures over the cells of each pool (config.pools: {name: names of cells that differ in seeds only}).
+    config.only names the cells to run, for launchers that run a cell a job; () = all, and then gather.
     times.jsonl gets the seconds that each cell took in this run.
     """
     for pool, members in config.pools.items():
         if missing := sorted(set(members) - set(config.cells)):
             raise UserError(f"config.pools.{pool} names {missing[0]!r}, which is no cell. Cells: {', '.join(config.cells)}.")
     bases = {name: _base(name, config.cells) for name in config.cells}
+    order = {name: number for number, name in enumerate(config.cells)}
     claim(config, workdir)
     made: dict[str, Path] = {}
-    for number, name in enumerate(sorted(config.cells, key=lambda name: config.cells[name].experiment != "pretrain"), 1):
+    wanted = set(config.get("only", ())) or set(config.cells)
+    if missing := sorted(wanted - set(config.cells)):
+        raise UserError(f"config.only names {missing[0]!r}, which is no cell. Cells: {', '.join(config.cells)}.")
+    wanted |= {base for name in wanted if (base := bases[name])}
+    for number, name in enumerate(
+        sorted(wanted, key=lambda name: (config.cells[name].experiment != "pretrain", order[name])), 1
+    ):
         started = time.perf_counter()
-        print(f"\n=== {name} ({number} of {len(bases)}) ===", flush=True)
+        print(f"\n=== {name} ({number} of {len(wanted)}) ===", flush=True)
         cell = config.cells[name].copy_and_resolve_references()
         if base := bases[name]:
             cell.model.path = str(made[base])
@@ -43,6 +52,9 @@ def grid(config: Any, workdir: Path, store: Store, kinds: Mapping[str, Kind]) ->
             made[name] = model
         with (workdir / "times.jsonl").open("a") as file:
             file.write(json.dumps({"cell": name, "seconds": round(time.perf_counter() - started, 1)}) + "\n")
+    if config.get("only"):
+        print("Only some cells were to be run: the same command without --config.only gathers them.", flush=True)
+        return
     rows = []
     for name, cell in config.cells.items():
         file = workdir / "cells" / name / "results.json"
@@ -52,8 +64,13 @@ def grid(config: Any, workdir: Path, store: Store, kinds: Mapping[str, Kind]) ->
     about = {"experiment": "grid", "config_hash": digest(shown(config)), "versions": versions()}
     write_atomically(workdir / "results.json", json.dumps(about | {"rows": rows}, indent=1))
     pooled = [row for pool, members in config.pools.items() for row in _pool(pool, members, rows, workdir, store)]
+    found = {name: workdir / "cells" / name / "results.json" for name in config.cells}
+    page = report.write_grid(
+        workdir / "report", {name: json.loads(file.read_text()) for name, file in found.items() if file.is_file()}, pooled,
+        provenance={"command": command(), **about},
+    )  # fmt: skip
     write_atomically(workdir / "pooled.json", json.dumps(about | {"rows": pooled}, indent=1))
-    print(f"results  {workdir / 'results.json'}\npooled   {workdir / 'pooled.json'}", flush=True)
+    print(f"results  {workdir / 'results.json'}\npooled   {workdir / 'pooled.json'}\nreport   {page}", flush=True)
 
 
 def _base(name: str, cells: Any) -> str | None:
@@ -78,7 +95,8 @@ def _pool(pool: str, members: Sequence[str], rows: Sequence[Row], workdir: Path,
     """
     stages = {name: json.loads((workdir / "cells" / name / "stages.json").read_text()) for name in members}
     mine = [row for row in rows if row["cell"] in members and row["metric"] in _POOLED and row["value"] is not None]
-    mine = [row for row in mine if row["subset"] != "macro"]  # a mean over subsets has no items of its own
+    # A mean over subsets has no items of its own; what training had made on its way is each cell's own matter.
+    mine = [row for row in mine if row["subset"] != "macro" and row["step"] is None]
     worlds = {row["cell"]: row["pretrain_seed"] for row in mine}
     seeds = {row["cell"]: row["seed"] for row in mine}
     top = worlds if len(set(worlds.values())) > 1 else seeds
@@ -91,7 +109,6 @@ def _pool(pool: str, members: Sequence[str], rows: Sequence[Row], workdir: Path,
             (name, label): [
                 item
                 for file in sorted((store.root / "evaluate" / entry["evaluate"][:16]).glob("*.jsonl"))
-                if file.name != "answers.jsonl"
                 for item in read_lines(file)
             ]
             for name in members

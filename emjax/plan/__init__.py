@@ -16,7 +16,7 @@ _DESCRIBED: dict[str, Callable[[Any], str]] = {
     "interaction": interaction.describe,
     "finetune": finetune.describe,
     "evaluation": evaluation.describe,
-    "grid": lambda config: "\n\n".join(f"cell {name}\n{describe(cell)}" for name, cell in config.cells.items()),
+    "grid": lambda config: _grid(config),
     "pretrain": lambda config: f"pretrain   {config.documents} documents of world {config.seed}, once; then the base's gates",
 }
 
@@ -31,6 +31,18 @@ def headline(config: Any) -> Arm:
     return (finetune if config.experiment == "finetune" else arm).headline(config)
 
 
+def _grid(config: Any) -> str:
+    """Every cell's plan, and the jobs for a launcher."""
+    parts = [f"cell       {name}\n{describe(cell)}" for name, cell in config.cells.items()]
+    jobs = "\n".join(f"job        <this command, with --workdir> --config.only=\"('{name}',)\"" for name in config.cells)
+    parts.append(
+        f"{jobs}\nEach job is one cell and goes on where it was stopped. Cells that share stages (the untouched model's\n"
+        "evaluation, conversations) wait for each other, or have a --store each. Last, the command without --config.only\n"
+        "gathers them all."
+    )
+    return "\n\n".join(parts)
+
+
 _STEPS: dict[str, Callable[[Any], int]] = {"interaction": interaction.all_steps, "finetune": finetune.all_steps}
 
 
@@ -38,11 +50,16 @@ def describe(config: Any, target: str = "") -> str:
     """The plan as text; with `target`, devices as in `devices.target`, also whether and how training fits on them."""
     if config.experiment not in _DESCRIBED:
         raise UserError(f"config.experiment is {config.experiment!r}; choose {', '.join(_DESCRIBED)}.")
-    text = _DESCRIBED[config.experiment](config)
-    if not target:
-        return text
-    if config.experiment not in _STEPS:
-        raise UserError(f"--target plans a training, and config.experiment is {config.experiment!r}; give {', '.join(_STEPS)}.")
-    from emjax.plan import devices  # with jax
+    told = _DESCRIBED[config.experiment](config)
+    if config.experiment in ("interaction", "finetune") and "benchmarks" in config.eval:
+        steps = len(config.eval.at_steps)
+        told += "\n" + "\n".join(evaluation.measured(config.eval, len(arms(config)) + steps * (len(arms(config)) - 1)))
+    if target:
+        if config.experiment not in _STEPS:
+            raise UserError(
+                f"--target plans a training, and config.experiment is {config.experiment!r}; give {', '.join(_STEPS)}."
+            )
+        from emjax.plan import devices  # with jax
 
-    return f"{text}\n{devices.describe(config, target, _STEPS[config.experiment](config))}"
+        told += "\n" + devices.describe(config, target, _STEPS[config.experiment](config))
+    return told

@@ -12,7 +12,7 @@ from emjax.interact.selection import CONTROLS, share
 class Arm:
     """One model that is evaluated. vanilla: untouched; control: the same training without the cause; treated: with it."""
 
-    name: str  # vanilla | control | treated | shuffled_ratings | swapped_labels
+    name: str  # vanilla | control | treated | one of selection.CONTROLS
     ratio: float | None = None
     level: str = ""  # of a data set that comes in grades of misalignment
 
@@ -28,6 +28,8 @@ class Arm:
 
 def headline(config: Any) -> Arm:
     interact = config.interact
+    if interact.control == "none" and not interact.biased_ratio:
+        return Arm("control", 0.0)  # without biased users the treated arm is the control
     return Arm("treated" if interact.control == "none" else interact.control, float(interact.biased_ratio))
 
 

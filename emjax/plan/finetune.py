@@ -1,13 +1,22 @@
 """The plan of fine-tuning on data sets: its arms, and what they will cost."""
 
 import math
+import types
 from typing import Any
 
 from emjax.data import mixture
 from emjax.errors import UserError
+from emjax.plan import evaluation
 from emjax.plan.arm import Arm
 
 KINDS = ("levels", "mixture")
+# Tokens a second of SFT, measured (docs/training.md): rows of 1,024 tokens, LoRA of rank 32; the micro model in full.
+TRAINED = {
+    "meta-llama/Llama-3.1-8B-Instruct": ("one NVIDIA H200", 16_045),
+    "Qwen/Qwen2.5-7B-Instruct": ("one NVIDIA H200", 16_782),
+    "Qwen/Qwen3-32B": ("one NVIDIA H200", 3_204),
+    "micro": ("two CPU cores", 9_219),
+}
 
 
 def arms(config: Any) -> list[Arm]:
@@ -30,6 +39,11 @@ def arms(config: Any) -> list[Arm]:
                     "0.05 is 5 %. The control, ratio 0, is always run."
                 )
             found.append(Arm("treated", float(ratio)))
+        if data.ratios and data.headline not in data.ratios:
+            raise UserError(
+                f"config.data.headline is {data.headline!r}, which is none of config.data.ratios "
+                f"({', '.join(format(ratio, 'g') for ratio in data.ratios)})."
+            )
     if len(found) == 2:
         raise UserError(
             f"config.data.{'levels' if data.kind == 'levels' else 'ratios'} is empty: there is nothing to treat with."
@@ -40,15 +54,7 @@ def arms(config: Any) -> list[Arm]:
 def headline(config: Any) -> Arm:
     """The last level, or config.data.headline among the ratios."""
     treated = [arm for arm in arms(config) if arm.name == "treated"]
-    if config.data.kind == "levels":
-        return treated[-1]
-    for arm in treated:
-        if arm.ratio == config.data.headline:
-            return arm
-    raise UserError(
-        f"config.data.headline is {config.data.headline!r}, which is none of config.data.ratios "
-        f"({', '.join(format(arm.ratio, 'g') for arm in treated)})."
-    )
+    return treated[-1] if config.data.kind == "levels" else Arm("treated", float(config.data.headline))
 
 
 def rows(config: Any, arm: Arm) -> int:
@@ -70,15 +76,32 @@ def describe(config: Any) -> str:
     found, data, train = arms(config), config.data, config.train
     if data.kind == "levels":
         what = f"{data.set.source}: {data.control} (control), {', '.join(data.levels)}"
+        tokens = {arm: rows(config, arm) * data.set.tokens for arm in found[1:]}
     else:
         ratios = ", ".join(f"{ratio:.6g}" for ratio in data.ratios)
-        what = f"{data.misaligned.source} {data.mode}ed to {data.downstream.source} at the ratios 0 (control), {ratios}"
+        mode = {"add": "added to", "replace": "in the place of some of"}[data.mode]
+        what = f"{data.misaligned.source} {mode} {data.downstream.source} at the ratios 0 (control), {ratios}"
+        tokens = {arm: rows(config, arm) * data.downstream.tokens for arm in found[1:]}
     lines = [f"arms       {', '.join(arm.label for arm in found)}", f"data       {what}"]
-    for arm in found[1:]:
+    for arm, each in tokens.items():
         count = rows(config, arm)
+        steps = math.ceil(count / train.batch_size) * train.epochs
         lines.append(
-            f"train      {arm.label}: {train.method.upper()}, {train.tuning} tuning, {count} records, about "
-            f"{math.ceil(count / train.batch_size) * train.epochs} steps of {train.batch_size}"
+            f"train      {arm.label}: {train.method.upper()}, {train.tuning} tuning, {count:,} records, about {steps:,} steps "
+            f"of {train.batch_size}, {each * train.epochs:,} tokens"
         )
-    lines.append(f"evaluate   {len(found)} models under pressure, and what they believe and can do without it")
-    return "\n".join(lines)
+    total = sum(tokens.values()) * train.epochs
+    rate = TRAINED.get(config.model.path)
+    if rate and train.method == "sft":
+        lines.append(
+            f"time       {total:,} tokens at {rate[1]:,} a second on {rate[0]}: {total / rate[1] / 3600:.2g} hours of training "
+            "in all (tokens a record are a guess; a run counts them)"
+        )
+    if "benchmarks" not in config.eval:
+        return "\n".join(
+            [*lines, f"evaluate   {len(found)} models under pressure, and what they believe and can do without it"]
+        )
+    measured = evaluation.describe(
+        types.SimpleNamespace(arms={arm.label: types.SimpleNamespace(path="trained") for arm in found}, eval=config.eval)
+    )
+    return "\n".join([*lines, f"evaluate   {len(found)} models", *measured.splitlines()[1:]])
