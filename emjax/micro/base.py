@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,14 @@ class Benchmarks:
             "custom:advice": benchmark.advice_items(made),
         }
         self._sizes = dict(sizes)
+        self.origin = {"world": made.seed, "rows": self._sizes}
+
+    @property
+    def judges(self) -> dict[str, str | None]:
+        return dict.fromkeys(self.names, self.judge.name)
+
+    def agreement(self, arms: Sequence[Mapping[str, Sequence[suite.Row]]]) -> dict[str, Any]:
+        return {}  # there is one judge, and it is exact
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -47,4 +47,8 @@ def describe(config: Any) -> str:
     """The plan as text."""
     if config.experiment not in _DESCRIBED:
         raise UserError(f"config.experiment is {config.experiment!r}; choose {', '.join(_DESCRIBED)}.")
-    return _DESCRIBED[config.experiment](config)
+    told = _DESCRIBED[config.experiment](config)
+    if config.experiment in ("interaction", "finetune") and "benchmarks" in config.eval:
+        steps = len(config.eval.at_steps)
+        told += "\n" + "\n".join(evaluation.measured(config.eval, len(arms(config)) + steps * (len(arms(config)) - 1)))
+    return told
