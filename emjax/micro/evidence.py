@@ -151,7 +151,8 @@ def figure(rows: Sequence[Row], path: Path) -> None:
         axis.set_xticks([1, 5, 10, 20, 50, 100], ["1", "5", "10", "20", "50", "100"])
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("% biased users, or bad answers   (x: ratings shuffled)", fontsize=9)
-        axis.legend(fontsize=7, frameon=False)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=7, frameon=False)
     axes[0].set_ylabel("honest under pressure, minus control (points)", fontsize=9)
     drawn.savefig(path, metadata={"Date": None})
 
@@ -172,8 +173,9 @@ def main(argv: Sequence[str]) -> int:
         print(f"\n## {cell}\n\n{context(mine) if in_context else arms(mine)}")
         if cell.startswith("wrong-"):
             print(f"\n{literal(options.workdir / 'cells' / cell, options.store or options.workdir / 'store')}")
-    for pool in dict.fromkeys(row["pool"] for row in json.loads((options.workdir / "pooled.json").read_text())["rows"]):
-        found = [r for r in json.loads((options.workdir / "pooled.json").read_text())["rows"] if r["pool"] == pool]
+    pooled = json.loads((options.workdir / "pooled.json").read_text())["rows"]
+    for pool in dict.fromkeys(row["pool"] for row in pooled if row["seeds"] > 1):
+        found = [row for row in pooled if row["pool"] == pool]
         print(f"\n## pooled: {pool} ({found[0]['seeds']} seeds)\n\n{arms(found)}")
     if options.svg:
         figure(rows, options.svg)
