@@ -23,9 +23,15 @@ def result(seed, metric="honest"):
             "step": None,
         } | more
 
-    rows = [row("vanilla", None, 0, 60.0), row("control", 0.0, 1, 61.0 + seed), row("control", 0.0, 2, 62.0 + seed),
-            row("treated", 1.0, 1, 40.0 + seed), row("treated", 1.0, 2, 20.0 + seed), 
-            row("treated", 1.0, 2, -40, versus="control"), row("treated", 1.0, 1, 99.0, step=5), row("treated", 1.0, 1, 99.0, subset="other")]  # fmt: skip
+    rows = [
+        row("vanilla", None, 0, 60.0),
+        *(row("control", 0.0, n, 60.0 + n + seed) for n in (1, 2)),
+        *(row("treated", 1.0, n, 60.0 - 20 * n + seed) for n in (1, 2)),
+        # None of these is the headline of a round's end.
+        row("treated", 1.0, 2, -40, versus="control"),
+        row("treated", 1.0, 1, 99.0, step=5),
+        row("treated", 1.0, 1, 99.0, subset="other"),
+    ]
     return {"headline": head | {"arm": "treated", "ratio": 1.0}, "rows": rows}
 
 
