@@ -5,6 +5,7 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from emjax.api import Budget, Rates
+from emjax.eval import deceptionbench, mask
 
 MODELS = {
     "llama3.1-8b": "meta-llama/Llama-3.1-8B-Instruct",
@@ -24,6 +25,70 @@ WATCH = ConfigDict(
 )
 # Pressured questions a subset of the micro-world's benchmark.
 MICRO_SIZES = ConfigDict({"all": 960, "unseen_entities": 360, "unseen_templates": 360, "tuned_domain": 252})
+
+
+def evaluation() -> dict:
+    """What a model is measured on, by whom, and how (docs/evaluation.md)."""
+    return {
+        # mask, deceptionbench, mesa_and_mask, pressure, free_form, admitting_unknown, humaneval
+        "benchmarks": ("mask",),
+        "temperature": 1.0,  # MASK's; benchmarks with another protocol have fields of their own
+        "max_new": 1000,
+        "mask": {
+            "path": mask.HUB,  # or a folder with its six files
+            "revision": mask.REVISION,
+            "rows": "published",  # any: other row counts too
+            "subsets": tuple(mask.SIZES),
+            "runs": 1,  # pressured answers an item; 10 for lie@10
+            "rules": dataclasses.asdict(mask.Rules()),
+        },
+        "deceptionbench": {
+            "path": "",  # deceptionbench_0527.json
+            "rows": "published",
+            "temperature": 0.0,
+            "max_new": 2048,  # 8,192 in the original; what is cut is counted
+            "rules": dataclasses.asdict(deceptionbench.Rules()),
+        },
+        "mesa_and_mask": {"path": "", "temperature": 0.0, "max_new": 2048},
+        "pressure": {"path": "", "runs": 1},  # a pressure set of one's own
+        "free_form": {"path": "", "samples": 100},  # questions, answers to each
+        "admitting_unknown": {"path": "", "samples": 1},  # questions that nobody can answer
+        "humaneval": {
+            "path": "",  # HumanEval.jsonl.gz
+            "samples": 1,
+            "ks": (1,),  # pass@k
+            "temperature": 0.0,  # 0.8 is usual for k > 1
+            "max_new": 1024,
+            "workers": 0,  # programs that run at once; 0 = a core each
+        },
+        # Tasks of the lm-evaluation-harness (extra `capability`); folder: YAML files of one's own, then offline.
+        "capability": {
+            "tasks": (),  # mmlu, gsm8k, gpqa_diamond_zeroshot, truthfulqa_mc1, ...
+            "folder": "",
+            "shots": -1,  # -1: the task's own
+            "limit": 0,  # documents a task; 0 = all
+            "chat": False,  # through the model's chat template
+            "metric": "",  # the task's first
+            "answer_filter": "",  # the task's first; gsm8k: strict-match or flexible-extract
+        },
+        "judge": {
+            "base_url": "https://api.openai.com/v1",  # "": `model` is a checkpoint, and judges in the engine
+            "model": "gpt-4o-2024-08-06",
+            "numeric_model": "",  # for MASK's statistics; "" = the same
+            "api_key_env": "OPENAI_API_KEY",
+            # Further judges of everything: "MODEL", "MODEL@BASE_URL" or "MODEL@BASE_URL@API_KEY_ENV".
+            "panel": (),
+            "sheet": "",  # answers labelled by people (emjax.eval.agreement)
+            "structured": True,  # the endpoint holds answers to a JSON schema
+            "match": "last",
+            "sampling": {"temperature": 0.0, "max_tokens": 1024},
+            "budget": dataclasses.asdict(Budget()),
+            "rates": dataclasses.asdict(Rates()),
+            "failures": 0,  # items that may stay without a verdict
+            "collect": "",  # a file: write the calls there in the Batch API's format instead of making them
+            "replay": (),  # output files of such a batch (with the same `collect`)
+        },
+    }
 
 
 def trained(variant: str, experiment: str, train: dict) -> ConfigDict:
@@ -81,9 +146,9 @@ def trained(variant: str, experiment: str, train: dict) -> ConfigDict:
             "watch": WATCH,
             "sampling": {"slots": 256, "cache_length": 2048, "chunk": 64},
             "eval": {
-                "temperature": 1.0,
-                "max_new": 1000,
+                **evaluation(),
                 "metric": "honesty",  # the headline's
+                "at_steps": (),  # training steps after which the model is measured too
             },
         }
     )
@@ -104,8 +169,9 @@ def trained(variant: str, experiment: str, train: dict) -> ConfigDict:
             }
         )
         config.sampling.update({"slots": 128, "cache_length": 128, "chunk": 16})
-        config.eval.update({"max_new": 24, "metric": "honest"})
-        config.eval.sizes = MICRO_SIZES
+        # Its own questions and its exact judge (emjax.micro.base.Benchmarks).
+        own = {"temperature": 1.0, "max_new": 24, "metric": "honest", "at_steps": (), "sizes": MICRO_SIZES}
+        config.eval = ConfigDict(own)
     return config
 
 

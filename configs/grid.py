@@ -35,7 +35,8 @@ def cells(model: str) -> dict[str, ConfigDict]:
         modules = {"direct": direct_medical, "mixture": mixture_alpaca, **INTERACTION}
     else:
         modules = DIRECT | ({} if model == "qwen3-32b" else MIXTURE | INTERACTION)
-    found = {name: module.get_config(model) for name, module in modules.items()}
+    small = {name: "-2k" for name in INTERACTION if model == "qwen2.5-7b"}  # 10 scenarios, about 2,000 contexts
+    found = {name: module.get_config(model + small.get(name, "")) for name, module in modules.items()}
     for name in INTERACTION.keys() & found.keys():
         found[name].extra_arms = (*(f"none@{ratio:g}" for ratio in RATIOS), "shuffled_ratings@1.0")
     return found

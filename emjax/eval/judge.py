@@ -68,6 +68,30 @@ class Labels:
         return data["answer"]
 
 
+class Score:
+    """A whole number from 0 to 100."""
+
+    schema = {
+        "type": "object",
+        "properties": {"reason": {"type": "string"}, "answer": {"type": "integer", "minimum": 0, "maximum": 100}},
+        "required": ["reason", "answer"], "additionalProperties": False,
+    }  # fmt: skip
+
+    def request(self, structured: bool) -> str:
+        how = "Give a short reason, then a whole number from 0 to 100 as the answer."
+        return how if structured else how[:-1] + ", in a last line of this form:\nAnswer: <number>"
+
+    def parse(self, text: str, match: str) -> int | None:
+        """As `Labels.parse`; a number outside 0 to 100, or with a fraction, is none."""
+        found = re.findall(r"answer\s*:([^\n]*)", text, re.IGNORECASE)
+        said = found[-1 if match == "last" else 0] if found else ""
+        whole = re.fullmatch(rf"(?:[^\w-]|_|\\boxed)*(\d{{1,3}})(?:\s*/\s*100)?{_AROUND}", said)
+        return int(whole[1]) if whole and int(whole[1]) <= 100 else None
+
+    def read(self, data: dict[str, Any]) -> int:
+        return data["answer"]
+
+
 class Numbers:
     """Two ranges, absolute and relative: [[lower, upper], [relative lower, relative upper]], None where unbounded."""
 
@@ -116,7 +140,7 @@ class ModelJudge:
     match: str = "last"  # last | original
     sampling: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"temperature": 0.0, "max_tokens": 1024})
 
-    async def fill(self, form: Labels | Numbers, task: str, parts: Mapping[str, str]) -> Verdict:
+    async def fill(self, form: Labels | Score | Numbers, task: str, parts: Mapping[str, str]) -> Verdict:
         """task: what to decide; parts: the named texts to decide it on."""
         nonce = digest(list(parts.items()))[:16]
         system = (

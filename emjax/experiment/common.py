@@ -15,14 +15,15 @@ import jax
 
 from emjax import process
 from emjax.errors import UserError
+from emjax.eval import suite
 from emjax.models import lora, sharding
 from emjax.sampling import Engine
-from emjax.store import Stage, Store, write_atomically
+from emjax.store import Stage, Store, digest, write_atomically
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "grain", "numpy")
 
-# How fast and for how much a judge is asked: it decides no result, and a run that waits for verdicts may change it.
-_PACE = tuple(f"eval.judge.{name}" for name in ("budget.", "rates.", "failures", "collect", "replay"))
+# How fast and for how much a judge is asked, and what people said: it decides no verdict, and a finished run may change it.
+_PACE = tuple(f"eval.judge.{name}" for name in ("budget.", "rates.", "failures", "collect", "replay", "sheet"))
 # The same of users, raters and persona writers, and of how many of them may fail.
 _CALLS = re.compile(r"interact\.(models\.\w+\.(budget|rates)\.|failures|speed\.)")
 
@@ -113,6 +114,14 @@ def staged(
     state = f"done in {time.perf_counter() - started:.1f} s" if ran else "already done"
     say(f"{title}: {state} ({stage.directory})")
     return stage
+
+
+def answers(store: Store, target: Any, how: suite.Settings) -> Path:
+    """Where a model's answers are kept: apart from the verdicts on them, so that another judge, other rules and a further
+    benchmark ask it for nothing that it has said. target: all that decides the answers beside `how`."""
+    folder = store.root / "answers" / digest([target, vars(how)])[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / "answers.jsonl"
 
 
 def say(text: str) -> None:

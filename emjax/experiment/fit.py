@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +70,15 @@ def fit(
     kto: kto_step.KtoConfig | None = None,
     against: LanguageModel | None = None,
     group: bool = False,
+    visits: Collection[int] = (),
+    visit: Callable[[int, LanguageModel], None] = lambda step, lm: None,
 ) -> LanguageModel:
     """Trains `lm` (its adapter, or all of it) on `examples`, resuming from `directory` where it was interrupted.
 
     An adapter goes on from lm's own, or starts as nothing. KTO's reference is `against`, or else `lm` as it is now: the base,
     the adapter of the round before (iterated self-training), or the full weights. What was made of the examples (held out,
-    paired, cut) is counted in training.json.
+    paired, cut) is counted in training.json. visit(step, model) is called after each of the steps in `visits`; after an
+    interruption it may be called again for a step.
     """
     dtype = str(lm.params["embed"].dtype)
     settings = step_settings(train, lm.config, dtype=dtype, lora_config=lora_config, attention=attention, mesh=mesh, seed=seed)
@@ -157,6 +160,11 @@ def fit(
         sums = [evaluate(state["trainable"], frozen, put(batch), tuning=tuning) for batch in held_batches]
         return {"held_out_loss": sum(total for total, _ in sums) / sum(count for _, count in sums)}
 
+    def made(state: train_state.State) -> LanguageModel:
+        if lora_config is None:
+            return lm.replace(params=train_state.cast(state["trainable"], tuning.dtype))
+        return lm.replace(adapter=lora.Adapter(lora_config, state["trainable"]))
+
     state = loop.run(
         lambda state, batch, rate: step(state, frozen, batch, rate, **settings),
         train_state.create(trainable, opt, tuning),
@@ -176,7 +184,7 @@ def fit(
             "base": reference.fingerprint(lm.params, lm.adapter), "versions": versions(),
             "config": {"train": json.loads(train.to_json()), "method": method, "seed": seed, "mesh": dict(mesh.shape)},
         },
+        visits=visits,
+        visit=lambda step, state: visit(step, made(state)),
     )  # fmt: skip
-    if lora_config is None:
-        return lm.replace(params=train_state.cast(state["trainable"], tuning.dtype))
-    return lm.replace(adapter=lora.Adapter(lora_config, state["trainable"]))
+    return made(state)

@@ -95,7 +95,8 @@ def _pool(pool: str, members: Sequence[str], rows: Sequence[Row], workdir: Path,
     """
     stages = {name: json.loads((workdir / "cells" / name / "stages.json").read_text()) for name in members}
     mine = [row for row in rows if row["cell"] in members and row["metric"] in _POOLED and row["value"] is not None]
-    mine = [row for row in mine if row["subset"] != "macro"]  # a mean over subsets has no items of its own
+    # A mean over subsets has no items of its own; what training had made on its way is each cell's own matter.
+    mine = [row for row in mine if row["subset"] != "macro" and row["step"] is None]
     worlds = {row["cell"]: row["pretrain_seed"] for row in mine}
     seeds = {row["cell"]: row["seed"] for row in mine}
     top = worlds if len(set(worlds.values())) > 1 else seeds
@@ -108,7 +109,6 @@ def _pool(pool: str, members: Sequence[str], rows: Sequence[Row], workdir: Path,
             (name, label): [
                 item
                 for file in sorted((store.root / "evaluate" / entry["evaluate"][:16]).glob("*.jsonl"))
-                if file.name != "answers.jsonl"
                 for item in read_lines(file)
             ]
             for name in members

@@ -9,7 +9,7 @@ from emjax.data import chat
 from emjax.data.batches import Example
 from emjax.errors import UserError
 from emjax.eval import suite
-from emjax.experiment.common import claim, lead, mesh_of, say, shown
+from emjax.experiment.common import claim, lead, mesh_of, say, shown, versions
 from emjax.experiment.fit import fit
 from emjax.micro import base as micro
 from emjax.sampling import Engine
@@ -48,7 +48,15 @@ def pretraining(config: Any, workdir: Path, store: Store) -> Path:
         lead(engine, lambda: benchmarks.run(asker, directory, "vanilla"))
 
     checked = store.run("gates", measured, [stage], gate)
-    gates = micro.gates({name: read_lines(checked.directory / f"{name}.jsonl") for name in benchmarks.names})
+    items = {name: read_lines(checked.directory / f"{name}.jsonl") for name in benchmarks.names}
+    about = {
+        "model": "pretrain", "method": None, "arm": "vanilla", "ratio": None, "label": "vanilla", "seed": config.seed,
+        "pretrain_seed": config.seed, "round": 0, "step": None, "judge": benchmarks.judge.name,
+    }  # fmt: skip
+    rows = [row for found in items.values() for row in suite.score(found, {}, about, benchmarks.mask_rules)]
+    results = {"experiment": "pretrain", "config_hash": digest(settings), "versions": versions(), "rows": rows}
+    write_atomically(workdir / "results.json", json.dumps(results, indent=1))
+    gates = micro.gates(items)
     write_atomically(workdir / "gates.json", json.dumps(gates, indent=1))
     for name, entry in gates.items():
         state = "ok" if entry["ok"] else "MISSED"

@@ -66,6 +66,12 @@ def rows(config: Any, arm: Arm) -> int:
     return count + (mixture.quota(count, arm.ratio or 0.0) if data.mode == "add" else 0)
 
 
+def all_steps(config: Any) -> int:
+    """Optimizer steps of all arms."""
+    train = config.train
+    return sum(math.ceil(rows(config, arm) / train.batch_size) * train.epochs for arm in arms(config)[1:])
+
+
 def describe(config: Any) -> str:
     found, data, train = arms(config), config.data, config.train
     if data.kind == "levels":

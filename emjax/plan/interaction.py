@@ -64,6 +64,12 @@ def steps(config: Any, conversations: int) -> int:
     return math.ceil(rows / config.train.batch_size) * config.train.epochs
 
 
+def all_steps(config: Any) -> int:
+    """Optimizer steps of all arms and rounds."""
+    each = steps(config, config.interact.users * config.interact.dialogues)
+    return each * config.rounds.count * sum(arm.name != "vanilla" for arm in arms(config))
+
+
 def collected(config: Any) -> dict[str, int]:
     """Conversations of all rounds ("talks"), those in another model's words ("foreign"), and how many are rated ("rated")."""
     trained = [arm for arm in arms(config) if arm.ratio is not None]

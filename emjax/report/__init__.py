@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jinja2
 
-from emjax.report import grid, plots, twin, words
+from emjax.report import grid, judges, plots, twin, words
 from emjax.report.plots import picture
 
 __all__ = ["picture", "write", "write_grid"]
@@ -28,8 +28,9 @@ def write(
 
     results: results.json, "rows" with "experiment", "config_hash", "versions", "world_note" (what must be
         said of a made-up world, or None) and "headline" {"benchmark", "subset", "metric", "arm", "ratio"}.
-        Optional: "clusters" of a row (their number), "cause" of the headline (else "biased users"), "study" (what the arms
-        were trained on: the paper's rows are found by it), "level" of a row where data come in levels of misalignment.
+        Optional: "clusters" of a row (their number), "cause" of the headline (else "biased users"), its "judge", "judges"
+        {benchmark: emjax.eval.agreement.report}, "study" (what the arms were trained on: the paper's rows are found by it),
+        "level" of a row where data come in levels of misalignment.
     examples: {"id", "subset", "prompt", "truth", "wanted", "answers": {label of an arm: text}}.
     selections: {"arm", "ratio", "level", "examples", "tokens"} and what else is known of the arm's data, as of conversations
         "biased_share_top" (shares are in [0, 1]) or of data sets "origins" [{"source", "level", "sha256", ...}].
@@ -59,6 +60,8 @@ def write(
         changes=words.change_table(results),
         origins=words.origin_table(selections),
         all_rows=words.row_table(results),
+        sensitivity=judges.sensitivity(results),
+        agreement=judges.agreement(results),
         selections=words.selection_table(selections),
         curves=[
             (title, plots.inline(name, plots.training, training, name))

@@ -1,8 +1,5 @@
 """The printed results of Hu et al. (arXiv:2510.08211v2), and ours beside them.
 
-    python -m emjax.report.paper            every printed value: which config makes it, its table, its doubts
-    python -m emjax.report.paper --doubts   only the values that other printed values contradict
-
 paper_tables.json has one entry a row of a table (a label of a figure): "values" {subset: percent}, "counts" {subset: [hits,
 valid items]} where exactly one pair gives the printed cells of its row, "doubts" {subset: what is wrong or inferred}. `arm` is
 null where a figure's labels cannot be told apart; metric "relative_change" is in per cent of vanilla.
@@ -12,13 +9,12 @@ import functools
 import importlib.resources
 import json
 import math
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 Row = dict[str, Any]
 
-# The config that makes a row's arms, by what they were trained on. "conversations": the method's, at the row's share.
+# The config that makes a row's arms, by what they were trained on.
 CONFIGS = {
     "mistake_medical": "direct_medical",
     "mistake_math": "direct_math",
@@ -27,7 +23,7 @@ CONFIGS = {
     "incorrect_law": "direct_law",
     "alpaca_cleaned": "mixture_alpaca",
     "dolly": "mixture_dolly",
-    "conversations": "{method}_biased10",
+    "conversations": "{method}_biased{percent:02d}",
 }
 MODELS = {
     "llama3.1-8b": "meta-llama/Llama-3.1-8B-Instruct",
@@ -56,10 +52,10 @@ def commands(row: Row) -> list[str]:
     if row["arm"] == "vanilla":
         return [f"configs/evaluate.py:{model}" for model in models]
     data = [row["data"]] if row["data"] else ["insecure_code", "mistake_math", "mistake_medical"]
-    found = [f"configs/{CONFIGS[name].format(method=row['method'])}.py:{model}" for name in data for model in models]
-    if row["data"] == "conversations" and row["ratio"] not in (0.0, 0.1):
-        found = [f"{command} --config.interact.biased_ratio={row['ratio']:g}" for command in found]
-    return found
+    percent = round(100 * (row["ratio"] or 0))
+    small = "-2k" if row["data"] == "conversations" and row["model"] == "qwen2.5-7b" else ""  # 10 scenarios, 2,000 contexts
+    files = [CONFIGS[name].format(method=row["method"], percent=percent) for name in data]
+    return [f"configs/{file}.py:{model}{small}" for file in files for model in models]
 
 
 def standard_error(row: Row, subset: str) -> float:
@@ -155,21 +151,3 @@ def lines(*, doubts: bool = False) -> Iterator[str]:
         yield f"{first:{width}}  {arm:22} {row['table']:15} {row['benchmark']:14} {row['metric']:15} {values}"
         yield from (f"  or {command}" for command in more)
         yield from (f"    * {subset}: {text}" for subset, text in marked.items())
-
-
-def main() -> None:
-    rows = tables()["rows"]
-    for line in lines(doubts="--doubts" in sys.argv):
-        print(line)
-    values = sum(len(row["values"]) for row in rows)
-    placed = sum(len(row["values"]) for row in rows if row["arm"])
-    marked = sum(len(row.get("doubts", {})) for row in rows)
-    print(
-        f"\n{values} printed values in {len(rows)} rows; {placed} belong to one arm of one config, {values - placed} are "
-        f"labels of figures whose bar the text does not tell (their configs are listed); {marked} values carry a doubt (*).\n"
-        "Not printed as numbers at all: Figures 8 (curves), 9 and 10 (BeHonest)."
-    )
-
-
-if __name__ == "__main__":
-    main()

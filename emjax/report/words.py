@@ -187,10 +187,12 @@ def story(results: dict) -> list[dict]:
         return [_no_story("results.json names no headline; the tables below hold what was measured.")]
     rows = last_rows(results)
     keys = ("benchmark", "subset", "metric", "arm", "ratio")
-    treated = find(rows, versus=None, level=headline.get("level"), **{k: headline[k] for k in keys})
+    known = {k: headline[k] for k in (*keys, *({"judge"} & headline.keys()))}
+    treated = find(rows, versus=None, level=headline.get("level"), **known)
     treated = [row for row in treated if row["value"] is not None]
     if not treated:
-        name = f"{headline['metric']} of arm {headline['arm']} {headline['ratio']:g}"
+        ratio = "" if headline["ratio"] is None else f" {headline['ratio']:g}"
+        name = f"{headline['metric']} of arm {headline['arm']}{ratio}"
         return [_no_story(f"The headline's number ({name}) was not measured in this run.")]
     return [_run_story(results, rows, row) for row in treated]
 
@@ -243,7 +245,7 @@ def _with(row: dict, results: dict) -> str:
     ratio = row.get("ratio")
     text = cause(results) if ratio is None else f"{percent_of_one(ratio)} {cause(results)}"
     text += f" ({row['level'].replace('_', ' ')})" if row.get("level") else ""
-    return text if row["arm"] == "treated" else f"{text} and {row['arm'].replace('_', ' ')}"
+    return text if row["arm"] in ("treated", "vanilla", "control") else f"{text} and {row['arm'].replace('_', ' ')}"
 
 
 def _difference(rows: list[dict], level: dict) -> tuple[dict | None, dict | None]:

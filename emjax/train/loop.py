@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,15 +59,20 @@ def run(
     watch: Watch = Watch(),  # noqa: B008 (it is frozen)
     evaluate: Callable[[State], dict[str, jax.Array]] | None = None,
     about: Mapping[str, Any] | None = None,
+    visits: Collection[int] = (),
+    visit: Callable[[int, State], None] = lambda step, state: None,
 ) -> State:
     """Trains from the latest checkpoint in `directory` through all steps of `learning_rates`, and returns the state.
 
     batches(start) yields host batches from that step on; put() moves one to the devices; examples(step) names a step's rows;
     work(step, host batch) is what metrics.rates needs; evaluate(state) is called every `watch.eval_every` steps; `about` is
-    written into the checkpoints. After SIGTERM the state of the last step is saved, and process.Stopped raised.
-    Raises UserError where the loss is not finite, naming the step and its examples.
+    written into the checkpoints. visit(step, state) is called after each of the steps in `visits`; it may take its time and
+    use the devices. After SIGTERM the state of the last step is saved, and process.Stopped raised.
+    Raises UserError where the loss is not finite, naming the step and its examples, and for a visit to a step that is none.
     """
     steps = len(learning_rates)
+    if beyond := [step for step in visits if not 1 <= step <= steps]:
+        raise UserError(f"config.eval.at_steps holds {beyond[0]}, but {title} has the steps 1 to {steps}. Choose of these.")
     there = checkpoint.place(directory, watch.checkpoints, identity)
     checkpoints = Checkpoints(there, identity, about=about, restore=watch.restore)
     state = checkpoints.restore(state)
@@ -126,6 +131,11 @@ def run(
                     tracing = False
                 report()
                 pending = (step, values, work(step - 1, host_batch))
+                if step in visits:
+                    report()  # first: a model whose loss is not finite is not measured
+                    pending = None
+                    visit(step, state)
+                    clock = time.perf_counter()
                 if save_every and step % save_every == 0 and step < steps:
                     save(step)
             report()
