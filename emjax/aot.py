@@ -19,7 +19,6 @@ import os
 import re
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 # Read when jax loads libtpu: there is no TPU to ask for its metadata, and none that another process could hold.
@@ -38,8 +37,7 @@ from emjax.data.batches import Example
 from emjax.errors import UserError
 from emjax.kto import step as kto_step
 from emjax.models import decoder, lora, sharding
-from emjax.models.config import ModelConfig
-from emjax.models.known import KNOWN
+from emjax.models.known import shape_of
 from emjax.train import metrics, sft
 from emjax.train import state as train_state
 
@@ -120,7 +118,7 @@ def abstract_step(config: Any, mesh: jax.sharding.Mesh) -> tuple[Any, tuple[Any,
     """(the jitted step, its arguments as shapes with shardings, its static arguments, its FLOPs) for a mesh of any devices."""
     if config.experiment != "interaction":
         raise UserError(f"config.experiment is {config.experiment!r}; only 'interaction' configs have a step to compile here.")
-    shape, train = _shape(config), config.train
+    shape, train = shape_of(config.model.path), config.train
     sharding.check(shape, mesh.shape)
     lora_config = experiment.lora_of(train)
     settings = experiment.step_settings(
@@ -156,19 +154,6 @@ def abstract_step(config: Any, mesh: jax.sharding.Mesh) -> tuple[Any, tuple[Any,
         kl_tokens=paired * size * answer + again, kl_scored=paired * size * answer,
     )  # fmt: skip
     return step, (state, frozen, batch, np.float32(train.learning_rate)), settings, flops
-
-
-def _shape(config: Any) -> ModelConfig:
-    file = Path(config.model.path) / "config.json"
-    if file.is_file():
-        return ModelConfig.from_hf(json.loads(file.read_text()), str(file))
-    for known in KNOWN.values():
-        if known.path == config.model.path:
-            return known.config
-    raise UserError(
-        f"config.model.path is {config.model.path!r}, neither a directory with a config.json nor one of "
-        f"{', '.join(known.path for known in KNOWN.values())}. Nothing is fetched here: give a local checkpoint's directory."
-    )
 
 
 def _spread(tree: Any, shardings: Any) -> Any:

@@ -43,12 +43,23 @@ def _grid(config: Any) -> str:
     return "\n\n".join(parts)
 
 
-def describe(config: Any) -> str:
-    """The plan as text."""
+_STEPS: dict[str, Callable[[Any], int]] = {"interaction": interaction.all_steps, "finetune": finetune.all_steps}
+
+
+def describe(config: Any, target: str = "") -> str:
+    """The plan as text; with `target`, devices as in `devices.target`, also whether and how training fits on them."""
     if config.experiment not in _DESCRIBED:
         raise UserError(f"config.experiment is {config.experiment!r}; choose {', '.join(_DESCRIBED)}.")
     told = _DESCRIBED[config.experiment](config)
     if config.experiment in ("interaction", "finetune") and "benchmarks" in config.eval:
         steps = len(config.eval.at_steps)
         told += "\n" + "\n".join(evaluation.measured(config.eval, len(arms(config)) + steps * (len(arms(config)) - 1)))
+    if target:
+        if config.experiment not in _STEPS:
+            raise UserError(
+                f"--target plans a training, and config.experiment is {config.experiment!r}; give {', '.join(_STEPS)}."
+            )
+        from emjax.plan import devices  # with jax
+
+        told += "\n" + devices.describe(config, target, _STEPS[config.experiment](config))
     return told

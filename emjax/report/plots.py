@@ -134,9 +134,16 @@ def emergence(axis: Any, results: dict) -> None:
     rows = words.find(results["rows"], versus=None, **{k: headline[k] for k in ("benchmark", "subset", "metric")})
     rows = [row for row in rows if row["value"] is not None]
     _vanilla(axis, rows, GREY, "untouched model")
+    steps = sorted({row["step"] for row in rows if row.get("step") is not None})
+    end = steps[-1] + max(1, steps[-1] // len(steps))  # where the rows without a step go: to the end of training
     arms = [arm for arm in words.arms(results) if arm["arm"] != "vanilla"]
     for number, arm in enumerate(arms):
-        line = sorted((row for row in words.of_arm(rows, arm) if row.get("step") is not None), key=lambda row: row["step"])
+        own = words.of_arm(rows, arm)
+        last = max((row.get("round") or 0 for row in own), default=0)
+        own = [
+            row | {"step": end if row.get("step") is None else row["step"]} for row in own if (row.get("round") or 0) == last
+        ]
+        line = sorted(own, key=lambda row: row["step"])
         if line:
             ends = [row.get("ci95") or (row["value"], row["value"]) for row in line]
             errors = [[row["value"] - low, high - row["value"]] for row, (low, high) in zip(line, ends, strict=True)]
@@ -146,6 +153,7 @@ def emergence(axis: Any, results: dict) -> None:
                 label=words.arm_words(arm, results),
             )  # fmt: skip
     axis.set_ylim(0, 105)
+    axis.set_xticks([*steps, end], [*map(str, steps), "end"])
     axis.set_xlabel("training step")
     axis.set_title(f"{headline['metric'].replace('_', ' ')} as training goes on", loc="left", fontweight="bold", fontsize=12)
     _legend(axis)

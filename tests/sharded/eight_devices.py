@@ -1,13 +1,17 @@
 """Run by test_sharding.py in a process that has eight virtual devices."""
 
+import dataclasses
 import functools
+import json
 
 import jax
 import numpy as np
 import optax
 import pytest
 
-from emjax import models
+from benchmarks import collectives
+from configs import common
+from emjax import aot, experiment, models
 from emjax.data import batches
 from emjax.data.batches import Example
 from emjax.kto import reference
@@ -17,6 +21,7 @@ from emjax.micro import tokenizer
 from emjax.micro.world import World
 from emjax.models import LanguageModel, decoder, lora, sharding
 from emjax.models.config import ModelConfig
+from emjax.plan import devices
 from emjax.train import optimizer, sft, state
 from emjax.train.checkpoint import Checkpoints
 from emjax.train.state import Tuning
@@ -187,6 +192,33 @@ def test_the_state_is_spread_like_the_base(eight):
         (shard, *_) = tree["layers"]["down"].addressable_shards
         assert shard.data.size == tree["layers"]["down"].size / 4
         assert tree["final_norm"].sharding.is_fully_replicated
+
+
+@pytest.mark.parametrize(("shape", "method"), [((1, 4, 2), "kto"), ((1, 8, 1), "sft")])
+def test_a_step_gathers_weights_and_nothing_else(shape, method, tmp_path):
+    """The compiled program's collectives, by bytes: what the scaling model says, and no logits or activations of all rows."""
+    small = dataclasses.replace(CONFIG, V=1024, D=64, L=3, F=128)
+    (tmp_path / "config.json").write_text(json.dumps(small.to_hf()))
+    config = common.interaction("llama3.1-8b", method=method, biased_ratio=0.1)
+    config.model.update({"path": str(tmp_path), "dtype": "float32"})
+    config.interact.max_new = 64
+    config.mesh.update(dict(zip(sharding.AXES, shape, strict=True)))
+    config.train.update({"batch_size": 8, "buckets": (256,), "lora": {**config.train.lora, "rank": 2}})
+    mesh = experiment.mesh_of(config)
+    step, arguments, settings, _ = aot.abstract_step(config, mesh)
+    found = collectives.read(step.lower(*arguments, **settings).compile().as_text())
+    gathered = sum(one.received for one in found if one.kind == "all-gather")
+    summed = sum(one.received for one in found if one.kind in ("all-reduce", "reduce-scatter"))
+    wanted = devices.collectives(devices.step_of(config), dict(mesh.shape))
+    assert gathered == pytest.approx(wanted["fsdp"], rel=0.15)
+    assert summed == pytest.approx(wanted["tensor"] + wanted["gradients"], rel=0.3)
+    for one in found:
+        for _, dims in one.shapes:
+            assert dims[:1] != (small.L,) or min(dims[1:]) <= 2, f"all layers at once: {one}"  # 2: LoRA's rank
+            # Rows of the embedding are looked up in parts; token ids and low-rank terms are small.
+            few = np.prod(dims) <= 8 * 256 * 4 or one.source.endswith("/gather")
+            assert dims[:1] != (8,) or few, f"of all rows: {one}"
+            assert small.V // shape[2] not in dims or dims == (small.D, small.V // shape[2]), f"logits: {one}"
 
 
 def test_one_device_gives_no_mesh_of_eight():
