@@ -1,12 +1,11 @@
 """The plan of fine-tuning on data sets: its arms, and what they will cost."""
 
 import math
-import types
 from typing import Any
 
 from emjax.data import mixture
 from emjax.errors import UserError
-from emjax.plan import evaluation, rates
+from emjax.plan import rates
 from emjax.plan.arm import Arm
 
 KINDS = ("levels", "mixture")
@@ -84,11 +83,4 @@ def describe(config: Any) -> str:
             f"of {train.batch_size}, {each * train.epochs:,} tokens"
         )
     lines += rates.training(config, sum(tokens.values()) * train.epochs)
-    if "benchmarks" not in config.eval:
-        return "\n".join(
-            [*lines, f"evaluate   {len(found)} models under pressure, and what they believe and can do without it"]
-        )
-    measured = evaluation.describe(
-        types.SimpleNamespace(arms={arm.label: types.SimpleNamespace(path="trained") for arm in found}, eval=config.eval)
-    )
-    return "\n".join([*lines, f"evaluate   {len(found)} models", *measured.splitlines()[1:]])
+    return "\n".join([*lines, f"evaluate   {len(found)} models under pressure, and what they believe and can do without it"])
