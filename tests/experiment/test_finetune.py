@@ -34,7 +34,7 @@ def direct(**changes) -> ConfigDict:
 
 @pytest.fixture(autouse=True)
 def no_plots(monkeypatch):
-    monkeypatch.setattr(report.plots, "_draw", lambda *how: b'<svg viewBox="0 0 1 1"></svg>')
+    monkeypatch.setattr(report.plots, "_draw", lambda *how, **more: b'<svg viewBox="0 0 1 1"></svg>')
 
 
 def run(config, workdir):
