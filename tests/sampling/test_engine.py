@@ -189,7 +189,7 @@ def test_programs_need_little_beside_the_cache(lm):
     engine = Engine(lm.replace(config=dataclasses.replace(CONFIG, max_position=1024)), slots=64, cache_length=1024)
     cache = sum(x.nbytes for x in jax.tree.leaves(engine._caches))
     decode = memory(
-        engine_module._decode, engine.config, engine._vocabulary, None, engine._layers, engine._top, None,
+        engine_module._decode, engine.config, "xla", engine._vocabulary, None, engine._layers, engine._top, None,
         engine._caches, engine._state, np.ones(64, bool), np.int32(8), engine._eos_E,
     )  # fmt: skip
     N = np.zeros(8, np.int32)
