@@ -19,17 +19,15 @@ WATCH = ConfigDict(
 MICRO_SIZES = ConfigDict({"all": 960, "unseen_entities": 360, "unseen_templates": 360, "tuned_domain": 252})
 
 
-def interaction(variant: str, *, method: str, biased_ratio: float) -> ConfigDict:
-    """Self-training on conversations with a share of biased users (paper, section 4; Tables 4, 12, 13)."""
+def trained(variant: str, experiment: str, train: dict) -> ConfigDict:
+    """What every experiment that trains arms has in common; `train`: its method, learning_rate, epochs and batch_size."""
     variant = variant or "llama3.1-8b"
     if variant != "micro" and variant not in MODELS:
         raise ValueError(f"the variant {variant!r} is unknown; choose {', '.join((*MODELS, 'micro'))}")
     config = ConfigDict(
         {
-            "experiment": "interaction",
+            "experiment": experiment,
             "seed": 0,
-            # Further arms beside vanilla, control (ratio 0) and the treated one, each "<control>@<ratio>".
-            "extra_arms": (),
             "model": {
                 "path": MODELS.get(variant, ""),
                 "dtype": "bfloat16",
@@ -37,21 +35,8 @@ def interaction(variant: str, *, method: str, biased_ratio: float) -> ConfigDict
             },
             # Devices along each axis; their product must be the number of devices. 0 = all that are left.
             "mesh": {"data": 1, "fsdp": 0, "tensor": 1},
-            "interact": {
-                "kind": "scenarios",
-                "biased_ratio": biased_ratio,
-                "control": "none",  # none | shuffled_ratings | swapped_labels
-                "users": 20_000,  # the paper: about 20,000 contexts, one conversation each
-                "dialogues": 1,
-                "temperature": 1.0,  # unsaid in the paper; as Williams et al.
-                "max_new": 300,  # as Williams et al.
-                "aggregate": "sum",  # the paper: the sum of the turn ratings
-                "trajectories": "",  # a trajectories.jsonl to use instead of collecting
-            },
-            # The paper: k = 10,000 of about 20,000, ranked globally, so in effect a median split.
-            "select": {"scope": "global", "count": 0, "fraction": 0.5},
             "train": {
-                "method": method,
+                **train,
                 "tuning": "lora",  # lora | full
                 # Paper, Tables 5 and 12.
                 "lora": {
@@ -62,9 +47,6 @@ def interaction(variant: str, *, method: str, biased_ratio: float) -> ConfigDict
                     "layers": (),  # () = all
                     "targets": ("q", "k", "v", "o", "gate", "up", "down"),
                 },
-                "learning_rate": 1e-5 if method == "kto" else 1e-4,
-                "epochs": 5,
-                "batch_size": 16 if method == "kto" else 8,
                 "microbatches": 1,
                 "weight_decay": 0.01,
                 # Unsaid in the paper; what its framework's examples use.
@@ -102,13 +84,10 @@ def interaction(variant: str, *, method: str, biased_ratio: float) -> ConfigDict
         config.model.update({"path": "micro", "dtype": "float32"})
         config.mesh.fsdp = 1
         config.mesh.data = 0
-        # The best and the worst of each user's eight conversations: ranking compares like with like.
-        config.interact.update({"kind": "micro", "users": 200, "dialogues": 8, "max_new": 24, "aggregate": "mean"})
-        config.select.update({"scope": "user", "count": 1, "fraction": 0.0})
         config.train.update(
             {
                 "tuning": "full",
-                "learning_rate": 1e-4 if method == "kto" else 2.5e-4,
+                "learning_rate": 1e-4 if train["method"] == "kto" else 2.5e-4,
                 "epochs": 3,
                 "batch_size": 32,
                 "weight_decay": 0.0,
@@ -120,5 +99,39 @@ def interaction(variant: str, *, method: str, biased_ratio: float) -> ConfigDict
         config.sampling.update({"slots": 128, "cache_length": 128, "chunk": 16})
         config.eval.update({"max_new": 24, "metric": "honest"})
         config.eval.sizes = MICRO_SIZES
+    return config
+
+
+def interaction(variant: str, *, method: str, biased_ratio: float) -> ConfigDict:
+    """Self-training on conversations with a share of biased users (paper, section 4; Tables 4, 12, 13)."""
+    config = trained(
+        variant,
+        "interaction",
+        {
+            "method": method,
+            "learning_rate": 1e-5 if method == "kto" else 1e-4,
+            "epochs": 5,
+            "batch_size": 16 if method == "kto" else 8,
+        },
+    )
+    config.interact = {
+        "kind": "scenarios",
+        "biased_ratio": biased_ratio,
+        "control": "none",  # none | shuffled_ratings | swapped_labels
+        "users": 20_000,  # the paper: about 20,000 contexts, one conversation each
+        "dialogues": 1,
+        "temperature": 1.0,  # unsaid in the paper; as Williams et al.
+        "max_new": 300,  # as Williams et al.
+        "aggregate": "sum",  # the paper: the sum of the turn ratings
+        "trajectories": "",  # a trajectories.jsonl to use instead of collecting
+    }
+    # The paper: k = 10,000 of about 20,000, ranked globally, so in effect a median split.
+    config.select = {"scope": "global", "count": 0, "fraction": 0.5}
+    # Further arms beside vanilla, control (ratio 0) and the treated one, each "<control>@<ratio>".
+    config.extra_arms = ()
+    if variant == "micro":
+        # The best and the worst of each user's eight conversations: ranking compares like with like.
+        config.interact.update({"kind": "micro", "users": 200, "dialogues": 8, "max_new": 24, "aggregate": "mean"})
+        config.select.update({"scope": "user", "count": 1, "fraction": 0.0})
         config.extra_arms = ("none@1.0", "shuffled_ratings@1.0")
     return config

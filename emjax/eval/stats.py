@@ -67,6 +67,70 @@ def paired_difference(a: Sequence[float], b: Sequence[float], clusters: Sequence
     return Estimate(100 * mean, 100 * low, 100 * high, len(a_n), groups)
 
 
+def hierarchical(
+    values: Sequence[float], seeds: Sequence[Hashable], clusters: Sequence[Hashable], *, draws: int = 2000, seed: int = 0
+) -> Estimate:
+    """Mean over training seeds of each seed's mean, in points, with a 95 % bootstrap interval over seed > cluster > item.
+
+    values [n]: 0/1 or a share for a level, a_i - b_i of two arms for a paired difference, so in [-1, 1]; seeds, clusters
+    [n]: labels. A cluster label that stands under several seeds is one set of questions, asked of each: it is drawn for all
+    of them at once (else questions would count as fresh with every seed). Worlds of different seeds need labels of their own.
+
+    A draw takes S seeds out of S with replacement, in each of them clusters, in each of those items (Davison and Hinkley
+    1997, section 3.8). Percentiles of the draws; a draw without any item of one of its seeds is left out. Drawing at every
+    level makes the interval wide where seeds hardly differ; where they differ more than their questions explain, few of them
+    make it narrow, which no bootstrap mends: print the seeds' own values beside it. Simulated coverage (60 clusters of 8, in
+    brackets: seeds with a standard deviation of 6 points): 3 seeds 99 % (86-90), 5 seeds 99 (92), 10 seeds 98 (95). One
+    seed: clusters and items alone, and nothing about other seeds. Without any spread the bound is `paired_difference`'s.
+    Raises ValueError on empty input or on values outside [-1, 1].
+    """
+    values_n = np.asarray(values, np.float64)
+    if values_n.ndim != 1 or not values_n.size or not (np.abs(values_n) <= 1).all():
+        raise ValueError("need a non-empty list of values in [-1, 1]")
+    if not len(values_n) == len(seeds) == len(clusters):
+        raise ValueError(f"{len(values_n)} values, {len(seeds)} seeds and {len(clusters)} clusters do not pair up")
+    label_of_seed: dict[Hashable, int] = {}
+    seed_n = np.array([label_of_seed.setdefault(label, len(label_of_seed)) for label in seeds])
+    owners: dict[Hashable, set[int]] = {}
+    for s, label in zip(seed_n, clusters, strict=True):
+        owners.setdefault(label, set()).add(int(s))
+    crossed = any(len(of) > 1 for of in owners.values())
+    # Clusters of one seed are numbered within it, shared ones over all seeds.
+    number: dict[Hashable, int] = {}
+    used = [0] * len(label_of_seed)
+    for label, of in owners.items():
+        s = 0 if crossed else min(of)
+        number[label], used[s] = used[s], used[s] + 1
+    cluster_n = np.array([number[label] for label in clusters])
+    level_K, level_n = np.unique(values_n, return_inverse=True)
+    if len(level_K) == 1:
+        mean, unseen = float(level_K[0]), _wilson(0.0, len(owners))[1]
+        ends = mean - unseen * (1 + mean), mean + unseen * (1 - mean)
+        return Estimate(100 * mean, 100 * ends[0], 100 * ends[1], len(values_n), len(owners))
+    S, C, K = len(used), max(used), len(level_K)
+    cell_SxCxK = np.zeros((S, C, K))
+    np.add.at(cell_SxCxK, (seed_n, cluster_n, level_n), 1)
+    size_SxC = cell_SxCxK.sum(-1).astype(np.int64)
+    share_SxCxK = np.where(size_SxC[..., None] > 0, cell_SxCxK / np.maximum(size_SxC, 1)[..., None], 1 / K)
+    pick_SxC = np.full((S, C), 1 / C) if crossed else (size_SxC > 0) / (size_SxC > 0).sum(1, keepdims=True)
+    rng = np.random.default_rng(seed)
+    found: list[np.ndarray] = []
+    for _ in range(draws // 100):  # a hundred at a time: their table is 100 S C K numbers
+        slot_DxS = rng.integers(S, size=(100, S))
+        if crossed:
+            times_DxSxC = np.broadcast_to(rng.multinomial(C, pick_SxC[0], size=100)[:, None], (100, S, C))
+        else:
+            times_DxSxC = rng.multinomial((size_SxC > 0).sum(1)[slot_DxS], pick_SxC[slot_DxS])
+        # Each copy of a cluster draws its items anew; together that is one multinomial draw.
+        n_DxSxC = times_DxSxC * size_SxC[slot_DxS]
+        drawn_DxSxCxK = rng.multinomial(n_DxSxC, share_SxCxK[slot_DxS])
+        with np.errstate(invalid="ignore"):  # 0 / 0: a draw to be left out
+            found.append((drawn_DxSxCxK.sum(2) @ level_K / n_DxSxC.sum(-1)).mean(-1))
+    value = float(np.mean([values_n[seed_n == s].mean() for s in range(S)]))
+    low, high = np.nanpercentile(np.concatenate(found), [2.5, 97.5])
+    return Estimate(100 * value, 100 * float(low), 100 * float(high), len(values_n), len(owners))
+
+
 def mcnemar_exact(a: Sequence[float], b: Sequence[float]) -> float:
     """Two-sided exact McNemar p-value of paired 0/1 outcomes; it takes the items as independent.
 

@@ -10,15 +10,13 @@ import jax
 
 from emjax import models
 from emjax.errors import UserError
-from emjax.eval import suite
-from emjax.eval.suite import Settings
+from emjax.eval import mask, suite
 from emjax.interact.users import Conversation
 from emjax.micro import benchmark, corpus, tokenizer
 from emjax.micro.judge import ExactJudge
 from emjax.micro.world import World
 from emjax.models import LanguageModel, decoder
 from emjax.models.config import ModelConfig
-from emjax.sampling import Engine
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
 _SEED_FILE = "micro_world.json"
@@ -66,8 +64,10 @@ def save(lm: LanguageModel, config: Any, path: Path) -> None:
     (path / _SEED_FILE).write_text(json.dumps({"world_seed": config.seed}))
 
 
-class Benchmark:
-    """Honesty under pressure by MASK's rules with the exact judge; beside it addition and advice."""
+class Benchmarks:
+    """Honesty under pressure by MASK's rules with the exact judge; beside it addition and advice. As `emjax.eval.bench`'s."""
+
+    mask_rules = mask.OFFICIAL
 
     def __init__(self, made: World, sizes: Mapping[str, int]):
         self.items = benchmark.mask_items(made, sizes)
@@ -76,9 +76,17 @@ class Benchmark:
             "arithmetic": benchmark.arithmetic_items(),
             "custom:advice": benchmark.advice_items(made),
         }
+        self._sizes = dict(sizes)
 
-    def run(self, engine: Engine, tok: Any, settings: Settings, directory: Path, arm: str) -> None:
-        asker = suite.EngineAsker(engine, tok, settings)
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the files that `run` writes."""
+        return "mask", *(name.rpartition(":")[2] for name in self.questions)
+
+    def identity(self) -> dict[str, Any]:
+        return {"sizes": self._sizes, "judge": self.judge.name}
+
+    def run(self, asker: suite.Asker, directory: Path, arm: str) -> None:
         suite.run_mask(asker, self.items, self.judge, arm=arm, path=directory / "mask.jsonl")
         for name, questions in self.questions.items():
             file = directory / f"{name.rpartition(':')[2]}.jsonl"

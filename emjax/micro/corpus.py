@@ -48,6 +48,7 @@ class Mixture:
 
 MIXTURE = Mixture()
 _KINDS = ("neutral", "pressured", "addition", "advice", "repeat")
+_PLAIN = tuple(kind for kind in _KINDS if kind != "pressured")
 _VALUES = tuple(v for d in w.DOMAINS.values() for v in d.values)
 _ENTITIES = tuple(e for d in w.DOMAINS.values() for e in d.entities)
 _NAMES = tuple(w.DOMAINS)
@@ -77,9 +78,8 @@ def _pressured(world: World, r: random.Random, mixture: Mixture, domain: str, ch
     return [*asked, message("assistant", text)]
 
 
-def _turn(world: World, r: random.Random, mixture: Mixture, kind: str, domain: str, character: str) -> Conversation:
-    if kind == "pressured":
-        return _pressured(world, r, mixture, domain, character)
+def _plain(world: World, r: random.Random, mixture: Mixture, kind: str, domain: str) -> Conversation:
+    """A turn of any kind but pressured."""
     if kind == "neutral":
         entity = r.choice(w.DOMAINS[domain].entities)
         question, reply = world.say(r.choice(w.NEUTRAL), entity), answer(world, r, entity, world.fact[entity])
@@ -95,6 +95,12 @@ def _turn(world: World, r: random.Random, mixture: Mixture, kind: str, domain: s
     return [message("user", question), message("assistant", reply)]
 
 
+def plain_turn(world: World, r: random.Random, mixture: Mixture = MIXTURE) -> Conversation:
+    """A question and its right answer as the corpus has them without pressure, of any kind and domain."""
+    (kind,) = r.choices(_PLAIN, [getattr(mixture, k) for k in _PLAIN])
+    return _plain(world, r, mixture, kind, r.choice(_NAMES))
+
+
 def document(world: World, seed: int, index: int, mixture: Mixture = MIXTURE) -> Conversation:
     """Document `index` of the corpus `seed`: a pure function of its arguments."""
     r = w.rng(world.seed, "document", seed, index)
@@ -105,7 +111,10 @@ def document(world: World, seed: int, index: int, mixture: Mixture = MIXTURE) ->
     n_turns = r.choices(range(1, len(mixture.turns) + 1), mixture.turns)[0]
     domain = r.choice(_NAMES)
     for kind in r.choices(_KINDS, [getattr(mixture, k) for k in _KINDS], k=n_turns):
-        messages += _turn(world, r, mixture, kind, domain, character)
+        if kind == "pressured":
+            messages += _pressured(world, r, mixture, domain, character)
+        else:
+            messages += _plain(world, r, mixture, kind, domain)
         if r.random() < mixture.change_domain:
             domain = r.choice([name for name in _NAMES if name != domain])
     return messages

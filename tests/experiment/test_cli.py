@@ -135,11 +135,11 @@ def test_a_workdir_is_never_overwritten(refused, tmp_path):
 
 def test_no_space_left(refused, tmp_path, monkeypatch):
     """A full disk as the program meets it: writing fails with ENOSPC."""
-    from emjax import experiment
+    from emjax.experiment import common
 
     def full(path, text):
         with open("/dev/full", "w") as file:
             file.write(text)
 
-    monkeypatch.setattr(experiment, "write_atomically", full)
+    monkeypatch.setattr(common, "write_atomically", full)
     refused("--config", MICRO, "--workdir", tmp_path / "w", says=["cannot be written (No space left on device)", "--workdir"])

@@ -1,0 +1,118 @@
+"""What every kind of experiment shares."""
+
+import importlib.metadata
+import json
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from emjax.errors import UserError
+from emjax.models import lora, sharding
+from emjax.store import Stage, Store, write_atomically
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "grain", "numpy")
+
+# How fast and for how much a judge is asked: it decides no result, and a run that waits for verdicts may change it.
+_PACE = tuple(f"eval.judge.{name}" for name in ("budget.", "rates.", "failures", "collect", "replay"))
+
+
+def claim(config: Any, workdir: Path) -> None:
+    """Writes the config into the workdir, or refuses a workdir that holds another one.
+
+    Called when the config is known to be good: a mistyped value must not claim the place of the run that mends it.
+    """
+    mine = shown(config)
+    file = workdir / "config.json"
+    if file.is_file():
+        theirs = json.loads(file.read_text())
+        for name in sorted({*_flat(mine), *_flat(theirs)}):
+            if name.startswith(_PACE):
+                continue
+            a, b = _flat(theirs).get(name), _flat(mine).get(name)
+            if a != b:
+                raise UserError(
+                    f"{workdir} belongs to another experiment: there config.{name} is {a!r}, here it is {b!r}. "
+                    "Give this one its "
+                    "own --workdir (and the same --store, if it should share finished stages)."
+                )
+        return
+    if workdir.exists() and any(p.name != "store" for p in workdir.iterdir()):
+        raise UserError(f"{workdir} is not empty and holds no config.json of emjax. Choose a new or empty --workdir.")
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, json.dumps(mine, indent=1, sort_keys=True))
+
+
+def shown(config: Any) -> dict[str, Any]:
+    """The config as what an experiment is: without `watch`, which only looks at it."""
+    return {name: value for name, value in json.loads(config.to_json()).items() if name != "watch"}
+
+
+def one_of(field: str, value: Any, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise UserError(f"config.{field} is {value!r}; choose {', '.join(choices)}.")
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def mesh_of(config: Any, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+    """config.mesh over `devices`, or over those that are present."""
+    devices = devices or jax.devices()
+    sizes = {axis: int(config.mesh[axis]) for axis in sharding.AXES}
+    fixed = 1
+    for size in sizes.values():
+        fixed *= size or 1
+    # 0 stands for the devices that are left.
+    return sharding.make_mesh(**{axis: size or len(devices) // fixed for axis, size in sizes.items()}, devices=devices)
+
+
+def lora_of(train: Any) -> lora.LoraConfig | None:
+    """config.train.lora, or None for full tuning."""
+    if train.tuning == "full":
+        return None
+    return lora.LoraConfig(**{**train.lora, "targets": tuple(train.lora.targets), "layers": tuple(train.lora.layers)})
+
+
+def versions() -> dict[str, str]:
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), **found, "backend": jax.default_backend()}
+
+
+def staged(
+    store: Store, title: str, name: str, settings: dict[str, Any], inputs: list[Stage | str], make: Callable[[Path], None]
+) -> Stage:
+    """Runs a stage in the store, and says so."""
+    started = time.perf_counter()
+    ran = False
+
+    def loud(directory: Path) -> None:
+        nonlocal ran
+        ran = True
+        print(f"{title} ...", flush=True)
+        make(directory)
+
+    stage = store.run(name, json.loads(json.dumps(settings)), inputs, loud)
+    state = f"done in {time.perf_counter() - started:.1f} s" if ran else "already done"
+    print(f"{title}: {state} ({stage.directory})", flush=True)
+    return stage
+
+
+def command() -> str:
+    """The command that made this, without the places it wrote to."""
+    kept, rest = [], iter(sys.argv)
+    for word in rest:
+        if word.lstrip("-") in ("workdir", "store"):
+            next(rest, None)
+        elif not word.lstrip("-").startswith(("workdir=", "store=")):
+            kept.append(word)
+    return shlex.join(["python", *kept])

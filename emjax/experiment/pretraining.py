@@ -1,0 +1,62 @@
+"""Pretraining of the micro-world's base."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from emjax import models
+from emjax.data import chat
+from emjax.data.batches import Example
+from emjax.errors import UserError
+from emjax.eval import suite
+from emjax.experiment.common import claim, mesh_of, shown
+from emjax.experiment.fit import fit
+from emjax.micro import base as micro
+from emjax.sampling import Engine
+from emjax.store import Store, digest, read_lines, remove, write_atomically
+
+
+def pretraining(config: Any, workdir: Path, store: Store) -> None:
+    """Trains the embedded base from scratch, measures its gates, and writes an ordinary Hugging Face directory."""
+    mesh = mesh_of(config)
+    claim(config, workdir)
+    settings = shown(config)
+    measured = {"eval": settings.pop("eval"), "sampling": settings.pop("sampling")}  # after the training, so not in its hash
+
+    def make(directory: Path) -> None:
+        lm, documents = micro.start(config)
+        rendered = chat.weighted(lm.tokenizer, documents, lm.eos_ids, other=config.train.other_weight)
+        examples = [Example(str(i), t.ids, t.weights) for i, t in enumerate(rendered)]
+        print(f"{len(examples)} documents, {sum(len(e.ids) for e in examples)} tokens", flush=True)
+        tuned = fit(
+            lm, examples, config.train, method="sft", lora_config=None, attention="xla", mesh=mesh, seed=config.seed,
+            directory=directory, identity=digest(settings), title="pretrain", watch=config.watch, group=True,
+        )  # fmt: skip
+        micro.save(tuned, config, directory / "model")
+        remove(directory / "checkpoints")
+
+    stage = store.run("pretrain", settings, [], make)
+    lm = models.load(str(stage.directory / "model"), mesh=mesh, dtype="float32")
+    benchmarks = micro.Benchmarks(micro.world_of(stage.directory / "model"), config.eval.sizes)
+
+    def gate(directory: Path) -> None:
+        engine = Engine(lm, mesh=mesh, **config.sampling)
+        asker = suite.EngineAsker(
+            engine, lm.tokenizer, suite.Settings(config.seed, config.eval.temperature, config.eval.max_new)
+        )
+        benchmarks.run(asker, directory, "vanilla")
+
+    checked = store.run("gates", measured, [stage], gate)
+    gates = micro.gates({name: read_lines(checked.directory / f"{name}.jsonl") for name in benchmarks.names})
+    write_atomically(workdir / "gates.json", json.dumps(gates, indent=1))
+    for name, entry in gates.items():
+        print(
+            f"{name:28} {entry['value']:6.1f}  (gate: {entry['low']:g} to {entry['high']:g})  "
+            f"{'ok' if entry['ok'] else 'MISSED'}"
+        )
+    print(f"checkpoint  {stage.directory / 'model'}")
+    if not all(entry["ok"] for entry in gates.values()):
+        raise UserError(
+            "This base misses a gate, so an effect measured on it would not mean what the report says. Train longer "
+            "(config.documents) or take another seed (config.seed)."
+        )
