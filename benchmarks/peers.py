@@ -8,7 +8,7 @@ generate: transformers' `generate`, sampling at temperature 1, one batch of prom
 --lora_rank asks for one. Needs torch, kto also trl.
 
 examples_s, tokens_s    as benchmarks.train, benchmarks.sample
-step_s                  median of the steps after the second; of generate: of one new token, prefill included
+step_s                  median of the steps after the second; of generate: (time of `new` tokens - time of one) / (new - 1)
 peak_gb                 of 2^30 bytes, as torch allocated them (on a CPU: of the process)
 """
 
@@ -103,21 +103,25 @@ def kto(model: Any, args: argparse.Namespace) -> list[float]:
     return times
 
 
-def generate(model: Any, args: argparse.Namespace) -> list[float]:
-    """Seconds of each batch, the first to warm up."""
+def generate(model: Any, args: argparse.Namespace) -> tuple[float, float]:
+    """Seconds of a batch, and of one step of it."""
     model.eval()
-    times = []
-    for _ in range(4):
+
+    def once(new: int) -> float:
         tokens = torch.randint(0, model.config.vocab_size, (args.batch, args.prompt), device=model.device)
         start = clock()
         with torch.no_grad():
             out = model.generate(
-                input_ids=tokens, attention_mask=torch.ones_like(tokens), do_sample=True, max_new_tokens=args.new,
-                min_new_tokens=args.new, pad_token_id=0,
+                input_ids=tokens, attention_mask=torch.ones_like(tokens), do_sample=True, max_new_tokens=new,
+                min_new_tokens=new, pad_token_id=0,
             )  # fmt: skip
-        times.append(clock() - start)
-        assert out.shape == (args.batch, args.prompt + args.new)
-    return times
+        seconds = clock() - start
+        assert out.shape == (args.batch, args.prompt + new)
+        return seconds
+
+    once(args.new)
+    one, full = (statistics.median(once(new) for _ in range(3)) for new in (1, args.new))
+    return full, (full - one) / (args.new - 1)
 
 
 def main() -> None:
@@ -153,8 +157,8 @@ def main() -> None:
         )
         model = get_peft_model(model, adapter)
     if sampling:
-        step_s = statistics.median(generate(model, args)[1:]) / args.new
-        rates = {"tokens_s": round(args.batch / step_s, 1)}
+        full, step_s = generate(model, args)
+        rates = {"tokens_s": round(args.batch * args.new / full, 1)}
     else:
         step_s = statistics.median((sft if args.method == "sft" else kto)(model, args)[2:])
         rates = {"examples_s": round(args.batch / step_s, 3), "tokens_s": round(args.batch * args.seq / step_s, 1)}
@@ -167,7 +171,7 @@ def main() -> None:
                 "device": torch.cuda.get_device_name() if cuda else "cpu",
                 "torch": torch.__version__,
                 "transformers": transformers.__version__,
-                "step_s": round(step_s, 4),
+                "step_s": round(step_s, 5),
                 "peak_gb": peak,
             }
             | rates

@@ -24,7 +24,7 @@ def _program(
 ) -> None:  # fmt: skip
     """heads [H + 2 K, h] and out [H, h] of one row, caches [S, h] of its kv head; k_out is k's own memory, v_out v's."""
     H, h = out_ref.shape
-    K, kv = H // groups, pl.program_id(1)
+    K, kv = H // groups, pl.program_id(0)
     rows = max(MIN_ROWS, pl.next_power_of_2(groups))
     mine, inside_Gx1 = pl.ds(kv * groups, rows), (jnp.arange(rows) < groups)[:, None]
     length, active = length_ref[...], active_ref[...]
@@ -77,15 +77,15 @@ def attend(
     K, S = k_BxKxSxh.shape[1:3]
     # One array: the compiler then makes it in one call, rotation of queries and keys included.
     heads_BxNxh = jnp.concatenate([q_BxHxh, new_k_BxKxh, new_v_BxKxh], axis=1)
-    one = pl.BlockSpec((None,), lambda b, k: (b,))
-    cache = pl.BlockSpec((None, None, S, h), lambda b, k: (b, k, 0, 0))
+    one = pl.BlockSpec((None,), lambda k, b: (b,))
+    cache = pl.BlockSpec((None, None, S, h), lambda k, b: (b, k, 0, 0))
 
     def row(heads: int) -> pl.BlockSpec:
-        return pl.BlockSpec((None, heads, h), lambda b, k: (b, 0, 0))
+        return pl.BlockSpec((None, heads, h), lambda k, b: (b, 0, 0))
 
     return pl.pallas_call(
         functools.partial(_program, block=block, groups=H // K),
-        grid=(B, K),
+        grid=(K, B),  # a row's heads side by side: programs that run at a time read memory that lies together
         in_specs=[one, one, row(H + 2 * K), cache, cache],
         out_specs=[row(H), cache, cache],
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q_BxHxh, k_BxKxSxh, v_BxKxSxh)],

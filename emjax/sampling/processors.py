@@ -50,15 +50,13 @@ def sample(logits_BxV: jax.Array, rows: Rows, count_B: jax.Array, live_B: jax.Ar
     def allowed() -> jax.Array:
         return jnp.where(jnp.arange(V) < vocabulary, logits_BxV, -jnp.inf)
 
-    best_B = jnp.max(allowed(), axis=-1)
-
     def draw() -> jax.Array:
         temperature_B = jnp.where(greedy_B, 1.0, rows.temperature_B)
 
         def scaled() -> jax.Array:
             return allowed() / temperature_B[:, None]
 
-        floor_B = _floor(scaled, best_B / temperature_B, rows, live_B & ~greedy_B)
+        floor_B = _floor(scaled, rows, live_B & ~greedy_B, V)
         kept_BxV = jnp.where(scaled() >= floor_B[:, None], scaled(), -jnp.inf)
         keys_B = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(rows.seed_Bx2, impl="threefry2x32"), count_B)
         noise_BxV = jax.vmap(lambda key: jax.random.gumbel(key, (V,), jnp.float32))(keys_B)
@@ -76,22 +74,21 @@ def sample(logits_BxV: jax.Array, rows: Rows, count_B: jax.Array, live_B: jax.Ar
     return Drawn(token_B, logprob_B, top_id_BxN, top_logprob_BxN)
 
 
-def _floor(scaled: Callable[[], jax.Array], best_B: jax.Array, rows: Rows, drawing_B: jax.Array) -> jax.Array:
-    """The lowest logit that top-k, top-p of what is left, and min-p leave to each row, whose largest is `best`. Ties stay in.
+def _floor(scaled: Callable[[], jax.Array], rows: Rows, drawing_B: jax.Array, V: int) -> jax.Array:
+    """The lowest logit that top-k, top-p of what is left, and min-p leave to each row. Ties at a threshold stay in.
 
     Top-k's and top-p's are found by bisection over the 32 bits of a float: exact, and 32 passes over the logits instead of a
     sort of the vocabulary.
     """
-    (B,), V = best_B.shape, jax.eval_shape(scaled).shape[-1]
     k_B, p_B = jnp.where(rows.top_k_B > 0, jnp.minimum(rows.top_k_B, V), V), rows.top_p_B
 
     def none() -> jax.Array:
-        return jnp.full(B, -jnp.inf, jnp.float32)
+        return jnp.full(k_B.shape, -jnp.inf, jnp.float32)
 
     def top_k() -> jax.Array:
-        return jnp.where(k_B < V, _largest(scaled(), jnp.ones((B, V), jnp.float32), k_B), -jnp.inf)
+        return jnp.where(k_B < V, _largest(scaled(), jnp.ones((len(k_B), V), jnp.float32), k_B), -jnp.inf)
 
-    def top_k_and_p() -> jax.Array:
+    def filters() -> jax.Array:
         floor_B = jax.lax.cond(jnp.any(drawing_B & (k_B < V)), top_k, none)
 
         def top_p() -> jax.Array:
@@ -99,10 +96,10 @@ def _floor(scaled: Callable[[], jax.Array], best_B: jax.Array, rows: Rows, drawi
             kept_BxV = jnp.where(scaled() >= floor_B[:, None], scaled(), -jnp.inf)
             return jnp.where(p_B < 1, _largest(kept_BxV, jax.nn.softmax(kept_BxV, axis=-1), p_B), -jnp.inf)
 
-        return jnp.maximum(floor_B, jax.lax.cond(jnp.any(drawing_B & (p_B < 1)), top_p, none))
+        floor_B = jnp.maximum(floor_B, jax.lax.cond(jnp.any(drawing_B & (p_B < 1)), top_p, none))
+        return jnp.maximum(floor_B, jnp.max(scaled(), axis=-1) + jnp.log(rows.min_p_B))
 
-    floor_B = jax.lax.cond(jnp.any(drawing_B & ((k_B < V) | (p_B < 1))), top_k_and_p, none)
-    return jnp.maximum(floor_B, best_B + jnp.log(rows.min_p_B))
+    return jax.lax.cond(jnp.any(drawing_B & ((k_B < V) | (p_B < 1) | (rows.min_p_B > 0))), filters, none)
 
 
 def _largest(x_BxV: jax.Array, weight_BxV: jax.Array, goal_B: jax.Array) -> jax.Array:
