@@ -113,15 +113,16 @@ def replicate(tree: Any, mesh: Mesh | None) -> Any:
 
 
 Groups = tuple[tuple[str, ...], ...]
+TOGETHER: Groups = (("q", "k", "v"), ("gate", "up"))  # the matrices that a layer multiplies one input with
 
 
 def groups() -> Groups:
-    """The matrices that stand side by side: those that a layer multiplies one input with.
+    """The matrices that stand side by side.
 
     A decode step is bound by how fast weights are read, and one large product reads faster than several small ones. On a CPU,
     where products are of other sizes and nothing is gained, each stands alone; the two forms differ by rounding.
     """
-    return () if jax.default_backend() == "cpu" else (("q", "k", "v"), ("gate", "up"))
+    return () if jax.default_backend() == "cpu" else TOGETHER
 
 
 def join(config: ModelConfig, layers: Params | tuple[Params, ...], mesh: Mesh | None, groups: Groups) -> tuple[Params, ...]:
