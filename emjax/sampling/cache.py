@@ -59,19 +59,24 @@ def empty_state(slots: int, mesh: Mesh | None) -> State:
 
 
 def free_slots(config: ModelConfig, length: int, dtype: Any, mesh: Mesh | None) -> int:
-    """How many slots of `length` positions fit: a multiple of data x fsdp, at most MOST_SLOTS.
+    """How many slots of `length` positions fit: `slots_in` of the memory that is free now on the device that has least.
 
-    The rule: on the device that has least, (1 - KEPT_FREE) of the memory that is free now, divided by a slot's bytes
-    there. A device that does not tell its memory (a CPU) gets CPU_SLOTS.
+    Devices that do not tell their memory (CPUs) get CPU_SLOTS.
+    """
+    stats = [device.memory_stats() for device in (jax.local_devices() if mesh is None else mesh.local_devices)]
+    free = min(s["bytes_limit"] - s["bytes_in_use"] for s in stats) if all(stats) else None
+    slots = slots_in(free, config, length, dtype, mesh)
+    return int(multihost_utils.process_allgather(np.int32(slots)).min())
+
+
+def slots_in(free: int | None, config: ModelConfig, length: int, dtype: Any, mesh: Mesh | None) -> int:
+    """How many slots fit where each device has `free` bytes: a multiple of data x fsdp, at most MOST_SLOTS.
+
+    The rule: (1 - KEPT_FREE) of the free memory, divided by a slot's bytes on a device. Raises UserError where none fits.
     """
     rows, heads = (1, 1) if mesh is None else (mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["tensor"])
     slot_bytes = 2 * config.L * config.K * config.h * length * jnp.dtype(dtype).itemsize // heads
-    stats = [device.memory_stats() for device in (jax.local_devices() if mesh is None else mesh.local_devices)]
-    slots = CPU_SLOTS
-    if all(stats):
-        free = min(s["bytes_limit"] - s["bytes_in_use"] for s in stats)
-        slots = int((1 - KEPT_FREE) * free) // slot_bytes * rows
-    slots = int(multihost_utils.process_allgather(np.int32(slots)).min())
+    slots = CPU_SLOTS if free is None else int((1 - KEPT_FREE) * free) // slot_bytes * rows
     slots = min(slots, MOST_SLOTS) // rows * rows
     if not slots:
         raise UserError(
@@ -81,18 +86,23 @@ def free_slots(config: ModelConfig, length: int, dtype: Any, mesh: Mesh | None) 
     return slots
 
 
-def empty_caches(config: ModelConfig, slots: int, length: int, dtype: Any, mesh: Mesh | None) -> tuple[Cache, ...]:
-    shape = (slots, config.K, length, config.h)
+def check_spread(config: ModelConfig, slots: int, mesh: Mesh | None) -> None:
+    """Raises UserError where slots or heads cannot be cut evenly over the mesh."""
     if mesh is not None and (slots % (mesh.shape["data"] * mesh.shape["fsdp"]) or config.K % mesh.shape["tensor"]):
         raise UserError(
             f"The sampler's {slots} slots and the model's {config.K} key/value heads cannot be split over "
             f"the mesh {dict(mesh.shape)}: slots must be a multiple of data x fsdp, the heads one of tensor."
         )
-    zeros = jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=None if mesh is None else _sharding(mesh))
+
+
+def empty_caches(config: ModelConfig, slots: int, length: int, dtype: Any, mesh: Mesh | None) -> tuple[Cache, ...]:
+    shape = (slots, config.K, length, config.h)
+    check_spread(config, slots, mesh)
+    zeros = jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=None if mesh is None else cache_sharding(mesh))
     return tuple((zeros(), zeros()) for _ in range(config.L))
 
 
-def _sharding(mesh: Mesh) -> NamedSharding:
+def cache_sharding(mesh: Mesh) -> NamedSharding:
     """Slots are spread like a batch, kv heads like the weights that make them; in the form in which programs return it."""
     rows = tuple(axis for axis in ("data", "fsdp") if mesh.shape[axis] > 1)
     heads = "tensor" if mesh.shape["tensor"] > 1 else None
@@ -104,7 +114,7 @@ def _sharding(mesh: Mesh) -> NamedSharding:
 
 def spread(caches: Any, mesh: Mesh | None) -> Any:
     """Under jit: holds caches to their sharding, so that a program returns them as the next one expects."""
-    return caches if mesh is None else jax.lax.with_sharding_constraint(caches, _sharding(mesh))
+    return caches if mesh is None else jax.lax.with_sharding_constraint(caches, cache_sharding(mesh))
 
 
 def replicate(tree: Any, mesh: Mesh | None) -> Any:
@@ -142,17 +152,22 @@ def _layer(config: ModelConfig, mesh: Mesh | None, groups: Groups, layers: Param
     """Layer i of stacked ones, or (i = None) a layer by itself."""
     layer = {name: x if i is None else x[i] for name, x in layers.items()}
     parts = 1 if mesh is None else mesh.shape["tensor"]
-    axes = {name: axes[1:] for name, axes in decoder.abstract(config, "float32")[1]["layers"].items()}
     for names in groups:
         for last in ("", "_bias"):
             if names[0] + last in layer:
                 apart = [layer.pop(name + last) for name in names]
                 layer[joined(names) + last] = jnp.concatenate([x.reshape(*x.shape[:-1], parts, -1) for x in apart], axis=-1)
-                axes[joined(names) + last] = axes[names[0] + last]
-    if mesh is None:
-        return layer
-    placed = sharding.shardings(mesh, sharding.parameter_specs({name: axes[name] for name in layer}))
-    return jax.lax.with_sharding_constraint(layer, placed)
+    return layer if mesh is None else jax.lax.with_sharding_constraint(layer, placement(config, mesh, groups))
+
+
+def placement(config: ModelConfig, mesh: Mesh, groups: Groups) -> dict[str, NamedSharding]:
+    """Of each weight of a joined layer."""
+    axes = {name: axes[1:] for name, axes in decoder.abstract(config, "float32")[1]["layers"].items()}
+    for names in groups:
+        for last in ("", "_bias"):
+            if names[0] + last in axes:
+                axes[joined(names) + last] = [axes.pop(name + last) for name in names][0]
+    return sharding.shardings(mesh, sharding.parameter_specs(axes))
 
 
 def join_adapter(config: ModelConfig, adapter: Adapter, dtype: Any, mesh: Mesh | None, groups: Groups) -> tuple[Adapter, ...]:
