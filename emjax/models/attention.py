@@ -137,10 +137,14 @@ def decode(
     B, H, h = q_BxHxh.shape
     k_BxKxSxh, v_BxKxSxh = cache
     if implementation != "cudnn":
-        row_B = jnp.arange(B)
-        write_B = jnp.where(active_B, length_B, k_BxKxSxh.shape[2])
-        k_BxKxSxh = k_BxKxSxh.at[row_B, :, write_B].set(new_k_BxKxh, mode="drop")
-        v_BxKxSxh = v_BxKxSxh.at[row_B, :, write_B].set(new_v_BxKxh, mode="drop")
+        # Heads are indexed too: a window of [heads, h] makes the compiler for TPUs keep positions before heads, and copy all.
+        at = (
+            jnp.arange(B)[:, None],
+            jnp.arange(k_BxKxSxh.shape[1]),
+            jnp.where(active_B, length_B, k_BxKxSxh.shape[2])[:, None],
+        )
+        k_BxKxSxh = k_BxKxSxh.at[at].set(new_k_BxKxh, mode="drop")
+        v_BxKxSxh = v_BxKxSxh.at[at].set(new_v_BxKxh, mode="drop")
         return over_cache(q_BxHxh, k_BxKxSxh, v_BxKxSxh, length_B + 1), (k_BxKxSxh, v_BxKxSxh)
     if q_BxHxh.dtype not in (jnp.bfloat16, jnp.float16) or h < 16 or h & (h - 1):
         raise UserError(
