@@ -117,18 +117,6 @@ def spread(caches: Any, mesh: Mesh | None) -> Any:
     return caches if mesh is None else jax.lax.with_sharding_constraint(caches, cache_sharding(mesh))
 
 
-def beside_weights(x_BxTxD: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """Under jit: holds hidden states of all rows to the devices of the weights that they meet, in a decode step.
-
-    These are few and weights are many. Left to itself, the compiler collects whole weights on every device, once before the
-    loop, and a model that is spread because it fits on none does not fit.
-    """
-    if mesh is None or mesh.shape["fsdp"] == 1:
-        return x_BxTxD
-    rows = "data" if mesh.shape["data"] > 1 else None
-    return jax.lax.with_sharding_constraint(x_BxTxD, NamedSharding(mesh, P(rows, None, "fsdp")))
-
-
 def replicate(tree: Any, mesh: Mesh | None) -> Any:
     """Under jit: holds all of a tree on every device."""
     return tree if mesh is None else jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, P()))

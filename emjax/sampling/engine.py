@@ -233,7 +233,7 @@ def _decode(
     ) -> tuple[jax.Array, tuple[Cache, ...], State, Drawn]:
         step, caches, state, drawn = carry
         tables = rope.tables(config, state.length_B[:, None])
-        x_BxTxD = kv.beside_weights(top["embed"][state.token_B][:, None], mesh)
+        x_BxTxD = top["embed"][state.token_B][:, None]
         kept = []
         for i, (layer, cache) in enumerate(zip(layers, caches, strict=True)):
 
@@ -245,7 +245,6 @@ def _decode(
                 return out_BxHxh[:, None], kv.spread(cache, mesh)
 
             x_BxTxD, cache = decoder.block(config, layer, x_BxTxD, tables, attend, adapter[i] if adapter else None)
-            x_BxTxD = kv.beside_weights(x_BxTxD, mesh)
             kept.append(cache)
         new = sample(_logits(config, top, x_BxTxD[:, 0]), state.rows, state.count_B, state.active_B, vocabulary)
         count_B = state.count_B + state.active_B
