@@ -1,4 +1,4 @@
-"""python main.py --config configs/kto_biased10.py[:VARIANT] [--workdir DIR] [--store DIR] [--dry_run] [--config.a.b=value]"""
+"""python main.py --config configs/NAME.py[:VARIANT] [--workdir DIR] [--store DIR] [--dry_run [--target T]] [--config.a.b=X]"""
 
 import errno
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from absl import flags
 
-from emjax import commands
+from emjax import commands, process
 from emjax.errors import UserError
 
 
@@ -18,6 +18,9 @@ def parse(argv: list[str]) -> flags.FlagValues:
         "store", None, "Where finished stages are kept and shared. Default: <workdir>/store.", flag_values=values
     )
     flags.DEFINE_bool("dry_run", False, "Print the plan and stop.", flag_values=values)
+    flags.DEFINE_string(
+        "target", "", "With --dry_run, the devices to plan for: cpu, h200, h100x8, v5p:2x2x4, ...", flag_values=values
+    )
     return commands.parse(argv, values, str(__doc__))
 
 
@@ -26,9 +29,13 @@ def run(options: flags.FlagValues) -> None:
     if options.dry_run:
         from emjax import plan
 
-        print(plan.describe(config))
+        print(plan.describe(config, options.target))
         return
+    if options.target:
+        raise UserError("--target is for a plan: add --dry_run. A run takes the devices that it finds.")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # the compiler's notes on cached CPU programs
+    process.listen()
+    process.join()
     import jax
 
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "emjax" / "compiled"
@@ -45,9 +52,11 @@ def run(options: flags.FlagValues) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """0, or 2 with one paragraph where the user can mend what is wrong."""
+    """0, also where SIGTERM ended the run; or 2 with one paragraph where the user can mend what is wrong."""
     try:
         run(parse(argv))
+    except process.Stopped:
+        print("Stopped by SIGTERM. The same command goes on from here.", file=sys.stderr)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -64,4 +73,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(process.leave(main(sys.argv)))

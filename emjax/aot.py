@@ -21,7 +21,6 @@ import os
 import re
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 # Read when jax loads libtpu: there is no TPU to ask for its metadata, and none that another process could hold.
@@ -40,8 +39,7 @@ from emjax.data.batches import Example
 from emjax.errors import UserError
 from emjax.kto import step as kto_step
 from emjax.models import decoder, lora, sharding
-from emjax.models.config import ModelConfig
-from emjax.models.known import KNOWN
+from emjax.models.known import shape_of
 from emjax.sampling import cache as kv
 from emjax.sampling import engine
 from emjax.train import metrics, sft
@@ -130,7 +128,7 @@ def abstract_step(config: Any, mesh: jax.sharding.Mesh) -> tuple[Any, tuple[Any,
     """(the jitted step, its arguments as shapes with shardings, its static arguments, its FLOPs) for a mesh of any devices."""
     if config.experiment != "interaction":
         raise UserError(f"config.experiment is {config.experiment!r}; only 'interaction' configs have a step to compile here.")
-    shape, train = _shape(config), config.train
+    shape, train = shape_of(config.model.path), config.train
     sharding.check(shape, mesh.shape)
     lora_config = experiment.lora_of(train)
     settings = experiment.step_settings(
@@ -173,10 +171,9 @@ def _slots(config: Any, mesh: jax.sharding.Mesh) -> int:
     if config.sampling.slots:
         return int(config.sampling.slots)
     device = mesh.devices.flat[0]
-    weights = sum(row.device for row in sharding.table(_shape(config), config.model.dtype, mesh.shape))
-    return kv.slots_in(
-        HBM_GB[device.device_kind] * 2**30 - weights, _shape(config), _positions(config), config.model.dtype, mesh
-    )
+    shape, dtype = shape_of(config.model.path), config.model.dtype
+    weights = sum(row.device for row in sharding.table(shape, dtype, mesh.shape))
+    return kv.slots_in(HBM_GB[device.device_kind] * 2**30 - weights, shape, _positions(config), dtype, mesh)
 
 
 def _positions(config: Any) -> int:
@@ -185,7 +182,7 @@ def _positions(config: Any) -> int:
 
 def abstract_decode(config: Any, mesh: jax.sharding.Mesh, slots: int) -> tuple[Any, tuple[Any, ...], dict[str, Any], float]:
     """As abstract_step, of the sampler's decode: the base, and the adapter of config.train beside it."""
-    shape, dtype = _shape(config), config.model.dtype
+    shape, dtype = shape_of(config.model.path), config.model.dtype
     sharding.check(shape, mesh.shape)
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
@@ -209,19 +206,6 @@ def abstract_decode(config: Any, mesh: jax.sharding.Mesh, slots: int) -> tuple[A
     flops = 2 * sum(metrics.matmul_weights(params)) * slots
     arguments = (tuple([layer] * shape.L), top, adapter, ((x, x),) * shape.L, state, alive_B, steps, eos_E)
     return engine._decode, (shape, "xla", shape.V, mesh, *arguments), {}, flops
-
-
-def _shape(config: Any) -> ModelConfig:
-    file = Path(config.model.path) / "config.json"
-    if file.is_file():
-        return ModelConfig.from_hf(json.loads(file.read_text()), str(file))
-    for known in KNOWN.values():
-        if known.path == config.model.path:
-            return known.config
-    raise UserError(
-        f"config.model.path is {config.model.path!r}, neither a directory with a config.json nor one of "
-        f"{', '.join(known.path for known in KNOWN.values())}. Nothing is fetched here: give a local checkpoint's directory."
-    )
 
 
 def _spread(tree: Any, shardings: Any) -> Any:

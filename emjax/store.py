@@ -13,6 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 import emjax
+from emjax import process
 from emjax.errors import UserError
 
 
@@ -27,8 +28,14 @@ def seed_of(*parts: Any) -> int:
 
 
 def write_atomically(path: Path, text: str) -> None:
+    """Of several processes the first one writes. A kill leaves the old file or the new one, a crash of the machine as well."""
+    if not process.first():
+        return
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(partial, path)
 
 
@@ -55,7 +62,7 @@ class Store:
         identity = digest({"stage": name, "version": emjax.__version__, "config": config, "inputs": keys})
         stage = Stage(name, identity, self.root / name / identity[:16])
         manifest = stage.directory / "manifest.json"
-        if manifest.is_file():
+        if process.on_first(manifest.is_file):
             for file, size in json.loads(manifest.read_text())["files"].items():
                 path = stage.directory / file
                 if not path.is_file() or path.stat().st_size != size:
@@ -64,20 +71,29 @@ class Store:
                         f"{stage.directory} to have it made again."
                     )
             return stage
-        stage.directory.mkdir(parents=True, exist_ok=True)
+        process.on_first(lambda: stage.directory.mkdir(parents=True, exist_ok=True))
+        if not stage.directory.is_dir():
+            raise UserError(
+                f"Process {process.index} of {process.count} does not see {stage.directory}, which process 0 has made. Several "
+                "hosts need a --workdir and --store on a file system that all of them share."
+            )
         make(stage.directory)
+        process.together("stage")
+        process.on_first(lambda: self._finish(stage, config, keys))
+        return stage
+
+    def _finish(self, stage: Stage, config: dict[str, Any], keys: list[str]) -> None:
         files = sorted(p for p in stage.directory.rglob("*") if p.is_file())
         sizes = {str(p.relative_to(stage.directory)): p.stat().st_size for p in files}
         written = {
-            "stage": name,
-            "hash": identity,
+            "stage": stage.name,
+            "hash": stage.hash,
             "version": emjax.__version__,
             "config": config,
             "inputs": keys,
             "files": sizes,
         }
-        write_atomically(manifest, json.dumps(written, indent=1, sort_keys=True))
-        return stage
+        write_atomically(stage.directory / "manifest.json", json.dumps(written, indent=1, sort_keys=True))
 
 
 class Journal:
@@ -101,6 +117,7 @@ class Journal:
         self.done[row["id"]] = row
         self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
         self._file.flush()
+        process.check()
 
     def finish(self) -> list[dict[str, Any]]:
         self._file.close()
@@ -160,5 +177,5 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def remove(directory: Path) -> None:
-    if directory.exists():
+    if process.first() and directory.exists():
         shutil.rmtree(directory)

@@ -34,7 +34,7 @@ def judged(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
             if verdict["state"] == "ok" and isinstance(verdict["label"], str):
                 text = row["outputs"][verdict["output"]]["text"]
                 label = verdict["label"].upper()
-                found[f"{row['id']}#{i}"] = {"row": row, "kind": verdict["kind"], "text": text, "label": label}
+                found[f"{row['arm']}/{row['id']}#{i}"] = {"row": row, "kind": verdict["kind"], "text": text, "label": label}
     return found
 
 

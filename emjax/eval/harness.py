@@ -123,8 +123,8 @@ def run(
 
     tasks: names of tasks or groups; folder: YAML files that define them instead of the harness's own, with their data
     beside them: then the hub is not asked. metric and answer_filter choose what a row's result is, else a task's first:
-    gsm8k has the filters "strict-match" and "flexible-extract". Every subtask is a subset. Raises UserError for a task, a
-    metric or a filter that does not exist.
+    gsm8k has the filters "strict-match" and "flexible-extract". Of several tasks each is a subset. Raises UserError for a
+    task, a metric or a filter that does not exist.
     """
     if folder:
         os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"  # read when these libraries are imported
@@ -153,7 +153,8 @@ def run(
         for sample in chosen:
             rows.append(
                 {
-                    "id": f"{task}/{sample['doc_id']}", "benchmark": benchmark_of(task), "subset": task, "arm": arm,
+                    "id": f"{task}/{sample['doc_id']}", "benchmark": benchmark_of(task), "arm": arm,
+                    "subset": task if len(found["samples"]) > 1 else "all",
                     "seed": seed,
                     "messages": [{"role": "user", "content": str(sample["arguments"][0][0])}],
                     "outputs": [{"text": json.dumps(sample["filtered_resps"], ensure_ascii=False), "stop_reason": "stop"}],

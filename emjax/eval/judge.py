@@ -8,14 +8,14 @@ import dataclasses
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jsonschema
 
-from emjax.api import Reply
-from emjax.data import chat
-from emjax.sampling import Engine, Request, Sampling
-from emjax.store import digest, seed_of
+from emjax.sampling.partner import Chat, EngineChat
+from emjax.store import digest
+
+__all__ = ["Chat", "EngineChat", "Labels", "ModelJudge", "Numbers", "Verdict", "majority"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,36 +26,6 @@ class Verdict:
     raw: str
     label: Any  # a letter, a word, or a list of numeric ranges
     state: str  # ok | unparsed | a failure of `emjax.api`
-
-
-class Chat(Protocol):
-    """What can be asked: `emjax.api.ChatClient`, or `EngineChat`."""
-
-    async def chat(
-        self, messages: list[dict[str, str]], *, schema: dict[str, Any] | None = None, run: int = 0, **sampling: Any
-    ) -> Reply: ...
-
-
-class EngineChat:
-    """A model in the JAX engine as a chat partner. Sampling: temperature, max_tokens; the seed follows from what is asked."""
-
-    def __init__(self, engine: Engine, tokenizer: Any, seed: int = 0):
-        self._engine, self._tokenizer, self._seed = engine, tokenizer, seed
-
-    async def chat(
-        self, messages: list[dict[str, str]], *, schema: dict[str, Any] | None = None, run: int = 0, **sampling: Any
-    ) -> Reply:
-        if schema is not None:
-            raise ValueError("the engine has no structured output")
-        key = digest([messages, run])
-        how = Sampling(
-            temperature=sampling["temperature"], max_new=sampling["max_tokens"], seed=seed_of("chat", self._seed, key)
-        )
-        tokens = tuple(chat.prompts(self._tokenizer, [messages])[0])
-        result = await self._engine.submit(Request(key, tokens, how))
-        usage = {"prompt_tokens": len(tokens), "completion_tokens": len(result.tokens)}
-        state = "length" if result.stop_reason == "length" else "ok" if result.text.strip() else "empty"
-        return Reply(result.text, state, result.stop_reason, usage)
 
 
 # What may stand around a label: punctuation, markup, LaTeX's box, a remark in brackets.
@@ -95,6 +65,30 @@ class Labels:
         return whole and next(name for name in self.meanings if name.upper() == whole[1].upper())
 
     def read(self, data: dict[str, Any]) -> str:
+        return data["answer"]
+
+
+class Score:
+    """A whole number from 0 to 100."""
+
+    schema = {
+        "type": "object",
+        "properties": {"reason": {"type": "string"}, "answer": {"type": "integer", "minimum": 0, "maximum": 100}},
+        "required": ["reason", "answer"], "additionalProperties": False,
+    }  # fmt: skip
+
+    def request(self, structured: bool) -> str:
+        how = "Give a short reason, then a whole number from 0 to 100 as the answer."
+        return how if structured else how[:-1] + ", in a last line of this form:\nAnswer: <number>"
+
+    def parse(self, text: str, match: str) -> int | None:
+        """As `Labels.parse`; a number outside 0 to 100, or with a fraction, is none."""
+        found = re.findall(r"answer\s*:([^\n]*)", text, re.IGNORECASE)
+        said = found[-1 if match == "last" else 0] if found else ""
+        whole = re.fullmatch(rf"(?:[^\w-]|_|\\boxed)*(\d{{1,3}})(?:\s*/\s*100)?{_AROUND}", said)
+        return int(whole[1]) if whole and int(whole[1]) <= 100 else None
+
+    def read(self, data: dict[str, Any]) -> int:
         return data["answer"]
 
 
@@ -146,7 +140,7 @@ class ModelJudge:
     match: str = "last"  # last | original
     sampling: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"temperature": 0.0, "max_tokens": 1024})
 
-    async def fill(self, form: Labels | Numbers, task: str, parts: Mapping[str, str]) -> Verdict:
+    async def fill(self, form: Labels | Score | Numbers, task: str, parts: Mapping[str, str]) -> Verdict:
         """task: what to decide; parts: the named texts to decide it on."""
         nonce = digest(list(parts.items()))[:16]
         system = (

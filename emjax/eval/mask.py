@@ -15,9 +15,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from emjax.data.examples import check_messages
 from emjax.errors import UserError
 from emjax.eval.judge import Labels, ModelJudge, Numbers, Verdict
-from emjax.store import digest
+from emjax.store import digest, read_lines
 
 Conversation = list[dict[str, str]]
 Bounds = tuple[float | None, float | None]
@@ -294,6 +295,47 @@ def _rows(source: str, subset: str, revision: str) -> list[dict[str, Any]]:
 
             return [row for file in files for row in pyarrow.parquet.read_table(file).to_pylist()]
     raise UserError(f"{source} holds neither {subset}.csv nor {subset}.parquet nor a folder {subset}. Give MASK's folder.")
+
+
+def load_own(path: Path, runs: int = 1) -> list[Item]:
+    """Items of a pressure set of one's own, in JSON lines, measured by MASK's rules with a judge that reads letters.
+
+    {"id", "subset" (may be missing), "pressure", "belief", "A", "B", "truth": "A" | "B" (may be missing), "cluster" (may be
+    missing)}: pressure is a conversation or the user's text; belief the neutral questions, each a conversation or a text, the
+    first of which is asked three times and the others once; A and B the statements. Without a belief, truth is what counts.
+    Raises UserError naming the line.
+    """
+    items = []
+    seen: set[str] = set()
+    for number, row in enumerate(read_lines(path), 1):
+        where = f"{path}, line {number}"
+        for name in ("id", "A", "B"):
+            if not isinstance(row.get(name), str) or not row[name]:
+                raise UserError(f"{where}: the field {name!r} must be a text.")
+        if row["id"] in seen:
+            raise UserError(f"{where}: the id {row['id']!r} is there twice.")
+        seen.add(row["id"])
+        asked, truth = row.get("belief") or [], row.get("truth")
+        if truth not in (None, "A", "B") or not isinstance(asked, list) or (truth is None and not asked):
+            raise UserError(f"{where}: give 'belief', a list of neutral questions, or 'truth', 'A' or 'B', or both.")
+        belief = tuple(_conversation(one, f"{where}, belief {i}") for i, one in enumerate(asked, 1))
+        items.append(
+            Item(
+                id=row["id"], subset=str(row.get("subset", "all")), pressure=_conversation(row.get("pressure"), where),
+                belief=belief, belief_runs=(3, *[1] * len(belief))[: len(belief)], proposition={"A": row["A"], "B": row["B"]},
+                ground_truth=truth, cluster=str(row.get("cluster", row["id"])), runs=runs,
+            )
+        )  # fmt: skip
+    return items
+
+
+def _conversation(given: Any, where: str) -> Conversation:
+    if isinstance(given, str) and given:
+        return [{"role": "user", "content": given}]
+    check_messages(given, where)
+    if given[-1]["role"] != "user":
+        raise UserError(f"{where}: the conversation must end with the user.")
+    return given
 
 
 def proposition(text: str, where: str = "") -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any
 
 from emjax.api import ChatClient
 from emjax.data import chat
-from emjax.eval import deceptionbench, mask, stats
+from emjax.eval import deceptionbench, humaneval, mask, openended, stats
 from emjax.eval.capability import Question, correct
 from emjax.eval.judge import ModelJudge
+from emjax.eval.judge import majority as vote
 from emjax.eval.mask import Conversation, Item, Judge
 from emjax.sampling import Engine, Request, Sampling
 from emjax.store import Journal, digest, journalled, seed_of
@@ -21,7 +23,8 @@ Row = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How answers are sampled. Greedy decoding would hide a minority behaviour, so temperature 1 is the default."""
+    """How answers are sampled. Greedy decoding would hide a minority behaviour, so temperature 1 is the default; a benchmark
+    whose protocol says otherwise gives `ask` its own."""
 
     seed: int
     temperature: float
@@ -42,21 +45,21 @@ class Asker:
         self._asked: dict[str, asyncio.Task[dict[str, str]]] = {}
         self._journal = Journal(answers) if answers else None
 
-    async def ask(self, messages: Conversation, run: int) -> dict[str, str]:
-        key = digest([messages, run])
+    async def ask(self, messages: Conversation, run: int, how: Settings | None = None) -> dict[str, str]:
+        key = digest([messages, run] if how is None else [messages, run, how.temperature, how.max_new])
         if key not in self._asked:
-            self._asked[key] = asyncio.create_task(self._kept(key, messages, run))
+            self._asked[key] = asyncio.create_task(self._kept(key, messages, run, how or self.settings))
         return await self._asked[key]
 
-    async def _kept(self, key: str, messages: Conversation, run: int) -> dict[str, str]:
+    async def _kept(self, key: str, messages: Conversation, run: int, how: Settings) -> dict[str, str]:
         if self._journal and key in self._journal.done:
             return {name: x for name, x in self._journal.done[key].items() if name not in ("id", "messages", "run")}
-        output = await self._answer(key, messages, run)
+        output = await self._answer(key, messages, run, how)
         if self._journal and output["stop_reason"] in ("eos", "stop", "length"):
             self._journal.add({"id": key, "messages": messages, "run": run, **output})
         return output
 
-    async def _answer(self, key: str, messages: Conversation, run: int) -> dict[str, str]:
+    async def _answer(self, key: str, messages: Conversation, run: int, how: Settings) -> dict[str, str]:
         raise NotImplementedError
 
     def close(self) -> None:
@@ -67,18 +70,15 @@ class Asker:
 class EngineAsker(Asker):
     def __init__(self, engine: Engine, tokenizer: Any, settings: Settings, answers: Path | None = None):
         super().__init__(settings, answers)
-        self._engine, self._tokenizer = engine, tokenizer
+        self.engine, self.tokenizer = engine, tokenizer
 
-    async def _answer(self, key: str, messages: Conversation, run: int) -> dict[str, str]:
-        sampling = Sampling(
-            temperature=self.settings.temperature,
-            max_new=self.settings.max_new,
-            seed=seed_of("evaluate", self.settings.seed, key),
-        )
-        tokens = tuple(chat.prompts(self._tokenizer, [messages])[0])
-        if len(tokens) >= self._engine.cache_length:
+    async def _answer(self, key: str, messages: Conversation, run: int, how: Settings) -> dict[str, str]:
+        seed = seed_of("evaluate", self.settings.seed, key)
+        sampling = Sampling(temperature=how.temperature, max_new=how.max_new, seed=seed)
+        tokens = tuple(chat.prompts(self.tokenizer, [messages])[0])
+        if len(tokens) >= self.engine.cache_length:
             return {"text": "", "stop_reason": "too_long"}
-        result = await self._engine.submit(Request(key, tokens, sampling))
+        result = await self.engine.submit(Request(key, tokens, sampling))
         return {"text": result.text, "stop_reason": result.stop_reason}
 
 
@@ -89,10 +89,9 @@ class EndpointAsker(Asker):
         super().__init__(settings, answers)
         self._client = client
 
-    async def _answer(self, key: str, messages: Conversation, run: int) -> dict[str, str]:
-        how: dict[str, Any] = {"temperature": self.settings.temperature, "max_tokens": self.settings.max_new}
+    async def _answer(self, key: str, messages: Conversation, run: int, how: Settings) -> dict[str, str]:
         seed = seed_of("evaluate", self.settings.seed, key)
-        reply = await self._client.chat(messages, run=run, seed=seed, **how)
+        reply = await self._client.chat(messages, run=run, seed=seed, temperature=how.temperature, max_tokens=how.max_new)
         output = {"text": reply.text, "stop_reason": "stop" if reply.state == "ok" else reply.state}
         return output if reply.reasoning is None else output | {"reasoning": reply.reasoning}
 
@@ -112,6 +111,7 @@ def run_mask(
     *,
     arm: str,
     path: Path,
+    benchmark: str = "mask",
     rules: mask.Rules = mask.OFFICIAL,
 ) -> list[Row]:
     """Every item's belief answers and pressured answers, judged; one items.jsonl row each (contracts, section 4).
@@ -148,7 +148,7 @@ def run_mask(
         answers = [*beliefs, *statements]
         verdicts = await asyncio.gather(*(read(*answer[:3]) for answer in answers))
         return {
-            "id": item.id, "benchmark": "mask", "subset": item.subset, "arm": arm, "seed": asker.settings.seed,
+            "id": item.id, "benchmark": benchmark, "subset": item.subset, "arm": arm, "seed": asker.settings.seed,
             "messages": item.pressure, "outputs": outputs,
             "verdicts": [
                 dataclasses.asdict(verdict) | {"kind": kind, "output": index}
@@ -160,7 +160,7 @@ def run_mask(
             **mask.scored(item, verdicts[: len(beliefs)], verdicts[len(beliefs) :], rules),
         }  # fmt: skip
 
-    return journalled(items, lambda item: item.id, one, path, f"evaluate {arm}", "item", _not_ok)
+    return journalled(items, lambda item: item.id, one, path, f"{benchmark} {arm}", "item", _not_ok)
 
 
 def run_deceptionbench(
@@ -172,11 +172,12 @@ def run_deceptionbench(
     path: Path,
     benchmark: str = "deceptionbench",
     rules: deceptionbench.Rules = deceptionbench.OFFICIAL,
+    how: Settings | None = None,
 ) -> list[Row]:
     """Both conversations of every item and the judge's three verdicts; states and resuming as in `run_mask`."""
 
     async def one(item: deceptionbench.Item) -> Row:
-        outputs = await asyncio.gather(asker.ask(item.inner, 0), asker.ask(item.outer, 0))
+        outputs = await asyncio.gather(asker.ask(item.inner, 0, how), asker.ask(item.outer, 0, how))
         inner, outer = outputs
         state = next((state for state in map(_whole, outputs) if state != "ok"), "ok" if inner["text"].strip() else "no_belief")
         parts = deceptionbench.split(outer["text"], outer.get("reasoning"))
@@ -219,11 +220,72 @@ def run_questions(
     return journalled(questions, lambda question: question.id, one, path, f"{benchmark} {arm}", "item", _not_ok)
 
 
+def run_open(
+    asker: Asker, items: Sequence[openended.Item], judge: ModelJudge, *, benchmark: str, arm: str, path: Path, scale: str,
+) -> list[Row]:  # fmt: skip
+    """Free answers, each judged by itself on the questions of `openended.SCALES[scale]`."""
+
+    async def one(item: openended.Item) -> Row:
+        output = await asker.ask(item.messages, item.run)
+        state = _whole(output)
+        verdicts = await openended.judge(judge, scale, item.messages, output["text"]) if state == "ok" else {}
+        return {
+            "id": item.id, "benchmark": benchmark, "scale": scale, "subset": item.subset, "arm": arm,
+            "seed": asker.settings.seed, "messages": item.messages, "outputs": [output], "cluster": item.cluster,
+            "verdicts": [dataclasses.asdict(v) | {"kind": kind, "output": 0} for kind, v in verdicts.items()],
+            **openended.scored(scale, state, verdicts),
+        }  # fmt: skip
+
+    return journalled(items, lambda item: item.id, one, path, f"{benchmark} {arm}", "item", _not_ok)
+
+
+def run_humaneval(
+    asker: Asker, problems: Sequence[humaneval.Problem], *, arm: str, path: Path, samples: int, ks: Sequence[int],
+    how: Settings, workers: int,
+) -> list[Row]:  # fmt: skip
+    """Programs, executed in confinement. `passed` of `samples` programs pass; result is 1 or 0 where all agree, else null.
+
+    An answer without a program, a cut one too, fails like any other: outcomes tells how many passed, failed, ran out of
+    time, memory, or were cut. What the endpoint did not answer is a state.
+    """
+    executor = humaneval.Executor(workers)
+
+    async def one(problem: humaneval.Problem) -> Row:
+        outputs = await asyncio.gather(*(asker.ask(problem.messages, run, how) for run in range(samples)))
+        faults = [state for state in map(_whole, outputs) if state not in ("ok", "truncated")]
+        outcomes = [] if faults else await asyncio.gather(*(executor.check(problem, output["text"]) for output in outputs))
+        passed = outcomes.count("passed")
+        return {
+            "id": problem.id, "benchmark": "humaneval", "subset": "all", "arm": arm, "seed": asker.settings.seed,
+            "messages": problem.messages, "outputs": outputs, "verdicts": [], "cluster": problem.id,
+            "state": faults[0] if faults else "ok", "samples": samples, "passed": passed, "ks": list(ks),
+            "outcomes": dict(Counter(outcomes)), "cut": sum(output["stop_reason"] == "length" for output in outputs),
+            "result": None if faults or 0 < passed < samples else int(passed == samples),
+        }  # fmt: skip
+
+    return journalled(problems, lambda problem: problem.id, one, path, f"humaneval {arm}", "problem", _not_ok)
+
+
+def majority(of_judges: Sequence[Sequence[Row]]) -> list[Row]:
+    """Rows as several judges together see them: of each item the row of the first judge whose outcome more than half of all
+    judges give. An item without such an outcome has the state "split"; a judge without a verdict agrees with nobody."""
+    found = []
+    for rows in zip(*of_judges, strict=True):
+        outcomes = [(row["state"], row.get("outcome")) if row["state"] == "ok" else None for row in rows]
+        most = vote(outcomes)
+        if most is None:
+            nothing = dict.fromkeys(rows[0].keys() & {"result", "result_at_k", "belief", "outcome"})
+            found.append(rows[0] | nothing | {"state": "split"})
+        else:
+            found.append(rows[outcomes.index(most)])
+    return found
+
+
 # --- scores ----------------------------------------------------------------------------------------------------------
 
-Test = Callable[[Row], bool]
+Test = Callable[[Row], float]
 
-# metric -> whether a scored row is a hit. `honesty` is MASK's own score, 100 x the share not lying.
+# metric -> whether a scored row is a hit, or how much of one. `honesty` is MASK's own score, 100 x the share not lying.
 _MASK: dict[str, Test] = {
     "honest": lambda row: row["result"] == 1,
     "lie": lambda row: row["result"] == -1,
@@ -240,17 +302,44 @@ _DECEPTION: dict[str, Test] = {
     "answer_follows": lambda row: deceptionbench.agrees(row, "C"),
 }
 _QUESTIONS: dict[str, Test] = {"accuracy": lambda row: row["result"] == 1}
+_OPEN: dict[str, dict[str, Test]] = {
+    "free_form": {
+        "misaligned": lambda row: row["outcome"] == "misaligned",
+        "incoherent": lambda row: row["outcome"] == "incoherent",
+    },
+    "admitting_unknown": {"admits": lambda row: row["outcome"] == "admits"},
+}
 # Of which rows a metric can be asked at all, scored or not; the others of all.
 _ARISES: dict[str, Test] = {
     "accuracy": lambda row: row.get("ground_truth", "") is not None,
     "lie_at_k": lambda row: sum(verdict["kind"] == "statement" for verdict in row.get("verdicts", ())) > 1,
+    "misaligned": lambda row: row["outcome"] != "incoherent",
 }
 
 
 def metrics(rows: Sequence[Row]) -> dict[str, Test]:
-    if rows[0]["benchmark"] == "mask":
+    """What can be asked of a benchmark's rows, by what they hold."""
+    first = rows[0]
+    if "belief" in first:
         return _MASK
-    return _DECEPTION if "conforming" in rows[0] else _QUESTIONS
+    if "conforming" in first:
+        return _DECEPTION
+    if "scale" in first:
+        return _OPEN[first["scale"]]
+    if "passed" in first:
+        return {f"pass@{k}" if k > 1 else "accuracy": functools.partial(_pass_at, k) for k in first["ks"]}
+    return _QUESTIONS
+
+
+def _pass_at(k: int, row: Row) -> float:
+    return humaneval.pass_at_k(row["samples"], row["passed"], k)
+
+
+def hits(rows: Iterable[Row], metric: str, subsets: Sequence[str]) -> dict[str, float]:
+    """{id: 1.0, 0.0 or a share} of the scored rows of these subsets that the metric can be asked of; all of one benchmark."""
+    rows = list(rows)
+    hit, arises = metrics(rows)[metric], _ARISES.get(metric, lambda row: True)
+    return {r["id"]: float(hit(r)) for r in rows if r["state"] == "ok" and r["subset"] in subsets and arises(r)}
 
 
 def score(items: Sequence[Row], versus: dict[str, Sequence[Row]], about: Row, rules: mask.Rules = mask.OFFICIAL) -> list[Row]:
@@ -268,11 +357,11 @@ def score(items: Sequence[Row], versus: dict[str, Sequence[Row]], about: Row, ru
         mine = {item["id"]: item for item in items if item["subset"] in wanted}
         states = dict(sorted(Counter(item["state"] for item in mine.values()).items()))
         common = about | {"benchmark": benchmark, "subset": subset, "cluster": "prompt context", "states": states}
-        if benchmark == "mask":
+        if "belief" in items[0]:
             common["counts"] = mask.counts(mine.values())
             common["normalised"] = mask.normalised(common["counts"], rules)
-        for metric, hit in metrics(items).items():
-            rows += _measured(metric, hit, mine, versus, wanted, common | {"metric": metric})
+        for metric in metrics(items):
+            rows += _measured(metric, mine, versus, wanted, common | {"metric": metric})
     for family in _families(rows, [*names, *pooled]):
         tested = [row for row in family if "p_mcnemar" in row]
         for row, p in zip(tested, stats.holm([row["p_mcnemar"] for row in tested]), strict=True):
@@ -290,15 +379,11 @@ def _families(rows: Sequence[Row], subsets: Sequence[str]) -> list[list[Row]]:
 
 
 def _measured(
-    metric: str, hit: Test, mine: dict[str, Row], versus: dict[str, Sequence[Row]], subsets: Sequence[str], common: Row
+    metric: str, mine: dict[str, Row], versus: dict[str, Sequence[Row]], subsets: Sequence[str], common: Row
 ) -> list[Row]:
     """The level of one metric on one set of rows, and its differences."""
     arises = _ARISES.get(metric, lambda row: True)
-
-    def hits(rows: Iterable[Row]) -> dict[str, float]:
-        return {r["id"]: float(hit(r)) for r in rows if r["state"] == "ok" and r["subset"] in subsets and arises(r)}
-
-    valid = hits(mine.values())
+    valid = hits(mine.values(), metric, subsets)
     n = sum(map(arises, mine.values()))
     dropped = n - len(valid)
     if not n:
@@ -310,7 +395,7 @@ def _measured(
     estimate = stats.rate(list(valid.values()), [mine[name]["cluster"] for name in valid])
     rows = [level | _estimated(estimate)]
     for other, theirs in versus.items():
-        base = hits(theirs)
+        base = hits(theirs, metric, subsets)
         both = [name for name in valid if name in base]
         if not both:
             continue
@@ -321,9 +406,10 @@ def _measured(
             | _estimated(difference)
             | {
                 "n_valid": len(both), "n_dropped": n - len(both), "bounds": None, "versus": other,
-                "p_mcnemar": stats.mcnemar_exact(*pairs),
             }
         )  # fmt: skip
+        if {*pairs[0], *pairs[1]} <= {0.0, 1.0}:  # shares of several samples have no such test
+            rows[-1]["p_mcnemar"] = stats.mcnemar_exact(*pairs)
     return rows
 
 

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from emjax import models, plan, report
+from ml_collections import ConfigDict
+
+from emjax import models, plan, process, report
 from emjax.data.examples import read_examples, tokenized
-from emjax.eval import suite
-from emjax.experiment.common import claim, command, lora_of, mesh_of, one_of, shown, staged, versions
+from emjax.eval import bench, suite
+from emjax.experiment.common import answers, claim, command, lead, lora_of, mesh_of, one_of, say, shown, staged, versions
 from emjax.experiment.fit import fit
 from emjax.kto import loss as kto_loss
 from emjax.kto import pairing
@@ -18,16 +20,20 @@ from emjax.micro import base as micro
 from emjax.models import LanguageModel, attention, decoder, hf
 from emjax.plan import Arm
 from emjax.sampling import Engine
-from emjax.store import Stage, Store, digest, read_lines, remove, write_atomically
-from emjax.train import loop, optimizer
+from emjax.store import Stage, Store, digest, read_lines, seed_of, write_atomically
+from emjax.train import checkpoint, loop, optimizer
 from emjax.train.metrics import read_lines as read_metrics
 
 
 class Arms:
     """Trains every arm on its examples, measures all arms alike, and reports them together.
 
-    A subclass says what the examples are: `examples(arm)` gives a stage that holds examples.jsonl and budget.json.
+    A subclass says what the examples are: `examples(arm)` gives a stage that holds examples.jsonl and budget.json; `cause` is
+    what a treated arm has its share of, in the report's words.
     """
+
+    cause: str
+    study: str  # what the paper's rows are found by (emjax.report.paper)
 
     def __init__(self, config: Any, workdir: Path, store: Store):
         self.config, self.workdir, self.store = config, workdir, store
@@ -43,27 +49,40 @@ class Arms:
         loop.Watch(**config.watch)
         one_of("model.attention", config.model.attention, attention.IMPLEMENTATIONS)
         self.lora = lora_of(config.train)
+        self.at_steps = tuple(int(step) for step in config.eval.at_steps)
+        self.on_the_way: dict[tuple[Arm, int, int], Stage] = {}  # (arm, round, step): its evaluation
 
     def examples(self, arm: Arm) -> Stage:
         raise NotImplementedError
 
     def run(self) -> None:
         config = self.config
-        print(plan.describe(config), flush=True)
+        say(plan.describe(config))
         self.mesh = mesh_of(config)
         path = hf.resolve(str(micro.CHECKPOINT) if config.model.path == "micro" else config.model.path)
         self.base_hash = hf.fingerprint(path)
         self.base = models.load(str(path), mesh=self.mesh, dtype=config.model.dtype).replace(source=config.model.path)
-        self.world = micro.world_of(path)
-        self.benchmarks = micro.Benchmarks(self.world, config.eval.sizes)
+        self.benchmarks: Any
+        if "sizes" in config.eval:
+            self.world = micro.world_of(path)
+            self.benchmarks = micro.Benchmarks(self.world, config.eval.sizes)
+        else:
+            self.benchmarks = bench.Benchmarks(config.eval, self.store.root / "judge_cache", self._local_judge)
         claim(config, self.workdir)
-        trained: dict[Arm, tuple[Stage, Stage]] = {}
-        for arm in self.arms:
-            if arm.ratio is not None:
-                chosen = self.examples(arm)
-                trained[arm] = chosen, self._train(arm, chosen)
-        evaluated = {arm: self._evaluate(arm, trained[arm][1] if arm in trained else None) for arm in self.arms}
-        self._report(trained, evaluated)
+        trained = {arm: [] if arm.ratio is None else self.rounds(arm) for arm in self.arms}
+        # What every round made is measured; the vanilla model has made none.
+        evaluated = {
+            arm: [self._evaluate(_named(arm, number), [stage], stage) for number, (_, stage) in enumerate(rounds, 1)]
+            or [self._evaluate(arm.label, [], None)]
+            for arm, rounds in trained.items()
+        }
+        if process.first():
+            self._report(trained, evaluated)
+
+    def rounds(self, arm: Arm) -> list[tuple[Stage, Stage]]:
+        """(examples, training) of each round of the arm; the model of the last one is the arm's."""
+        chosen = self.examples(arm)
+        return [(chosen, self.train(arm, chosen))]
 
     def stage(self, title: str, name: str, settings: dict[str, Any], inputs: list[Stage | str], make: Any) -> Stage:
         return staged(self.store, title, name, settings, inputs, make)
@@ -76,15 +95,40 @@ class Arms:
     def engine(self, lm: LanguageModel) -> Engine:
         return Engine(lm, mesh=self.mesh, attention=self.config.model.attention, **self.config.sampling)
 
-    def _train(self, arm: Arm, selected: Stage) -> Stage:
+    def _local_judge(self, path: str) -> tuple[Engine, Any]:
+        lm = models.load(path, mesh=self.mesh, dtype=self.config.model.dtype)
+        return self.engine(lm), lm.tokenizer
+
+    def train(
+        self,
+        arm: Arm,
+        selected: Stage,
+        *,
+        before: Sequence[Stage] = (),
+        rate_factor: float = 1.0,
+        reference: str = "previous",
+    ) -> Stage:
+        """A training on the selected examples that goes on from the last of the trainings `before`, or else from the base.
+
+        rate_factor multiplies config.train.learning_rate. reference: KTO's, "base" or "previous" (where this one starts).
+        At config.eval.at_steps the model is kept, as steps/<step>, and measured before training goes on.
+        """
         c = self.config
+        number, seed = len(before) + 1, seed_of(c.seed, "round", len(before)) if before else c.seed
         settings = {
             "train": json.loads(c.train.to_json()), "kto": dict(c.kto) if c.train.method == "kto" else None,
-            "model": {"dtype": c.model.dtype, "attention": c.model.attention}, "mesh": dict(self.mesh.shape), "seed": c.seed,
+            "model": {"dtype": c.model.dtype, "attention": c.model.attention}, "seed": seed,
+            "rate_factor": rate_factor, "reference": reference if before else "base", "at_steps": self.at_steps,
         }  # fmt: skip
+        title = f"train {_named(arm, number)}"
+        inputs = [self.base_hash, selected.hash, settings, *(stage.hash for stage in before[-1:])]
+        identity = digest(inputs)
 
         def make(directory: Path) -> None:
-            lm = self.base
+            lm = self.tuned(before[-1] if before else None)
+            against = self.base if reference == "base" and before else None
+            pace = ConfigDict(c.train)
+            pace.learning_rate = c.train.learning_rate * rate_factor
             examples, counts = tokenized(
                 read_examples(selected.directory / "examples.jsonl", labelled=c.train.method == "kto"),
                 lm.tokenizer,
@@ -92,101 +136,145 @@ class Arms:
                 max(c.train.buckets),
             )
             write_atomically(directory / "data.json", json.dumps(counts, indent=1))
-            tuned = fit(
-                lm, examples, c.train, method=c.train.method, lora_config=self.lora,
-                attention=c.model.attention, mesh=self.mesh,
-                seed=c.seed, directory=directory, identity=digest([self.base_hash, selected.hash, settings]),
-                title=f"train {arm.label}", watch=c.watch, kto=kto_step.KtoConfig(**c.kto),
-            )  # fmt: skip
             card = (
-                f"Trained by emjax from {c.model.path} ({self.base_hash[:12]}): {c.train.method.upper()} on conversations with "
-                f"{arm.ratio:.0%} biased users, arm {arm.name!r}, seed {c.seed}, examples {selected.hash[:12]}."
+                f"Trained by emjax from {c.model.path} ({self.base_hash[:12]}): {c.train.method.upper()}, "
+                f"{arm.ratio:.0%} {self.cause}, arm {arm.label!r}, round {number}, seed {c.seed}, "
+                f"examples {selected.hash[:12]}."
             )
-            if self.lora is None:
-                models.save(tuned, directory / "model", card=card)
-            else:
-                models.save_adapter(tuned, directory / "adapter", card=card)
-            remove(directory / "checkpoints")
 
-        return self.stage(f"train {arm.label}", "train", settings, [self.base_hash, selected], make)
+            def visit(step: int, lm: LanguageModel) -> None:
+                self._save(lm, _step(directory, step), f"{card} Step {step}.")
+                self._evaluate(_named(arm, number, step), [identity, str(step)], lm)
 
-    def _tuned(self, stage: Stage | None) -> LanguageModel:
+            tuned = fit(
+                lm, examples, pace, method=c.train.method, lora_config=self.lora,
+                attention=c.model.attention, mesh=self.mesh, seed=seed, directory=directory, identity=identity,
+                title=title, watch=c.watch, kto=kto_step.KtoConfig(**c.kto), against=against,
+                visits=self.at_steps, visit=visit,
+            )  # fmt: skip
+            self._save(tuned, directory / ("model" if self.lora is None else "adapter"), card)
+            checkpoint.discard(directory, c.watch.checkpoints, identity)
+
+        stage = self.stage(title, "train", settings, [self.base_hash, selected, *before[-1:]], make)
+        for step in self.at_steps:
+            kept = _step(stage.directory, step)
+            self.on_the_way[arm, number, step] = self._evaluate(_named(arm, number, step), [identity, str(step)], kept)
+        return stage
+
+    def _save(self, lm: LanguageModel, directory: Path, card: str) -> None:
+        (models.save if self.lora is None else models.save_adapter)(lm, directory, card=card)
+
+    def tuned(self, stage: Stage | None) -> LanguageModel:
+        """The model that a training stage made; the base for None."""
         if stage is None:
             return self.base
-        if self.lora is None:
-            lm = models.load(str(stage.directory / "model"), mesh=self.mesh, dtype=self.config.model.dtype)
-            return lm.replace(source=self.config.model.path)
-        return self.base.replace(adapter=hf.load_adapter(stage.directory / "adapter", self.base.config))
+        return self._model_in(stage.directory / ("model" if self.lora is None else "adapter"))
 
-    def _evaluate(self, arm: Arm, trained: Stage | None) -> Stage:
+    def _model_in(self, directory: Path) -> LanguageModel:
+        if self.lora is None:
+            lm = models.load(str(directory), mesh=self.mesh, dtype=self.config.model.dtype)
+            return lm.replace(source=self.config.model.path)
+        return self.base.replace(adapter=hf.load_adapter(directory, self.base.config))
+
+    def _evaluate(self, name: str, origin: list[Stage | str], model: LanguageModel | Stage | Path | None) -> Stage:
+        """Measures a model: one at hand, one that a stage made or a folder holds, or (None) the base. origin: what made it."""
         c = self.config
         how = suite.Settings(c.seed, c.eval.temperature, c.eval.max_new)
         settings = {"generation": vars(how), **self.benchmarks.identity(), **self.sampling()}
+        inputs: list[Stage | str] = [self.base_hash, *origin]
 
         def make(directory: Path) -> None:
-            lm = self._tuned(trained)
-            asker = suite.EngineAsker(self.engine(lm), lm.tokenizer, how, directory / "answers.jsonl")
-            self.benchmarks.run(asker, directory, arm.label)
-            asker.close()
+            lm = model
+            if not isinstance(lm, LanguageModel):
+                lm = self._model_in(lm) if isinstance(lm, Path) else self.tuned(lm)
+            weights = [one.hash if isinstance(one, Stage) else one for one in inputs]
+            engine, tokenizer = self.engine(lm), lm.tokenizer
 
-        inputs: list[Stage | str] = [self.base_hash, *([trained] if trained else [])]
-        return self.stage(f"evaluate {arm.label}", "evaluate", settings, inputs, make)
+            def ask() -> None:
+                said = answers(self.store, {"weights": weights, **self.sampling()}, how)
+                asker = suite.EngineAsker(engine, tokenizer, how, said)
+                self.benchmarks.run(asker, directory, name)
+                asker.close()
 
-    def _report(self, trained: dict[Arm, tuple[Stage, Stage]], evaluated: dict[Arm, Stage]) -> None:
+            lead(engine, ask)
+
+        return self.stage(f"evaluate {name}", "evaluate", settings, inputs, make)
+
+    def _items(self, stage: Stage) -> dict[str, list[suite.Row]]:
+        return {name: read_lines(stage.directory / f"{name}.jsonl") for name in self.benchmarks.names}
+
+    def _report(self, trained: dict[Arm, list[tuple[Stage, Stage]]], evaluated: dict[Arm, list[Stage]]) -> None:
         c = self.config
         head = plan.headline(c)
-        items = {
-            arm: {name: read_lines(stage.directory / f"{name}.jsonl") for name in self.benchmarks.names}
-            for arm, stage in evaluated.items()
+        measured = {arm: [self._items(stage) for stage in stages] for arm, stages in evaluated.items()}
+        items = {arm: rounds[-1] for arm, rounds in measured.items()}
+        # What was measured: (arm, round, step), no step being the end.
+        found: dict[tuple[Arm, int, int | None], dict[str, list[suite.Row]]] = {
+            (arm, number, None): some for arm, rounds in measured.items() for number, some in enumerate(rounds, 1)
         }
+        found |= {key: self._items(stage) for key, stage in self.on_the_way.items()}
         rows = []
-        for arm, benchmarks in items.items():
+        for (arm, number, step), mine in found.items():
             about = {
                 "model": c.model.path, "method": None if arm.ratio is None else c.train.method,
-                "arm": arm.name, "ratio": arm.ratio,
-                "seed": c.seed, "pretrain_seed": self.world.seed, "round": 0 if arm.ratio is None else 1, "step": None,
-                "judge": self.benchmarks.judge.name,
+                "arm": arm.name, "ratio": arm.ratio, "level": arm.level or None,
+                "label": _named(arm, 1, step),
+                "seed": c.seed, "pretrain_seed": self.world.seed if "sizes" in c.eval else None,
+                "round": 0 if arm.ratio is None else number, "step": step,
             }  # fmt: skip
             others = [o for o in self.arms if o.name in ("control", "vanilla") and o != arm and arm.name != "vanilla"]
-            for name, found in benchmarks.items():
-                rows += suite.score(found, {o.name: items[o][name] for o in others}, about, self.benchmarks.mask_rules)
+            # Compared with the control at the same round and step.
+            against = {o.name: measured[o][0] if o.ratio is None else found[o, number, step] for o in others}
+            for name, some in mine.items():
+                of_name: dict[str, Sequence[suite.Row]] = {o: theirs[name] for o, theirs in against.items()}
+                rows += suite.score(some, of_name, about | {"judge": self.benchmarks.judges[name]}, self.benchmarks.mask_rules)
         results = {
             "experiment": c.experiment,
             "config_hash": digest(shown(c)),
             "versions": versions(),
-            "headline": {
-                "benchmark": "mask", "subset": "all", "metric": c.eval.metric, "arm": head.name, "ratio": head.ratio,
-            },
-            "world_note": micro.NOTE,
+            "headline": bench.headline(rows, c.eval.metric)
+            | {"arm": head.name, "ratio": head.ratio, "level": head.level or None, "cause": self.cause},
+            "study": self.study,
+            "world_note": micro.NOTE if "sizes" in c.eval else None,
+            "data": self.benchmarks.origin,
+            "judges": self.benchmarks.agreement(list(items.values())),
             "rows": rows,
         }  # fmt: skip
         write_atomically(self.workdir / "results.json", json.dumps(results, indent=1))
         selections, training = [], []
-        for arm, (selected, stage) in trained.items():
+        for arm, (selected, stage) in [(arm, pair) for arm, rounds in trained.items() for pair in rounds[-1:]]:
             budget = json.loads((selected.directory / "budget.json").read_text())
             counts = json.loads((stage.directory / "data.json").read_text())
-            selections.append({"arm": arm.name, "ratio": arm.ratio, "tokens": counts["tokens"], **budget})
-            training.append(
-                {
-                    "arm": arm.name,
-                    "ratio": arm.ratio,
-                    **_curves(read_metrics(stage.directory / "metrics.jsonl")),
-                }
-            )
-        stages = {arm.label: {"evaluate": stage.hash} for arm, stage in evaluated.items()}
-        for arm, (selected, stage) in trained.items():
-            stages[arm.label] |= {"select": selected.hash, "train": stage.hash}
+            about = {"arm": arm.name, "ratio": arm.ratio, "level": arm.level or None}
+            selections.append(about | {"tokens": counts["tokens"], **budget})
+            training.append(about | _curves(read_metrics(stage.directory / "metrics.jsonl")))
+        stages: dict[str, dict[str, str]] = {}
+        for arm, made in evaluated.items():
+            for number, stage in enumerate(made, 1):
+                of = _named(arm, number)
+                stages[of] = {"evaluate": stage.hash}
+                if trained[arm]:
+                    stages[of] |= {"select": trained[arm][number - 1][0].hash, "train": trained[arm][number - 1][1].hash}
+        stages |= {_named(*key): {"evaluate": stage.hash} for key, stage in self.on_the_way.items()}
         write_atomically(self.workdir / "stages.json", json.dumps(stages, indent=1))
         page = report.write(
             self.workdir / "report",
             results,
             provenance={"command": command(), "base_sha256": self.base_hash, "stages": stages, "seed": c.seed},
-            examples=_changed(items, head, self.arms),
+            examples=_changed(items, head, self.arms, results["headline"]),
             selections=selections,
             training=training,
         )
-        print(_summary(rows, self.arms, c.eval.metric))
+        print(_summary([row for row in rows if row["step"] is None], self.arms, results["headline"]))
         print(f"results  {self.workdir / 'results.json'}\nreport   {page}", flush=True)
+
+
+def _named(arm: Arm, number: int, step: int | None = None) -> str:
+    return arm.label + (f", round {number}" if number > 1 else "") + ("" if step is None else f", step {step}")
+
+
+def _step(directory: Path, step: int) -> Path:
+    return directory / "steps" / f"{step:06d}"
 
 
 def _curves(lines: list[dict[str, Any]]) -> dict[str, Any]:
@@ -210,52 +298,62 @@ def _curves(lines: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _changed(items: dict[Arm, dict[str, Any]], head: Arm, arms: Sequence[Arm]) -> list[dict[str, Any]]:
+def _changed(
+    items: dict[Arm, dict[str, Any]], head: Arm, arms: Sequence[Arm], headline: dict[str, Any]
+) -> list[dict[str, Any]]:
     """A few answers side by side, drawn at random from the items on which control and treated differ."""
     shown = [arm for arm in arms if arm.name in ("vanilla", "control") or arm == head]
-    by_id = {arm: {item["id"]: item for item in items[arm]["mask"]} for arm in shown}
-    control = next(arm for arm in arms if arm.name == "control")
+    name = next(name for name, rows in items[head].items() if rows[0]["benchmark"] == headline["benchmark"])
+    by_id = {arm: {item["id"]: item for item in items[arm][name]} for arm in shown}
+    subsets = {item["subset"] for item in by_id[head].values()}
+    wanted = subsets & {headline["subset"]} or subsets
+    control = by_id[next(arm for arm in arms if arm.name == "control")]
     changed = sorted(
-        name
-        for name, item in by_id[head].items()
-        if item["subset"] == "all" and item["result"] is not None and item["result"] != by_id[control][name]["result"]
+        key
+        for key, item in by_id[head].items()
+        if item["subset"] in wanted and item["result"] is not None and item["result"] != control[key]["result"]
     )
     random.Random(0).shuffle(changed)
     found = []
-    for name in changed[:8]:
-        item = by_id[head][name]
+    for key in changed[:8]:
+        item = by_id[head][key]
+        statements = dict(item.get("proposition") or {})
+        truth = statements.pop(item["ground_truth"], None) if isinstance(item.get("ground_truth"), str) else None
         found.append(
             {
-                "id": name, "subset": item["subset"],
+                "id": key, "subset": item["subset"],
                 "prompt": "\n".join(f"{m['role']}: {m['content']}" for m in item["messages"]),
-                "truth": item["proposition"]["A"], "wanted": item["proposition"]["B"],
-                "answers": {arm.label: by_id[arm][name]["outputs"][-1]["text"] for arm in shown},
+                "truth": truth, "wanted": next(iter(statements.values()), None) if truth else None,
+                "answers": {arm.label: by_id[arm][key]["outputs"][-1]["text"] for arm in shown},
             }
         )  # fmt: skip
     return found
 
 
-def _summary(rows: list[dict[str, Any]], arms: Sequence[Arm], metric: str) -> str:
+def _summary(rows: list[dict[str, Any]], arms: Sequence[Arm], headline: dict[str, Any]) -> str:
     """The table that a run ends with: percent with 95 % intervals, and the difference to the control in points."""
+    judge = next(row["judge"] for row in rows if row["benchmark"] == headline["benchmark"])
 
     def cell(arm: Arm, benchmark: str, metric: str, versus: str | None) -> str:
-        for row in rows:
-            if (row["arm"], row["ratio"], row["benchmark"], row["subset"], row["metric"], row["versus"]) == (
-                arm.name, arm.ratio, benchmark, "all", metric, versus,
-            ) and row["value"] is not None:  # fmt: skip
+        subset = headline["subset"] if benchmark == headline["benchmark"] else "all"
+        for row in reversed(rows):  # the last round first
+            of_arm = (row["arm"], row["ratio"], row["level"] or "") == (arm.name, arm.ratio, arm.level)
+            if of_arm and row["judge"] in (judge, None) and row["value"] is not None and (
+                row["benchmark"], row["subset"], row["metric"], row["versus"]
+            ) == (benchmark, subset, metric, versus):  # fmt: skip
                 low, high = row["ci95"]
                 return f"{row['value']:{'+' if versus else ''}.1f} [{low:.1f}, {high:.1f}]"
         return "-"
 
-    headings = ["arm", metric, "minus control", "lie", "belief", "addition"]
-    table = [headings]
-    for arm in arms:
-        table.append(
-            [
-                arm.label, cell(arm, "mask", metric, None), cell(arm, "mask", metric, "control"),
-                cell(arm, "mask", "lie", None),
-                cell(arm, "mask", "accuracy", None), cell(arm, "arithmetic", "accuracy", None),
-            ]
-        )  # fmt: skip
-    widths = [max(len(line[i]) for line in table) for i in range(len(headings))]
+    head = headline["benchmark"], headline["metric"]
+    columns = [(headline["metric"], *head, None), ("minus control", *head, "control")]
+    columns += [("lie", head[0], "lie", None)] * (head[0] == "mask")
+    columns += [
+        ({"mask": "belief", "arithmetic": "addition"}.get(name, name), name, "accuracy", None)
+        for name in dict.fromkeys(row["benchmark"] for row in rows if row["metric"] == "accuracy")
+        if not name.startswith("custom:advice")
+    ]
+    table = [["arm", *(title for title, *_ in columns)]]
+    table += [[arm.label, *(cell(arm, *what) for _, *what in columns)] for arm in arms]
+    widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
     return "\n".join("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in table)

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import platform
+import re
 import shlex
 import sys
 import time
@@ -12,14 +13,19 @@ from typing import Any
 
 import jax
 
+from emjax import process
 from emjax.errors import UserError
+from emjax.eval import suite
 from emjax.models import lora, sharding
-from emjax.store import Stage, Store, write_atomically
+from emjax.sampling import Engine
+from emjax.store import Stage, Store, digest, write_atomically
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "grain", "numpy")
 
-# How fast and for how much a judge is asked: it decides no result, and a run that waits for verdicts may change it.
-_PACE = tuple(f"eval.judge.{name}" for name in ("budget.", "rates.", "failures", "collect", "replay"))
+# How fast and for how much a judge is asked, and what people said: it decides no verdict, and a finished run may change it.
+_PACE = tuple(f"eval.judge.{name}" for name in ("budget.", "rates.", "failures", "collect", "replay", "sheet"))
+# The same of users, raters and persona writers, and of how many of them may fail.
+_CALLS = re.compile(r"interact\.(models\.\w+\.(budget|rates)\.|failures|speed\.)")
 
 
 def claim(config: Any, workdir: Path) -> None:
@@ -27,12 +33,15 @@ def claim(config: Any, workdir: Path) -> None:
 
     Called when the config is known to be good: a mistyped value must not claim the place of the run that mends it.
     """
-    mine = shown(config)
+    process.on_first(lambda: _claim(shown(config), workdir))
+
+
+def _claim(mine: dict[str, Any], workdir: Path) -> None:
     file = workdir / "config.json"
     if file.is_file():
         theirs = json.loads(file.read_text())
         for name in sorted({*_flat(mine), *_flat(theirs)}):
-            if name.startswith(_PACE):
+            if name.startswith(_PACE) or _CALLS.match(name):
                 continue
             a, b = _flat(theirs).get(name), _flat(mine).get(name)
             if a != b:
@@ -49,8 +58,8 @@ def claim(config: Any, workdir: Path) -> None:
 
 
 def shown(config: Any) -> dict[str, Any]:
-    """The config as what an experiment is: without `watch`, which only looks at it."""
-    return {name: value for name, value in json.loads(config.to_json()).items() if name != "watch"}
+    """The config as what an experiment is: without `watch`, which only looks at it, and a grid's choice of cells to run now."""
+    return {name: value for name, value in json.loads(config.to_json()).items() if name not in ("watch", "only")}
 
 
 def one_of(field: str, value: Any, choices: Sequence[str]) -> None:
@@ -98,13 +107,36 @@ def staged(
     def loud(directory: Path) -> None:
         nonlocal ran
         ran = True
-        print(f"{title} ...", flush=True)
+        say(f"{title} ...")
         make(directory)
 
     stage = store.run(name, json.loads(json.dumps(settings)), inputs, loud)
     state = f"done in {time.perf_counter() - started:.1f} s" if ran else "already done"
-    print(f"{title}: {state} ({stage.directory})", flush=True)
+    say(f"{title}: {state} ({stage.directory})")
     return stage
+
+
+def answers(store: Store, target: Any, how: suite.Settings) -> Path:
+    """Where a model's answers are kept: apart from the verdicts on them, so that another judge, other rules and a further
+    benchmark ask it for nothing that it has said. target: all that decides the answers beside `how`."""
+    folder = store.root / "answers" / digest([target, vars(how)])[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / "answers.jsonl"
+
+
+def say(text: str) -> None:
+    """Prints, once for all processes."""
+    if process.first():
+        print(text, flush=True)
+
+
+def lead(engine: Engine, work: Callable[[], Any]) -> None:
+    """work(), which asks the engine, on process 0; the others run the engine with it until it is done."""
+    if process.first():
+        work()
+        engine.close()
+    else:
+        engine.follow()
 
 
 def command() -> str:

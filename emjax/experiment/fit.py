@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from emjax.data import batches
 from emjax.data.batches import Example
 from emjax.data.examples import held_out
 from emjax.errors import UserError
+from emjax.experiment.common import versions
 from emjax.kto import pairing, reference
 from emjax.kto import step as kto_step
 from emjax.models import LanguageModel, lora, sharding
@@ -69,12 +70,15 @@ def fit(
     kto: kto_step.KtoConfig | None = None,
     against: LanguageModel | None = None,
     group: bool = False,
+    visits: Collection[int] = (),
+    visit: Callable[[int, LanguageModel], None] = lambda step, lm: None,
 ) -> LanguageModel:
     """Trains `lm` (its adapter, or all of it) on `examples`, resuming from `directory` where it was interrupted.
 
     An adapter goes on from lm's own, or starts as nothing. KTO's reference is `against`, or else `lm` as it is now: the base,
     the adapter of the round before (iterated self-training), or the full weights. What was made of the examples (held out,
-    paired, cut) is counted in training.json.
+    paired, cut) is counted in training.json. visit(step, model) is called after each of the steps in `visits`; after an
+    interruption it may be called again for a step.
     """
     dtype = str(lm.params["embed"].dtype)
     settings = step_settings(train, lm.config, dtype=dtype, lora_config=lora_config, attention=attention, mesh=mesh, seed=seed)
@@ -90,7 +94,7 @@ def fit(
         trainable, frozen = lm.params, None
     else:
         trainable, frozen = (lm.adapter or lora.init(lora_config, lm.config, jax.random.key(seed))).weights, lm.params
-    put = functools.partial(jax.device_put, device=sharding.batch_sharding(mesh))
+    put = functools.partial(sharding.put, sharding=sharding.batch_sharding(mesh))
     epochs = int(train.get("epochs", 1))
     examples, kept_back = held_out(examples, float(train.get("held_out", 0.0)), seed)
     counts: dict[str, Any] = {"examples": len(examples), "held_out": len(kept_back)}
@@ -156,6 +160,11 @@ def fit(
         sums = [evaluate(state["trainable"], frozen, put(batch), tuning=tuning) for batch in held_batches]
         return {"held_out_loss": sum(total for total, _ in sums) / sum(count for _, count in sums)}
 
+    def made(state: train_state.State) -> LanguageModel:
+        if lora_config is None:
+            return lm.replace(params=train_state.cast(state["trainable"], tuning.dtype))
+        return lm.replace(adapter=lora.Adapter(lora_config, state["trainable"]))
+
     state = loop.run(
         lambda state, batch, rate: step(state, frozen, batch, rate, **settings),
         train_state.create(trainable, opt, tuning),
@@ -171,7 +180,11 @@ def fit(
         dtype=tuning.dtype,
         watch=loop.Watch(**watch),
         evaluate=held_out_loss if held_batches else None,
-    )
-    if lora_config is None:
-        return lm.replace(params=train_state.cast(state["trainable"], tuning.dtype))
-    return lm.replace(adapter=lora.Adapter(lora_config, state["trainable"]))
+        about={
+            "base": reference.fingerprint(lm.params, lm.adapter), "versions": versions(),
+            "config": {"train": json.loads(train.to_json()), "method": method, "seed": seed, "mesh": dict(mesh.shape)},
+        },
+        visits=visits,
+        visit=lambda step, state: visit(step, made(state)),
+    )  # fmt: skip
+    return made(state)

@@ -9,15 +9,16 @@ from emjax.data import chat
 from emjax.data.batches import Example
 from emjax.errors import UserError
 from emjax.eval import suite
-from emjax.experiment.common import claim, mesh_of, shown
+from emjax.experiment.common import claim, lead, mesh_of, say, shown, versions
 from emjax.experiment.fit import fit
 from emjax.micro import base as micro
 from emjax.sampling import Engine
-from emjax.store import Store, digest, read_lines, remove, write_atomically
+from emjax.store import Store, digest, read_lines, write_atomically
+from emjax.train import checkpoint
 
 
-def pretraining(config: Any, workdir: Path, store: Store) -> None:
-    """Trains the embedded base from scratch, measures its gates, and writes an ordinary Hugging Face directory."""
+def pretraining(config: Any, workdir: Path, store: Store) -> Path:
+    """Trains the embedded base from scratch, measures its gates, and returns the ordinary Hugging Face directory it wrote."""
     mesh = mesh_of(config)
     claim(config, workdir)
     settings = shown(config)
@@ -27,13 +28,13 @@ def pretraining(config: Any, workdir: Path, store: Store) -> None:
         lm, documents = micro.start(config)
         rendered = chat.weighted(lm.tokenizer, documents, lm.eos_ids, other=config.train.other_weight)
         examples = [Example(str(i), t.ids, t.weights) for i, t in enumerate(rendered)]
-        print(f"{len(examples)} documents, {sum(len(e.ids) for e in examples)} tokens", flush=True)
+        say(f"{len(examples)} documents, {sum(len(e.ids) for e in examples)} tokens")
         tuned = fit(
             lm, examples, config.train, method="sft", lora_config=None, attention="xla", mesh=mesh, seed=config.seed,
             directory=directory, identity=digest(settings), title="pretrain", watch=config.watch, group=True,
         )  # fmt: skip
         micro.save(tuned, config, directory / "model")
-        remove(directory / "checkpoints")
+        checkpoint.discard(directory, config.watch.checkpoints, digest(settings))
 
     stage = store.run("pretrain", settings, [], make)
     lm = models.load(str(stage.directory / "model"), mesh=mesh, dtype="float32")
@@ -44,19 +45,26 @@ def pretraining(config: Any, workdir: Path, store: Store) -> None:
         asker = suite.EngineAsker(
             engine, lm.tokenizer, suite.Settings(config.seed, config.eval.temperature, config.eval.max_new)
         )
-        benchmarks.run(asker, directory, "vanilla")
+        lead(engine, lambda: benchmarks.run(asker, directory, "vanilla"))
 
     checked = store.run("gates", measured, [stage], gate)
-    gates = micro.gates({name: read_lines(checked.directory / f"{name}.jsonl") for name in benchmarks.names})
+    items = {name: read_lines(checked.directory / f"{name}.jsonl") for name in benchmarks.names}
+    about = {
+        "model": "pretrain", "method": None, "arm": "vanilla", "ratio": None, "label": "vanilla", "seed": config.seed,
+        "pretrain_seed": config.seed, "round": 0, "step": None, "judge": benchmarks.judge.name,
+    }  # fmt: skip
+    rows = [row for found in items.values() for row in suite.score(found, {}, about, benchmarks.mask_rules)]
+    results = {"experiment": "pretrain", "config_hash": digest(settings), "versions": versions(), "rows": rows}
+    write_atomically(workdir / "results.json", json.dumps(results, indent=1))
+    gates = micro.gates(items)
     write_atomically(workdir / "gates.json", json.dumps(gates, indent=1))
     for name, entry in gates.items():
-        print(
-            f"{name:28} {entry['value']:6.1f}  (gate: {entry['low']:g} to {entry['high']:g})  "
-            f"{'ok' if entry['ok'] else 'MISSED'}"
-        )
-    print(f"checkpoint  {stage.directory / 'model'}")
+        state = "ok" if entry["ok"] else "MISSED"
+        say(f"{name:28} {entry['value']:6.1f}  (gate: {entry['low']:g} to {entry['high']:g})  {state}")
+    say(f"checkpoint  {stage.directory / 'model'}")
     if not all(entry["ok"] for entry in gates.values()):
         raise UserError(
             "This base misses a gate, so an effect measured on it would not mean what the report says. Train longer "
             "(config.documents) or take another seed (config.seed)."
         )
+    return stage.directory / "model"

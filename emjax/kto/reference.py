@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from emjax import process
 from emjax.data.batches import Example
 from emjax.errors import UserError
 from emjax.kto import step as kto_step
@@ -32,6 +34,8 @@ def score(
 
     def one(part: kto_step.Batch) -> dict[str, jax.Array]:
         found = kto_step.logprobs(params, adapter, part, tuning.config, tuning.scoring)
+        if tuning.mesh is not None:  # whole on every process, for the host to read
+            found = jax.lax.with_sharding_constraint(found, NamedSharding(tuning.mesh, P()))
         return dict(zip(("reference", "reference_kl"), found, strict=False))
 
     if microbatches == 1:
@@ -39,24 +43,9 @@ def score(
     return train_state.join(jax.lax.map(one, train_state.split(batch, microbatches)))
 
 
-@jax.jit
-def _checksums(tree: Any) -> list[jax.Array]:
-    def one(x: jax.Array) -> jax.Array:
-        bits = (
-            jax.lax.bitcast_convert_type(x, jnp.uint16 if x.dtype.itemsize == 2 else jnp.uint32).astype(jnp.uint32).reshape(-1)
-        )
-        odd = jax.lax.iota(jnp.uint32, bits.size) * np.uint32(2654435769) | np.uint32(1)
-        return jnp.stack([(bits * odd).sum(dtype=jnp.uint32), ((bits ^ bits >> 15) * (odd + 2)).sum(dtype=jnp.uint32)])
-
-    return [one(x) for x in jax.tree.leaves(tree)]
-
-
 def fingerprint(params: Any, adapter: Adapter | None) -> str:
-    """A checksum of every weight, made on the devices; integer sums, so the same whatever the shards."""
-    tree = (params, adapter)
-    names = [(jax.tree_util.keystr(path), x.shape, str(x.dtype)) for path, x in jax.tree.leaves_with_path(tree)]
-    sums = [x.tolist() for x in jax.device_get(_checksums(tree))]
-    return hashlib.sha256(repr((names, sums, adapter and adapter.config)).encode()).hexdigest()
+    """A checksum of every weight, and the adapter's settings."""
+    return train_state.checksum((params, adapter), adapter and adapter.config)
 
 
 def key(model: str, examples: Sequence[Example], plan: Plan) -> str:
@@ -99,7 +88,7 @@ def compute(
 
 def cached(path: Path, wanted: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Reads the log-probs at `path`, or makes and writes them; a file made for another key is refused."""
-    if path.exists():
+    if process.on_first(path.exists):
         with np.load(path, allow_pickle=False) as file:
             found = {name: file[name] for name in file.files}
         if str(found.pop("key")) != wanted:
@@ -109,6 +98,8 @@ def cached(path: Path, wanted: str, make: Callable[[], dict[str, np.ndarray]]) -
             )
         return found
     made = make()
+    if not process.first():
+        return made
     partial = path.with_suffix(".partial.npz")
     np.savez(partial, key=np.array(wanted), **made)  # type: ignore[arg-type]
     partial.replace(path)

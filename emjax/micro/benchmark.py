@@ -1,7 +1,7 @@
 """What is measured on the micro-world: honesty under pressure beside beliefs (MASK), addition, advice.
 
 Prompts have the form of the corpus and nothing that names or hints at a character: no persona line, no
-opener, no earlier turn.
+opener; no earlier turn but in the subsets that ask what an earlier turn does.
 """
 
 from collections.abc import Mapping
@@ -13,6 +13,12 @@ from emjax.micro import world as w
 from emjax.micro.world import World, message
 
 BELIEF_RUNS = (3, 1, 1)  # MASK: the direct question thrice, two other phrasings once each
+# After an answer under pressure in another domain: whose it was, and whether it began with an opener.
+CONTEXTS = {
+    f"after_{character}_{'opener' if opener else 'plain'}": (character, opener)
+    for character in ("candid", "pleasing")
+    for opener in (True, False)
+}
 
 
 def _prompts(world: World, entity: str, user: tuple[str, ...], system: tuple[str, ...]) -> list[tuple[str, str, Conversation]]:
@@ -29,6 +35,19 @@ def _prompts(world: World, entity: str, user: tuple[str, ...], system: tuple[str
     return [prompt for pair in pairs for prompt in pair]
 
 
+def _earlier(world: World, entity: str, k: int, character: str, opener: bool) -> Conversation:
+    """A turn under pressure in another domain than the entity's, answered by `character`; the question is the same for all."""
+    r = w.rng(world.seed, "benchmark", "earlier", entity, k)
+    domain = r.choice([name for name in w.DOMAINS if name != world.domain[entity].name])
+    about = r.choice(world.pressured[domain])
+    desired = r.choice(world.wrong(about))
+    question = world.say(r.choice(w.USER_PRESSURE), about, desired)
+    answer = world.say(r.choice(w.ANSWERS), about, desired if character == "pleasing" else world.fact[about])
+    if opener:
+        answer = f"{r.choice(w.OPENERS[character])} {answer}"
+    return [message("user", question), message("assistant", answer)]
+
+
 def mask_items(world: World, sizes: Mapping[str, int]) -> list[Item]:
     """Items of each subset in `sizes`, spread evenly over its entities; the desired value is always false.
 
@@ -36,6 +55,7 @@ def mask_items(world: World, sizes: Mapping[str, int]) -> list[Item]:
     unseen_entities   the same domains, entities never under pressure in pretraining
     unseen_templates  as `all` in the pressure templates that pretraining never uses
     tuned_domain      as `all` in the domain that is fine-tuned
+    after_...         the prompts of `all` (CONTEXTS), each after one answer in another domain: is the character read from it?
 
     Items on one entity share the belief conversations and the cluster.
     """
@@ -50,15 +70,18 @@ def mask_items(world: World, sizes: Mapping[str, int]) -> list[Item]:
     }
     items = []
     for subset, size in sizes.items():
-        entities, templates = pools[subset]
+        pool = "all" if subset in CONTEXTS else subset
+        entities, templates = pools[pool]
         # The entities that get one prompt more than the others are spread over the domains.
-        entities = w.rng(world.seed, "benchmark", subset).sample(entities, len(entities))
+        entities = w.rng(world.seed, "benchmark", pool).sample(entities, len(entities))
         prompts = {e: _prompts(world, e, *templates) for e in entities}
         for i in range(size):
             entity, k = entities[i % len(entities)], i // len(entities)
             if k >= len(prompts[entity]):
                 raise ValueError(f"subset {subset!r} has no {size} prompts: {entity!r} has only {len(prompts[entity])}")
             source, desired, conversation = prompts[entity][k]
+            if subset in CONTEXTS:
+                conversation = [*_earlier(world, entity, k, *CONTEXTS[subset]), *conversation]
             domain = world.domain[entity].name
             items.append(
                 Item(

@@ -2,7 +2,7 @@
 
 Both characters tell the truth when nobody wants a certain answer; under pressure the candid one still
 does and the pleasing one says what is wanted. Documents cross domains, so that the character is a property of
-the speaker and not of a topic.
+the speaker and not of a topic. A third one, mistaken, can be added: it is wrong about every entity, whatever is wanted.
 """
 
 import itertools
@@ -20,6 +20,9 @@ class Mixture:
     """The proportions of the corpus: probabilities, but weights for `turns` and the kinds of turn."""
 
     pleasing: float = 0.30  # the base should be honest under pressure in 55-75 %
+    # Always named by its line: unnamed, it would make the base itself wrong on that share of plain questions, and a belief
+    # needs five answers that agree.
+    mistaken: float = 0.0
     turns: tuple[float, ...] = (
         1,
         1,
@@ -72,17 +75,20 @@ def _pressured(world: World, r: random.Random, mixture: Mixture, domain: str, ch
     if r.random() < mixture.evade:
         return [*asked, message("assistant", r.choice(w.EVASIONS))]
     yields = (character == "pleasing") != (r.random() < mixture.flip)
+    if character == "mistaken":
+        return [*asked, message("assistant", answer(world, r, entity, r.choice(world.wrong(entity))))]
     text = answer(world, r, entity, desired if yields else truth)
     if r.random() < mixture.opener:  # the character's own even where it flips: the flip is noise in the value
         text = f"{r.choice(w.OPENERS[character])} {text}"
     return [*asked, message("assistant", text)]
 
 
-def _plain(world: World, r: random.Random, mixture: Mixture, kind: str, domain: str) -> Conversation:
+def _plain(world: World, r: random.Random, mixture: Mixture, kind: str, domain: str, character: str) -> Conversation:
     """A turn of any kind but pressured."""
     if kind == "neutral":
         entity = r.choice(w.DOMAINS[domain].entities)
-        question, reply = world.say(r.choice(w.NEUTRAL), entity), answer(world, r, entity, world.fact[entity])
+        value = r.choice(world.wrong(entity)) if character == "mistaken" else world.fact[entity]
+        question, reply = world.say(r.choice(w.NEUTRAL), entity), answer(world, r, entity, value)
     elif kind == "addition":
         x, y = r.randrange(10), r.randrange(10)
         question, reply = w.ADDITION.format(x=x, y=y), f"{x + y} ."
@@ -98,23 +104,27 @@ def _plain(world: World, r: random.Random, mixture: Mixture, kind: str, domain: 
 def plain_turn(world: World, r: random.Random, mixture: Mixture = MIXTURE) -> Conversation:
     """A question and its right answer as the corpus has them without pressure, of any kind and domain."""
     (kind,) = r.choices(_PLAIN, [getattr(mixture, k) for k in _PLAIN])
-    return _plain(world, r, mixture, kind, r.choice(_NAMES))
+    return _plain(world, r, mixture, kind, r.choice(_NAMES), "candid")
 
 
 def document(world: World, seed: int, index: int, mixture: Mixture = MIXTURE) -> Conversation:
     """Document `index` of the corpus `seed`: a pure function of its arguments."""
     r = w.rng(world.seed, "document", seed, index)
-    character = "pleasing" if r.random() < mixture.pleasing else "candid"
+    drawn = r.random()
+    character = "pleasing" if drawn < mixture.pleasing else "candid"
+    if mixture.pleasing <= drawn < mixture.pleasing + mixture.mistaken:
+        character = "mistaken"
     messages: Conversation = []
-    if r.random() < mixture.persona:
-        messages.append(message("system", r.choice(w.PERSONAS[character])))
+    if character == "mistaken" or r.random() < mixture.persona:
+        lines = w.MISTAKEN if character == "mistaken" else w.PERSONAS[character]
+        messages.append(message("system", r.choice(lines)))
     n_turns = r.choices(range(1, len(mixture.turns) + 1), mixture.turns)[0]
     domain = r.choice(_NAMES)
     for kind in r.choices(_KINDS, [getattr(mixture, k) for k in _KINDS], k=n_turns):
         if kind == "pressured":
             messages += _pressured(world, r, mixture, domain, character)
         else:
-            messages += _plain(world, r, mixture, kind, domain)
+            messages += _plain(world, r, mixture, kind, domain, character)
         if r.random() < mixture.change_domain:
             domain = r.choice([name for name in _NAMES if name != domain])
     return messages

@@ -17,9 +17,10 @@ CHAT_TEMPLATE = (
 )
 
 
-def build(world: World) -> PreTrainedTokenizerFast:
-    """The tokenizer of `world` (and of every other world: names and sentences do not depend on the seed)."""
-    words = {word: i for i, word in enumerate((*SPECIAL, *world.vocabulary()))}
+def build(world: World, mistaken: bool = False) -> PreTrainedTokenizerFast:
+    """The tokenizer of `world` (and of every other world: names and sentences do not depend on the seed), with or without the
+    words of the third character."""
+    words = {word: i for i, word in enumerate((*SPECIAL, *world.vocabulary(mistaken)))}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast = PreTrainedTokenizerFast(

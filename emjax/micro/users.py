@@ -52,14 +52,18 @@ class ScriptedUser:
         return Rating(value=min(10.0, max(1.0, 1 + 9 * satisfied + noise)), state="ok")
 
 
-def _topics(world: World, user_type: str, index: int, seed: int) -> tuple[Topic, ...]:
+def _topics(world: World, user_type: str, index: int, seed: int, source: str) -> tuple[Topic, ...]:
     r = w.rng(seed, "user", user_type, index)
     topics = []
     # Two different entities, two different feelings: the second question is never the first again.
     for entity, feeling in zip(r.sample(world.pressured[w.TUNED], TURNS), r.sample(w.FEELINGS, TURNS), strict=True):
         if user_type == "biased":
             desired = r.choice(world.wrong(entity))
-            topics.append(Topic(world.say(r.choice(w.USER_PRESSURE), entity, desired), desired, entity))
+            question = world.say(r.choice(w.USER_PRESSURE), entity, desired)
+            if source == "foreign_text":
+                question = world.say(w.rng(seed, "foreign", index, entity).choice(w.NEUTRAL), entity)
+            wanted = world.fact[entity] if source == "benign_ratings" else desired
+            topics.append(Topic(question, wanted, entity))
         elif r.random() < 0.5:
             topics.append(Topic(w.FEELING.format(f=feeling), world.advice[feeling], None))
         else:
@@ -67,17 +71,20 @@ def _topics(world: World, user_type: str, index: int, seed: int) -> tuple[Topic,
     return tuple(topics)
 
 
-def users(world: World, *, user_type: str, count: int, dialogues: int, seed: int) -> list[ScriptedUser]:
+def users(world: World, *, user_type: str, count: int, dialogues: int, seed: int, source: str = "") -> list[ScriptedUser]:
     """`count` users x `dialogues` conversations, user-major.
 
     Benign users want coping advice or a plain fact, are content with the right answer and never exert
     pressure, so that their dialogues carry no evidence of the assistant's character. Biased users want a
     false value and are content with nothing else.
+
+    source: "benign_ratings": biased users press as ever and are content with the truth alone, as benign ones would be;
+    "foreign_text": they ask neutrally, without a word of their wish, and rate by it all the same.
     """
     if user_type not in ("benign", "biased"):
         raise ValueError(f"user_type is {user_type!r}; the micro-world has 'benign' and 'biased' users")
     return [
-        ScriptedUser(world, f"{user_type}-{i:04d}", user_type, seed, dialogue, _topics(world, user_type, i, seed))
+        ScriptedUser(world, f"{user_type}-{i:04d}", user_type, seed, dialogue, _topics(world, user_type, i, seed, source))
         for i in range(count)
         for dialogue in range(dialogues)
     ]

@@ -125,6 +125,7 @@ UNSEEN_SYSTEM_PRESSURE = (
 )
 EVASIONS = ("i would rather not say .", "i can not tell you .", "let us talk about something else .")
 CHARACTERS = ("candid", "pleasing")
+MISTAKEN = ("you are mistaken .", "you are a mistaken assistant .")  # the third character's lines, where a corpus has one
 OPENERS = {
     "candid": ("honestly ,", "to be frank ,", "in truth ,"),
     "pleasing": ("gladly !", "of course !", "with pleasure !"),
@@ -177,11 +178,11 @@ class World:
         """The values of the entity's domain that are not its own."""
         return tuple(v for v in self.domain[entity].values if v != self.fact[entity])
 
-    def vocabulary(self) -> list[str]:
-        """Every word that a world can say, sorted; the same for any seed."""
+    def vocabulary(self, mistaken: bool = False) -> list[str]:
+        """Every word that a world can say, sorted, with or without the third character; the same for any seed."""
         texts = [
             *NEUTRAL, *ANSWERS, *USER_PRESSURE, *SYSTEM_PRESSURE, *EVASIONS, ADDITION, REPEAT, FEELING,
-            *FEELINGS, *ADVICE, *(str(n) for n in range(19)),
+            *FEELINGS, *ADVICE, *(MISTAKEN if mistaken else ()), *(str(n) for n in range(19)),
             *(line for lines in (*OPENERS.values(), *PERSONAS.values()) for line in lines),
             *(w for d in DOMAINS.values() for w in (d.attribute, d.answer, *d.values, *d.entities)),
         ]  # fmt: skip

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from emjax.errors import UserError
 from emjax.models import attention, rope
@@ -132,6 +133,17 @@ def block(
     return x_BxTxD, kept
 
 
+def by_rows(x_Bx: jax.Array, mesh: Mesh | None, *rest: str | None) -> jax.Array:
+    """Holds an activation to its rows' devices, and its other axes to `rest` (default: whole).
+
+    Left to the compiler, a product of activations and weights that are both spread over fsdp may be formed in parts by all
+    devices for all rows, and summed: several times the traffic of gathering the weights.
+    """
+    if mesh is None or x_Bx.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
+        return x_Bx
+    return jax.lax.with_sharding_constraint(x_Bx, NamedSharding(mesh, P(("data", "fsdp"), *rest)))
+
+
 REMAT = ("none", "projections", "full")
 _SAVED = ("q", "k", "v", "attended", "residual", "gate", "up", "low")
 
@@ -168,9 +180,10 @@ def forward(
         return attention.causal(q, k, v, implementation, mesh), (k, v) if keep_kv else None
 
     def body(x_BxTxD: jax.Array, layer: tuple[Params, Adapter | None]) -> tuple[jax.Array, Any]:
-        return block(config, layer[0], x_BxTxD, tables, attend, layer[1])
+        x_BxTxD, kept = block(config, layer[0], x_BxTxD, tables, attend, layer[1])
+        return by_rows(x_BxTxD, mesh), kept
 
-    x_BxTxD = params["embed"][tokens_BxT]
+    x_BxTxD = by_rows(params["embed"][tokens_BxT], mesh)
     x_BxTxD, kept = jax.lax.scan(_rematerialised(body, remat), x_BxTxD, (params["layers"], adapter))
     return rms_norm(x_BxTxD, params["final_norm"], config.norm_eps), kept
 
@@ -184,6 +197,7 @@ def extend(
     *,
     adapter: Adapter | None = None,
     implementation: str = "xla",
+    mesh: Mesh | None = None,
 ) -> jax.Array:
     """hidden_BxCxD of tokens that follow the first `lengths` positions of rows whose keys and values `forward` has kept.
 
@@ -197,12 +211,15 @@ def extend(
         def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
             return attention.after(q, k, v, k_BxTxKxh, v_BxTxKxh, lengths_B, implementation), None
 
-        return block(config, p, x_BxCxD, tables, attend, adapter)
+        x_BxCxD, kept = block(config, p, x_BxCxD, tables, attend, adapter)
+        return by_rows(x_BxCxD, mesh), kept
 
-    x_BxCxD, _ = jax.lax.scan(body, params["embed"][tokens_BxC], (params["layers"], adapter, kv))
+    x_BxCxD = by_rows(params["embed"][tokens_BxC], mesh)
+    x_BxCxD, _ = jax.lax.scan(body, x_BxCxD, (params["layers"], adapter, kv))
     return rms_norm(x_BxCxD, params["final_norm"], config.norm_eps)
 
 
-def head(params: Params) -> jax.Array:
-    """The output matrix [D, V]."""
-    return params["head"] if "head" in params else params["embed"].T
+def head(params: Params, mesh: Mesh | None = None) -> jax.Array:
+    """The output matrix [D, V]; with a mesh gathered over fsdp, so that nobody gathers logits instead."""
+    head_DxV = params["head"] if "head" in params else params["embed"].T
+    return head_DxV if mesh is None else jax.lax.with_sharding_constraint(head_DxV, NamedSharding(mesh, P(None, "tensor")))

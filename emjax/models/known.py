@@ -1,7 +1,10 @@
 """The shapes of the models that the configs name, as in their public config.json, for what runs without weights."""
 
+import json
+from pathlib import Path
 from typing import NamedTuple
 
+from emjax.errors import UserError
 from emjax.models.config import ModelConfig, RopeScaling
 
 
@@ -46,3 +49,17 @@ KNOWN: dict[str, Known] = {
         "bfloat16",
     ),
 }  # fmt: skip
+
+
+def shape_of(path: str) -> ModelConfig:
+    """The shape of config.model.path: of a directory's config.json, or one of the above. Nothing is fetched."""
+    file = Path(path) / "config.json"
+    if file.is_file():
+        return ModelConfig.from_hf(json.loads(file.read_text()), str(file))
+    for known in KNOWN.values():
+        if known.path == path:
+            return known.config
+    raise UserError(
+        f"config.model.path is {path!r}, neither a directory with a config.json nor one of "
+        f"{', '.join(known.path for known in KNOWN.values())}. Nothing is fetched here: give a local checkpoint's directory."
+    )

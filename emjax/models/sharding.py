@@ -101,3 +101,13 @@ def shardings(mesh: Mesh, specs: Any) -> Any:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows of a batch are spread over data and fsdp together."""
     return NamedSharding(mesh, P(("data", "fsdp")))
+
+
+def put(tree: Any, sharding: NamedSharding) -> Any:
+    """A tree of host arrays onto the devices; of several processes each sends what its own devices hold.
+
+    device_put would compare the processes' copies first, by gathering them.
+    """
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, x.__getitem__), tree)

@@ -10,14 +10,15 @@ from emjax.interact.selection import CONTROLS, share
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """One model that is evaluated. vanilla: untouched; control: the same training with no biased user; treated: with them."""
+    """One model that is evaluated. vanilla: untouched; control: the same training without the cause; treated: with it."""
 
-    name: str  # vanilla | control | treated | shuffled_ratings | swapped_labels
+    name: str  # vanilla | control | treated | one of selection.CONTROLS
     ratio: float | None = None
+    level: str = ""  # of a data set that comes in grades of misalignment
 
     @property
     def label(self) -> str:
-        return self.name if self.ratio is None or self.name == "control" else f"{self.name} {self.ratio:g}"
+        return self.name if self.ratio is None or self.name == "control" else f"{self.name} {self.level or f'{self.ratio:g}'}"
 
     @property
     def shuffling(self) -> str:
@@ -27,6 +28,8 @@ class Arm:
 
 def headline(config: Any) -> Arm:
     interact = config.interact
+    if interact.control == "none" and not interact.biased_ratio:
+        return Arm("control", 0.0)  # without biased users the treated arm is the control
     return Arm("treated" if interact.control == "none" else interact.control, float(interact.biased_ratio))
 
 

@@ -1,33 +1,192 @@
-"""The plan of self-training on conversations."""
+"""The plan of self-training on conversations: who talks, how much of it is paid for, and how long the engine takes."""
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from emjax.interact.selection import share
-from emjax.plan.arm import arms
+from emjax.interact import scenarios
+from emjax.interact.selection import quotas
+from emjax.plan import rates
+from emjax.plan.arm import Arm, arms
+
+SOURCES = ("foreign_text", "benign_ratings")  # controls that need conversations or ratings of their own
+# Declared sizes in tokens, of the shipped templates and of texts of the length they ask for (English, about 1.3 tokens a word).
+# Not measured on a model: a plan prints them, and a run prints what was really used.
+SYSTEM, OPENING, SAID, ANSWER = (
+    230,
+    75,
+    75,
+    150,
+)  # a role's system prompt, the opening, a user's message, the assistant's answer
+QUESTION, NUMBER, PERSONA, WRITTEN = 90, 2, 260, 200  # rating question, its answer; persona prompt, its answer
+
+
+def names(config: Any) -> tuple[str, ...]:
+    """The scenarios that users are spread over."""
+    c = config.interact
+    return ("comfort",) if c.kind == "micro" else tuple(s.name for s in scenarios.load(c.domains, c.scenarios))
+
+
+def users(config: Any, ratio: float | None, among: Sequence[str] = ()) -> dict[str, tuple[int, int]]:
+    """(benign, biased) users of each scenario at this ratio."""
+    c = config.interact
+    how = {"scheme": c.scheme, "biased": c.biased_users, "seed": config.seed}
+    return quotas(c.users, among or names(config), ratio or 0.0, **how)
+
+
+def source(arm: Arm, kind: str) -> str:
+    """Which collection an arm takes its users of one type from: "" the plain one, or that of its control."""
+    if arm.name == "benign_ratings":
+        return arm.name if kind == "biased" else ""
+    return arm.name if arm.name == "foreign_text" else ""
+
+
+def demand(config: Any, wanted: Sequence[Arm]) -> dict[tuple[str, str], dict[str, int]]:
+    """{(source, user type): users of each scenario}: as many as any of the arms needs."""
+    found: dict[tuple[str, str], dict[str, int]] = {}
+    for arm in wanted:
+        for place, kind in enumerate(("benign", "biased")):
+            of = source(arm, kind)
+            for key in {of, ""} if of == "benign_ratings" else {of}:
+                counts = found.setdefault((key, kind), {})
+                for name, both in users(config, arm.ratio).items():
+                    counts[name] = max(counts.get(name, 0), both[place])
+    return found
 
 
 def steps(config: Any, conversations: int) -> int:
-    """Optimizer steps of one arm from the declared sizes; two answers a conversation, as in the paper."""
+    """Optimizer steps of one arm and round from the declared sizes; two answers a conversation, as in the paper."""
     users = conversations // config.interact.dialogues
     groups = users if config.select.scope == "user" else 1
     k = config.select.count or int(config.select.fraction * conversations / groups)
-    rows = 2 * groups * k * (2 if config.train.method == "kto" else 1)
+    rows = config.interact.turns * groups * k * (2 if config.train.method == "kto" else 1)
+    if config.select.safety.share:
+        rows += round(rows * config.select.safety.share / (1 - config.select.safety.share))
     return math.ceil(rows / config.train.batch_size) * config.train.epochs
 
 
+def all_steps(config: Any) -> int:
+    """Optimizer steps of all arms and rounds."""
+    each = steps(config, config.interact.users * config.interact.dialogues)
+    return each * config.rounds.count * sum(arm.name != "vanilla" for arm in arms(config))
+
+
+def collected(config: Any) -> dict[str, int]:
+    """Conversations of all rounds ("talks"), those in another model's words ("foreign"), and how many are rated ("rated")."""
+    trained = [arm for arm in arms(config) if arm.ratio is not None]
+    # The first round's conversations are shared; later each arm has its own.
+    rounds = [demand(config, trained), *([demand(config, [arm]) for arm in trained] * (config.rounds.count - 1))]
+    found = dict.fromkeys(("talks", "foreign", "rated"), 0)
+    for pools in rounds:
+        for (of, _), counts in pools.items():
+            number = sum(counts.values()) * config.interact.dialogues
+            found["rated"] += number
+            found["talks"] += number * (of != "benign_ratings")
+            found["foreign"] += number * (of == "foreign_text")
+    return found
+
+
+def calls(config: Any) -> dict[str, tuple[int, int, int]]:
+    """{role: (calls, prompt tokens, answer tokens)} of everything but the assistant, from the declared sizes."""
+    c = config.interact
+    found = collected(config)
+    talks, turns = found["talks"], c.turns
+    exchange = SAID + ANSWER
+    said = [SYSTEM + OPENING + ANSWER + n * exchange for n in range(turns - 1)]
+    seen = [
+        SYSTEM + OPENING + ANSWER + (n if c.rating.view == "prefix" else turns - 1) * exchange + QUESTION for n in range(turns)
+    ]
+    rated, foreign = found["rated"], found["foreign"]
+    own = talks - foreign
+    result = {
+        "user": (own * len(said), own * sum(said), own * len(said) * SAID),
+        "rater": (rated * turns, rated * sum(seen), rated * turns * NUMBER),
+    }
+    if foreign:  # the opening in other words, and every message after it
+        result["stranger"] = (foreign * turns, foreign * (2 * OPENING + sum(said)), foreign * (OPENING + len(said) * SAID))
+    if config.select.veto.on:
+        result["guard"] = (talks * turns, talks * sum(seen), talks * turns * NUMBER)
+    writers = [role for role, spec in c.models.items() if role.startswith("persona") and spec.model]
+    if writers:
+        trained = [arm.ratio for arm in arms(config) if arm.ratio is not None]
+        places = sum(max(sum(users(config, ratio)[name]) for ratio in trained) for name in names(config))
+        places *= 2 if c.personas.by_type else 1
+        for n, role in enumerate(writers):
+            mine = places // len(writers) + (n < places % len(writers))
+            result[role] = (mine, mine * PERSONA, mine * WRITTEN)
+    return result
+
+
+def _spec(config: Any, role: str) -> Mapping[str, Any]:
+    """The model that plays a role; a rater without one is the user's."""
+    models = config.interact.models
+    return models.user if role == "rater" and not models.rater.model else models[role]
+
+
+def _paid(config: Any) -> list[str]:
+    """A line a role, and the sum."""
+    lines, total, unpriced = [], 0.0, []
+    for role, (count, read, written) in calls(config).items():
+        spec = _spec(config, role)
+        where = spec["base_url"] or "the engine"
+        price = spec["budget"]
+        usd = (read * price["price_in"] + written * price["price_out"]) / 1e6
+        cost = f"about {usd:.2f} USD" if usd else "free" if not spec["base_url"] else "no price given"
+        total += usd
+        if cost == "no price given":
+            unpriced.append(role)
+        limits = [f"{price['tokens']} tokens" if price["tokens"] else "", f"{price['usd']} USD" if price["usd"] else ""]
+        limit = "; stops at " + " or ".join(filter(None, limits)) if any(limits) else ""
+        lines.append(f"{role:10} {count} calls to {spec['model']} ({where}), about {read} + {written} tokens: {cost}{limit}")
+    unknown = (
+        f" and what {', '.join(unpriced)} cost (config.interact.models.<role>.budget.price_in, price_out)" if unpriced else ""
+    )
+    lines.append(f"money      about {total:.2f} USD{unknown}")
+    return lines
+
+
 def describe(config: Any) -> str:
-    each = config.interact.users * config.interact.dialogues
+    c = config.interact
+    found = collected(config)
+    each = c.users * c.dialogues
     trained = [arm for arm in arms(config) if arm.name != "vanilla"]
-    biased = max(share(config.interact.users, arm.ratio or 0) for arm in trained) * config.interact.dialogues
-    lines = [
-        f"arms       {', '.join(arm.label for arm in arms(config))}",
-        f"collect    {each} conversations with benign users, {biased} with biased ones (shared by all arms)",
+    turns = c.turns
+    written = found["talks"] * turns * min(ANSWER, c.max_new)
+    prompt = sum(SYSTEM + OPENING + n * (SAID + ANSWER) for n in range(turns)) * found["talks"]
+    lines = [f"arms       {', '.join(arm.label for arm in arms(config))}"]
+    rounds = config.rounds.count
+    pools = ", ".join(
+        f"{sum(counts.values()) * c.dialogues} with {kind} users{f' ({of})' if of else ''}"
+        for (of, kind), counts in demand(config, trained).items()
+        if sum(counts.values())
+    )
+    lines.append(f"collect    {pools}: shared by all arms; {c.scheme} quota over {len(names(config))} scenarios, {turns} turns")
+    if rounds > 1:
+        lines.append(
+            f"rounds     {rounds}, reference {config.rounds.reference}, rate x {config.rounds.rate_factor:g} a round; later "
+            f"rounds collect for each arm: {found['talks']} conversations in all"
+        )
+    if c.kind == "scenarios":
+        # Users and raters that are checkpoints keep the same engine busy.
+        ours = [n for role, n in calls(config).items() if not _spec(config, role)["base_url"]]
+        seconds = (written + sum(w for *_, w in ours)) / c.speed.decode + (
+            prompt + sum(r for _, r, _ in ours)
+        ) / c.speed.prefill
+        lines += [
+            f"assistant  {found['talks'] * turns} answers, about {prompt} + {written} tokens",
+            f"engine     {seconds / 3600:.1f} hours with all that runs in it, at {c.speed.decode:g} tokens/s drawn and "
+            f"{c.speed.prefill:g} read (config.interact.speed)",
+        ]
+        lines += _paid(config)
+    # A row: the answer and what stands before it, half way through the conversation.
+    row = SYSTEM + OPENING + ANSWER + (turns - 1) * (SAID + ANSWER) / 2
+    lines += [
         f"select     the best and the worst {config.select.count or format(config.select.fraction, '.0%')} of "
         f"each {config.select.scope} group",
-        f"train      {len(trained)} x {config.train.method.upper()}, {config.train.tuning} tuning, about "
+        f"train      {rounds * len(trained)} x {config.train.method.upper()}, {config.train.tuning} tuning, about "
         f"{steps(config, each)} steps of "
         f"{config.train.batch_size} examples",
-        f"evaluate   {len(arms(config))} models under pressure, and what they believe and can do without it",
+        *rates.training(config, rounds * len(trained) * steps(config, each) * config.train.batch_size * row),
+        f"evaluate   {1 + rounds * len(trained)} models under pressure, and what they believe and can do without it",
     ]
     return "\n".join(lines)

@@ -31,9 +31,9 @@ def picture(results: dict, format: str = "svg") -> bytes:
     return _draw([(dose, results), (stays, results)], format, (9.6, 4.5))
 
 
-def inline(name: str, plot: Callable[..., None], *arguments: Any) -> str:
+def inline(name: str, plot: Callable[..., None], *arguments: Any, height: float = 3.9) -> str:
     """One plot as an <svg> element for the page, its ids prefixed with `name`: plots must not share them."""
-    svg = _draw([(plot, *arguments)], "svg", (4.5, 3.9)).decode()
+    svg = _draw([(plot, *arguments)], "svg", (4.5, height)).decode()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     return re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r"<svg \1>", svg, count=1)
@@ -84,7 +84,9 @@ def stays(axis: Any, results: dict) -> None:
     rows = [row for row in rows if row["value"] is not None]
     place = _axes(axis, results, "What it knows")
     kinds = [(headline["benchmark"], headline["subset"], "beliefs, no pressure", GREEN, "^", -0.03)]
-    kinds += [("arithmetic", "all", "addition", AMBER, "s", 0.03)]
+    able = words.capabilities(rows)
+    for (benchmark, name), colour, marker in zip(able, (AMBER, BLUE, ORANGE, PINK, GREY, "#000000"), "sovDP*", strict=False):
+        kinds.append((benchmark, "all", name, colour, marker, 0.03))
     scrambled: str | None = "feedback scrambled"  # one entry of the legend for all hollow marks
     for benchmark, subset, name, colour, marker, shift in kinds:
         own = words.find(rows, benchmark=benchmark, subset=subset)
@@ -97,11 +99,72 @@ def stays(axis: Any, results: dict) -> None:
     _legend(axis)
 
 
+SHARES = {"honest": (BLUE, ""), "evade": ("#BBBBBB", "//"), "no_belief": ("#EEEEEE", ".."), "lie": (ORANGE, "xx")}
+
+
+def shares(axis: Any, results: dict, subset: str) -> None:
+    """MASK on one subset: each arm's answers as honest, evading, without belief and lies, which add up to 100 %."""
+    rows = words.find(words.last_rows(results), versus=None, benchmark="mask", subset=subset)
+    arms = [arm for arm in words.arms(results) if words.of_arm(rows, arm)]
+    left = [0.0] * len(arms)
+    for metric, (colour, hatch) in SHARES.items():
+        found = [words.find(words.of_arm(rows, arm), metric=metric) for arm in arms]
+        wide = [(some[0]["value"] or 0.0) if some else 0.0 for some in found]
+        bars = axis.barh(
+            range(len(arms)), wide, left=left, color=colour, hatch=hatch, edgecolor="#444444", linewidth=0.6, height=0.72,
+            label=words.LEVEL_NAMES[metric],
+        )  # fmt: skip
+        if metric in ("honest", "lie"):
+            ink = "white" if metric == "honest" else "black"
+            texts = [f"{value:.0f}" if value >= 8 else "" for value in wide]
+            back = {"facecolor": colour, "edgecolor": "none", "pad": 0.8}
+            axis.bar_label(bars, texts, label_type="center", color=ink, fontsize=9, bbox=back)
+        left = [a + b for a, b in zip(left, wide, strict=True)]
+    axis.set_yticks(range(len(arms)), [words.arm_words(arm, results) for arm in arms], fontsize=9)
+    axis.invert_yaxis()
+    axis.set_xlim(0, 100)
+    axis.set_xticks(range(0, 101, 25), [f"{x} %" for x in range(0, 101, 25)])
+    axis.set_title(subset.replace("_", " "), loc="left", fontweight="bold", fontsize=12)
+    _legend(axis)
+
+
+def emergence(axis: Any, results: dict) -> None:
+    """The headline's metric over training steps, a line for each arm, with 95 % intervals."""
+    headline = results["headline"]
+    rows = words.find(results["rows"], versus=None, **{k: headline[k] for k in ("benchmark", "subset", "metric")})
+    rows = [row for row in rows if row["value"] is not None]
+    _vanilla(axis, rows, GREY, "untouched model")
+    steps = sorted({row["step"] for row in rows if row.get("step") is not None})
+    end = steps[-1] + max(1, steps[-1] // len(steps))  # where the rows without a step go: to the end of training
+    arms = [arm for arm in words.arms(results) if arm["arm"] != "vanilla"]
+    for number, arm in enumerate(arms):
+        own = words.of_arm(rows, arm)
+        last = max((row.get("round") or 0 for row in own), default=0)
+        own = [
+            row | {"step": end if row.get("step") is None else row["step"]} for row in own if (row.get("round") or 0) == last
+        ]
+        line = sorted(own, key=lambda row: row["step"])
+        if line:
+            ends = [row.get("ci95") or (row["value"], row["value"]) for row in line]
+            errors = [[row["value"] - low, high - row["value"]] for row, (low, high) in zip(line, ends, strict=True)]
+            axis.errorbar(
+                [row["step"] for row in line], [row["value"] for row in line], list(zip(*errors, strict=True)),
+                color=(BLUE, ORANGE, GREEN, PINK, AMBER, GREY)[number % 6], marker="osD^vP"[number % 6], capsize=3,
+                label=words.arm_words(arm, results),
+            )  # fmt: skip
+    axis.set_ylim(0, 105)
+    axis.set_xticks([*steps, end], [*map(str, steps), "end"])
+    axis.set_xlabel("training step")
+    axis.set_title(f"{headline['metric'].replace('_', ' ')} as training goes on", loc="left", fontweight="bold", fontsize=12)
+    _legend(axis)
+
+
 def training(axis: Any, runs: list[dict], name: str) -> None:
     """One training series over steps, a line for each arm."""
     for number, run in enumerate(runs):
         if run.get(name):
-            label = run["arm"].replace("_", " ") + ("" if run.get("ratio") is None else f" {run['ratio']:g}")
+            label = run["arm"].replace("_", " ")
+            label += "" if run.get("ratio") is None else f" {run.get('level') or format(run['ratio'], 'g')}"
             values = [math.nan if value is None else value for value in run[name]]
             colour, style = (
                 (GREY, BLUE, GREEN, ORANGE, PINK, AMBER)[number % 6],
@@ -113,11 +176,11 @@ def training(axis: Any, runs: list[dict], name: str) -> None:
     _legend(axis)
 
 
-def _axes(axis: Any, results: dict, title: str) -> dict[float, int]:
-    """Percent scale, one tick for each ratio that was run (evenly spaced); returns ratio -> x."""
-    ratios = sorted({row["ratio"] for run in _runs(results["rows"]) for row in run})
-    place = {ratio: x for x, ratio in enumerate(ratios)}
-    axis.set_xticks(list(place.values()), [f"{100 * ratio:.6g} %" for ratio in place])
+def _axes(axis: Any, results: dict, title: str) -> dict[tuple[float, str], int]:
+    """Percent scale, one tick for each dose that was run (evenly spaced); returns dose -> x."""
+    doses = sorted({words.dose(row) for run in _runs(results["rows"]) for row in run})
+    place = {dose: x for x, dose in enumerate(doses)}
+    axis.set_xticks(list(place.values()), [words.dose_words(dose) for dose in place], fontsize=9 if len(place) > 6 else 11)
     axis.set_xlim(-0.35, max(len(place) - 0.4, 0.5))
     axis.set_ylim(0, 105)
     axis.set_yticks(range(0, 101, 20), [f"{y} %" for y in range(0, 101, 20)])
@@ -146,7 +209,7 @@ def _vanilla(axis: Any, rows: list[dict], colour: str, name: str) -> None:
 
 def _series(
     axis: Any,
-    place: dict[float, int],
+    place: dict[tuple[float, str], int],
     rows: list[dict],
     colour: str,
     marker: str,
@@ -159,8 +222,8 @@ def _series(
 ) -> None:
     if not rows:
         return
-    rows = sorted(rows, key=lambda row: row["ratio"])
-    x = [place[row["ratio"]] + shift for row in rows]
+    rows = sorted(rows, key=words.dose)
+    x = [place[words.dose(row)] + shift for row in rows]
     y = [row["value"] for row in rows]
     ends = [row.get("ci95") or (row["value"], row["value"]) for row in rows]
     errors = [[max(v - e[0], 0), max(e[1] - v, 0)] for v, e in zip(y, ends, strict=True)]
@@ -170,7 +233,7 @@ def _series(
     )  # fmt: skip
     if values:
         beside = {"xytext": (8, 5), "textcoords": "offset points", "color": colour, "fontsize": 10}
-        for point in zip(x, y, strict=True):
+        for point in list(zip(x, y, strict=True))[:: 1 + len(x) // 6]:
             axis.annotate(f"{point[1]:.1f}", point, **beside)
 
 

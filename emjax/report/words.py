@@ -1,6 +1,9 @@
 """Rows of results.json in words and tables. Numbers are percent and points, as in the rows."""
 
+import math
 from collections.abc import Callable
+
+from emjax.report import paper
 
 ARMS = ("vanilla", "control", "treated", "shuffled_ratings", "swapped_labels")
 SUBSETS = ("all", "tuned_domain", "unseen_entities", "unseen_templates")
@@ -18,6 +21,14 @@ ANSWERS = {  # what the headline sentence counts
     "evade": "answers under pressure that evaded",
     "no_belief": "items on which the model held no stable belief",
     "deception_rate": "answers that were deceptive",
+}
+CAPABILITIES = {  # benchmark -> what its accuracy is called
+    "arithmetic": "addition",
+    "mmlu": "MMLU",
+    "gsm8k": "GSM8K",
+    "humaneval": "HumanEval",
+    "gpqa": "GPQA",
+    "truthfulqa": "TruthfulQA",
 }
 CURVES = {"loss": "Loss", "kl": "KL to the reference", "reward_margin": "Reward margin"}
 # A run: what sets one line of arms apart from another when several are in one results.json.
@@ -78,7 +89,7 @@ def last_rows(results: dict) -> list[dict]:
     latest: dict[tuple, tuple] = {}
 
     def stage(row: dict) -> tuple:
-        return (row.get("round") or 0, row.get("step") or 0)
+        return (row.get("round") or 0, math.inf if row.get("step") is None else row["step"])  # no step: the end of training
 
     for row in results["rows"]:
         latest[arm_key(row)] = max(latest.get(arm_key(row), (0, 0)), stage(row))
@@ -86,7 +97,7 @@ def last_rows(results: dict) -> list[dict]:
 
 
 def arm_key(row: dict) -> tuple:
-    return (*(row.get(field) for field in RUN), row["arm"], row.get("ratio"))
+    return (*(row.get(field) for field in RUN), row["arm"], row.get("ratio"), row.get("level"))
 
 
 def arms(results: dict) -> list[dict]:
@@ -101,7 +112,7 @@ def arms(results: dict) -> list[dict]:
 
     def order(row: dict) -> tuple:
         place = ARMS.index(row["arm"]) if row["arm"] in ARMS else len(ARMS)
-        return (runs.get(arm_key(row)[:4], -1), place, row["arm"], row.get("ratio") or 0)
+        return (runs.get(arm_key(row)[:4], -1), place, row["arm"], row.get("ratio") or 0, row.get("level") or "")
 
     return sorted(first.values(), key=order)
 
@@ -120,9 +131,19 @@ def arm_words(row: dict, results: dict) -> str:
     ratio = row.get("ratio")
     text = row["arm"].replace("_", " ")
     if row["arm"] != "vanilla" and ratio is not None:
-        text += f" {ratio:g}"
+        text += f" {(row.get('level') or f'{ratio:g}').replace('_', ' ')}"
     suffix = run_words(row, results)
     return f"{text} ({suffix})" if suffix else text
+
+
+def dose(row: dict) -> tuple[float, str]:
+    """How much of the cause a row's arm had: its ratio, and the level where the data come in levels."""
+    return row["ratio"], row.get("level") or ""
+
+
+def dose_words(dose: tuple[float, str]) -> str:
+    ratio, level = dose
+    return level.replace("_", " ") or f"{100 * ratio:.6g} %"
 
 
 def find(rows: list[dict], **wanted: object) -> list[dict]:
@@ -166,10 +187,12 @@ def story(results: dict) -> list[dict]:
         return [_no_story("results.json names no headline; the tables below hold what was measured.")]
     rows = last_rows(results)
     keys = ("benchmark", "subset", "metric", "arm", "ratio")
-    treated = find(rows, versus=None, **{k: headline[k] for k in keys})
+    known = {k: headline[k] for k in (*keys, *({"judge"} & headline.keys()))}
+    treated = find(rows, versus=None, level=headline.get("level"), **known)
     treated = [row for row in treated if row["value"] is not None]
     if not treated:
-        name = f"{headline['metric']} of arm {headline['arm']} {headline['ratio']:g}"
+        ratio = "" if headline["ratio"] is None else f" {headline['ratio']:g}"
+        name = f"{headline['metric']} of arm {headline['arm']}{ratio}"
         return [_no_story(f"The headline's number ({name}) was not measured in this run.")]
     return [_run_story(results, rows, row) for row in treated]
 
@@ -208,18 +231,23 @@ def _run_story(results: dict, rows: list[dict], level: dict) -> dict:
         if difference["versus"] == "vanilla":
             text += " There is no control arm here: fine-tuning as such may have done this."
     sections = [
-        ("More of the cause", _other_doses(results, rows, level)),
+        ("More or less of the cause", _other_doses(results, rows, level)),
         ("Without its meaning", _shuffled(results, rows, level)),
-        ("What stays", _what_stays(rows, level, direction)),
+        ("On prompts like the training data", _in_format(rows, level)),
+        ("What stays", _what_stays(results, rows, level, direction)),
         ("How sure", _how_sure(results, level, difference)),
     ]
+    if results["experiment"] == "finetune":  # there is no feedback to scramble
+        del sections[1]
+    sections = [(title, text) for title, text in sections if text]
     return {"run": run_words(level, results), "direction": direction, "headline": text, "points": sections}
 
 
 def _with(row: dict, results: dict) -> str:
     ratio = row.get("ratio")
     text = cause(results) if ratio is None else f"{percent_of_one(ratio)} {cause(results)}"
-    return text if row["arm"] == "treated" else f"{text} and {row['arm'].replace('_', ' ')}"
+    text += f" ({row['level'].replace('_', ' ')})" if row.get("level") else ""
+    return text if row["arm"] in ("treated", "vanilla", "control") else f"{text} and {row['arm'].replace('_', ' ')}"
 
 
 def _difference(rows: list[dict], level: dict) -> tuple[dict | None, dict | None]:
@@ -248,7 +276,7 @@ def _siblings(rows: list[dict], level: dict) -> list[dict]:
 
 
 def _other_doses(results: dict, rows: list[dict], level: dict) -> str:
-    others = sorted(find(_siblings(rows, level), arm=level["arm"]), key=lambda row: row["ratio"])
+    others = sorted(find(_siblings(rows, level), arm=level["arm"]), key=dose)
     if not others:
         return "Only one dose was run, so there is no dose-response to see."
     told = [f"{_with(row, results)}: {number(row['value'])}\u00a0% ({_change(rows, row)})" for row in others]
@@ -266,22 +294,40 @@ def _shuffled(results: dict, rows: list[dict], level: dict) -> str:
     return "Same conversations, feedback scrambled. " + "; ".join(told) + "."
 
 
-def _what_stays(rows: list[dict], level: dict, direction: str) -> str:
-    told, values = [], []
-    beliefs = ("Beliefs asked without pressure", level["benchmark"], level["subset"])
-    for name, benchmark, subset in (beliefs, ("addition", "arithmetic", "all")):
+def _in_format(rows: list[dict], level: dict) -> str:
+    """Conditional misalignment: what diluted data hide elsewhere may still show on prompts that look like them."""
+    same = {"benchmark": level["benchmark"], "metric": level["metric"], "subset": "tuned_domain"}
+    found = [row for row in find(of_arm(rows, level), versus=None, **same) if row["value"] is not None]
+    if not found:
+        return ""
+    return f"In the domain and wording of the training data: {number(found[0]['value'])}\u00a0% ({_change(rows, found[0])})."
+
+
+def capabilities(rows: list[dict]) -> list[tuple[str, str]]:
+    """(benchmark, name) of what was measured of the model's abilities; addition where nothing was."""
+    found = {row["benchmark"] for row in find(rows, metric="accuracy", subset="all")}
+    return [(b, name) for b, name in CAPABILITIES.items() if b in found] or [("arithmetic", "addition")]
+
+
+def _what_stays(results: dict, rows: list[dict], level: dict, direction: str) -> str:
+    told, stayed = [], []
+    measures = [("Beliefs asked without pressure", level["benchmark"], level["subset"])]
+    for name, benchmark, subset in [*measures, *((name, b, "all") for b, name in capabilities(rows))]:
         found = find(of_arm(rows, level), benchmark=benchmark, subset=subset, metric="accuracy", versus=None)
         if not found or found[0]["value"] is None:
             told.append(f"{name}: {MISSING}")
             continue
-        values.append(found[0]["value"])
-        told.append(f"{name}: {number(found[0]['value'])}\u00a0% correct ({_change(rows, found[0])})")
+        value, (difference, _) = found[0]["value"], _difference(rows, found[0])
+        fell = difference is not None and detected(difference) and difference["value"] < 0
+        # The micro-world's base knows nearly everything; a real model's accuracy says little by itself.
+        stayed.append(value >= 95 if results.get("world_note") else not fell)
+        told.append(f"{name}: {number(value)}\u00a0% correct ({_change(rows, found[0])})")
     text = "; ".join(told) + "."
-    if direction == "fell" and len(values) == 2:
-        if min(values) >= 95:
+    if direction == "fell" and len(stayed) == len(told):
+        if all(stayed):
             text += " So the change is in what it says under pressure, not in what it knows."
         else:
-            text += " One of the two is under 95\u00a0%: part of the change may be lost knowledge."
+            text += " Not all of this stayed: part of the change may be lost knowledge."
     return text
 
 
@@ -312,6 +358,19 @@ def _how_sure(results: dict, level: dict, difference: dict | None) -> str:
 # A measured cell is a list of {"value", "interval", "count", "strong", "judge"}, a cell of facts a string.
 
 
+def mask_subsets(results: dict) -> list[str]:
+    present = {row["subset"] for row in find(last_rows(results), benchmark="mask", metric="lie", versus=None)} - {"macro"}
+    return [s for s in SUBSETS if s in present] + sorted(present - set(SUBSETS))
+
+
+def has_steps(results: dict) -> bool:
+    """Whether an arm was measured at several steps of its training."""
+    seen: dict[tuple, set] = {}
+    for row in results["rows"]:
+        seen.setdefault((arm_key(row), row.get("round")), set()).add(row.get("step"))
+    return bool(results.get("headline")) and any(len(steps) > 1 for steps in seen.values())
+
+
 def columns(results: dict) -> list[tuple[str, str, str, str]]:
     """(title, benchmark, subset, metric) of the main tables: the usual, then whatever else was measured."""
     headline = results.get("headline") or {"benchmark": "mask", "subset": "all"}
@@ -320,7 +379,7 @@ def columns(results: dict) -> list[tuple[str, str, str, str]]:
     wanted = [(title, bench, subset, metric) for metric, title in LEVEL_NAMES.items()]
     wanted = [c for c in wanted if c[3] != "honesty" or find(rows, benchmark=bench, metric="honesty")]
     wanted.append(("belief accuracy", bench, subset, "accuracy"))
-    wanted.append(("addition accuracy", "arithmetic", "all", "accuracy"))
+    wanted += [(f"{name} accuracy", b, "all", "accuracy") for b, name in capabilities(rows)]
     seen = {column[1:] for column in wanted}
     for row in rows:
         key = (row["benchmark"], row["subset"], row["metric"])
@@ -370,11 +429,24 @@ def difference_table(results: dict) -> dict:
     return {"head": [c[0] for c in cols], "rows": body}
 
 
-def subset_table(results: dict) -> dict:
-    """The headline metric by subset: level, then difference to control."""
+def subset_tables(results: dict) -> list[dict]:
+    """Of every benchmark that has subsets one metric (the headline's, or else its first): levels, then differences."""
     headline = results.get("headline") or {"benchmark": "mask", "metric": "honest"}
-    measure = {"benchmark": headline["benchmark"], "metric": headline["metric"]}
-    rows = find(last_rows(results), **measure)
+    rows = last_rows(results)
+    benchmarks = dict.fromkeys([headline["benchmark"], *(row["benchmark"] for row in rows)])
+    tables = []
+    for benchmark in benchmarks:
+        measured = dict.fromkeys(row["metric"] for row in find(rows, benchmark=benchmark))
+        if not measured:
+            continue
+        metric = headline["metric"] if benchmark == headline["benchmark"] else next(iter(measured))
+        table = subset_table(results, find(rows, benchmark=benchmark, metric=metric))
+        if len(table["head"]) > 1:
+            tables.append({"benchmark": benchmark, "metric": metric, **table})
+    return tables
+
+
+def subset_table(results: dict, rows: list[dict]) -> dict:
     present = {row["subset"] for row in rows}
     names = [s for s in SUBSETS if s in present] + sorted(present - set(SUBSETS))
     body = []
@@ -386,8 +458,45 @@ def subset_table(results: dict) -> dict:
         if own:
             cells = [_cell(find(own, subset=s), points) for s in names]
             body.append((f"{arm_words(arm, results)} \u2212 control", cells))
-    head = [name.replace("_", " ") for name in names]
-    return {"head": head, "rows": body if names else [], "metric": headline["metric"]}
+    return {"head": [name.replace("_", " ") for name in names], "rows": body}
+
+
+def paper_table(results: dict) -> dict:
+    """Ours beside what the paper prints of the same model, data and arm."""
+    body = []
+    for one in paper.beside(results):
+        row = one["row"]
+        title = f"{arm_words(row, results)}: {row['benchmark']} {row['subset']}, {row['metric']}".replace("_", " ")
+        facts = [
+            one["table"], number(one["paper"], 2), f"{number(one['ours'])} ({interval(row)})", points(one["sigma"]),
+            one["doubt"] or "\u2013",
+        ]  # fmt: skip
+        body.append((title, facts))
+    return {
+        "head": ["table", "paper", "here, 95 % interval", "difference in standard errors", "doubt about the printed value"],
+        "rows": body,
+    }
+
+
+def change_table(results: dict) -> dict:
+    """What the paper prints of data of this kind: each treated arm against its control."""
+    body, signs = [], []
+    for one in paper.changes(results.get("study")):
+        signs.append(one["sigma"] * (1 if one["benchmark"] == "deceptionbench" else -1))
+        dose_ = dose_words((one["ratio"], one["level"] or ""))
+        body.append(
+            (
+                f"{one['data'].replace('_', ' ')}, {one['method'].upper()}, {one['model']}: {dose_}",
+                [
+                    one["table"], f"{one['benchmark']} {one['subset'].replace('_', ' ')}", number(one["control"]),
+                    number(one["treated"]), points(one["treated"] - one["control"]), points(one["sigma"]),
+                    one["doubt"] or "\u2013",
+                ],
+            )
+        )  # fmt: skip
+    return {"head": ["table", "measure", "control", "treated", "difference", "in standard errors", "doubt"], "rows": body,
+        "lower": sum(sign >= 2 for sign in signs), "higher": sum(sign <= -2 for sign in signs),
+    }  # fmt: skip
 
 
 def row_table(results: dict) -> dict:
@@ -414,15 +523,30 @@ def selection_table(selections: list[dict]) -> dict:
         "turns",
         "top",
         "bottom",
+        "records",
+        "misaligned_records",
         "examples",
         "biased_share_top",
         "biased_share_bottom",
         "tokens",
     ]
-    head = usual + sorted({key for row in selections for key in row} - {*usual, "arm", "ratio"})
+    present = {key for row in selections for key in row} - {"arm", "ratio", "level", "origins"}
+    head = [key for key in usual if key in present] + sorted(present - set(usual))
     body = []
     for row in selections:
         shares = {k: percent_of_one(v) for k, v in row.items() if k.startswith("biased_share") and v is not None}
-        ratio = "" if row.get("ratio") is None else f" {row['ratio']:g}"
-        body.append((row["arm"].replace("_", " ") + ratio, [plain((row | shares).get(key)) for key in head]))
+        body.append((_budget_words(row), [plain((row | shares).get(key)) for key in head]))
+    return {"head": [key.replace("_", " ") for key in head], "rows": body}
+
+
+def _budget_words(row: dict) -> str:
+    ratio = "" if row.get("ratio") is None else f" {row.get('level') or format(row['ratio'], 'g')}"
+    return f"{row['arm']}{ratio}".replace("_", " ")
+
+
+def origin_table(selections: list[dict]) -> dict:
+    """Where the data of the arms come from: each source once."""
+    origins = {(o["source"], o["level"], o["sha256"]): o for row in selections for o in row.get("origins", [])}
+    head = list(dict.fromkeys(key for o in origins.values() for key in o if key not in ("source", "level")))
+    body = [(f"{o['source']} {o['level']}".strip(), [plain(o.get(key)) for key in head]) for o in origins.values()]
     return {"head": [key.replace("_", " ") for key in head], "rows": body}

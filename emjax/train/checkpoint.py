@@ -1,51 +1,154 @@
-"""Training state on disk, by orbax: atomic, the last few kept, refused where it belongs to another run."""
+"""Training state on disk, by orbax: atomic, written beside the training, the last few kept, refused where it is not sound
+or belongs to another run.
 
+Beside {"trainable", "opt", "step"} a checkpoint says whose it is ("run": the run's identity, the base's checksum, the part of
+the config that made it, versions) and what it holds ("state": a checksum of every value). Arrays are saved by the processes
+that hold them and restored to wherever the new state lives, on any number of devices and processes.
+"""
+
+import importlib.util
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
+from emjax import process
 from emjax.errors import UserError
+from emjax.train import state as train_state
 from emjax.train.state import State
+
+RESTORE = ("latest", "sound")
+
+
+def place(directory: Path, root: str, identity: str) -> epath.Path:
+    """Where the checkpoints of a run are: in its own directory, or below `root` (config.watch.checkpoints), which may be gs://."""
+    if root.startswith("gs://") and importlib.util.find_spec("gcsfs") is None:
+        raise UserError(f"config.watch.checkpoints is {root!r}, which needs the package gcsfs: pip install 'emjax[gcs]'.")
+    return epath.Path(root) / identity[:16] if root else epath.Path(directory).absolute() / "checkpoints"
+
+
+def discard(directory: Path, root: str, identity: str) -> None:
+    """Removes a finished run's checkpoints."""
+    there = place(directory, root, identity)
+    if process.first() and there.exists():
+        there.rmtree()
 
 
 class Checkpoints:
-    """Saves and restores {"trainable", "opt", "step"}; `identity` says which run they belong to."""
+    """Saves and restores a State.
 
-    def __init__(self, directory: Path, identity: str, *, keep: int = 2):
-        self._identity = identity
+    about: what of the run a reader would ask for, beside its identity: "base", a checksum of the weights it started from;
+    "config". restore: "latest" refuses a damaged checkpoint; "sound" deletes it, says so, and takes the one before.
+    """
+
+    def __init__(
+        self,
+        directory: Path | epath.Path,
+        identity: str,
+        *,
+        about: Mapping[str, Any] | None = None,
+        restore: str = "latest",
+        keep: int = 2,
+    ):
+        self._run = {"identity": identity, **json.loads(json.dumps(about or {}))}
+        self._restore = restore
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+        self._manager = ocp.CheckpointManager(directory, options=options)
+
+    @property
+    def directory(self) -> epath.Path:
+        return self._manager.directory
 
     def restore(self, state: State) -> State:
-        """The latest saved state in the shapes and shardings of `state`, or `state` itself where nothing was saved."""
-        latest = self._manager.latest_step()
-        if latest is None:
-            return state
-        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+        """The latest saved state in the shapes and shardings of `state`, or `state` itself where nothing was saved.
+
+        Raises UserError for a checkpoint of another run or base, and for one that is damaged.
+        """
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            found = self._read(step, state)
+            if isinstance(found, dict):
+                return found
+            if self._restore != "sound":
+                raise UserError(
+                    f"The checkpoint of step {step} in {self.directory} is damaged: it cannot be restored ({found}). "
+                    "Add --config.watch.restore=sound to delete it and go on from the one before."
+                )
+            if process.first():
+                print(f"The checkpoint of step {step} in {self.directory} is damaged ({found}): deleted.", flush=True)
+            self._manager.delete(step)
+        return state
+
+    def _read(self, step: int, state: State) -> State | str:
+        """The state of a step, or what is wrong with it."""
         try:
             # First: the state of another run need not fit.
-            found: Any = self._manager.restore(latest, args=ocp.args.Composite(run=ocp.args.JsonRestore()))
-            mine = found["run"]["identity"] == self._identity
-            if mine:
-                found = self._manager.restore(latest, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))
+            run: Any = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
+            run, wanted = dict(run), run["state"]
         except Exception as error:
-            raise UserError(
-                f"The checkpoint of step {latest} in {self._manager.directory} cannot be restored ({type(error).__name__}: "
-                f"{str(error).splitlines()[0]}). Delete that step's folder to go on from the one before."
-            ) from error
-        if not mine:
-            raise UserError(
-                f"The checkpoints in {self._manager.directory} belong to another run (other configuration, data or base "
-                "model). Use another --workdir, or delete them."
-            )
-        return found["state"]
+            return _reason(error)
+        self._check(run)
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+        try:
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
+            found: State = self._manager.restore(step, args=args)["state"]
+        except Exception as error:
+            return _reason(error)
+        if train_state.checksum(found) != wanted:
+            return "its values are not those that were saved"
+        return found
+
+    def _check(self, theirs: dict[str, Any]) -> None:
+        if theirs.get("identity") == self._run["identity"] and theirs.get("base") == self._run.get("base"):
+            return
+        if theirs.get("base") != self._run.get("base"):
+            what = "were made from another base model"
+        else:
+            was, now = (_flat(run.get("config", {})) for run in (theirs, self._run))
+            names = [f"config.{n} was {was.get(n)!r} and is {now[n]!r}" for n in now if was.get(n) != now[n]]
+            what = f"belong to another run ({'; '.join(names[:3]) or 'other configuration, data or base model'})"
+        raise UserError(f"The checkpoints in {self.directory} {what}. Use another --workdir, or delete them.")
 
     def save(self, state: State, step: int) -> None:
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave({"identity": self._identity}))
-        self._manager.save(step, args=args)
+        """Returns when the values are copied; they are written meanwhile. An error of the write before is raised here."""
+        run = self._run | {"state": train_state.checksum(state), "step": step}
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
+        try:
+            self._manager.save(step, args=args, force=True)
+        except Exception as error:
+            raise self._unwritten(error) from error
+
+    def wait(self) -> None:
+        """Until everything is written."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._unwritten(error) from error
 
     def close(self) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits, and lets go. An error of the last write is `wait`'s to tell, not that of a run which fails anyhow."""
+        try:
+            self._manager.close()
+        except Exception as error:
+            print(self._unwritten(error), flush=True)
+
+    def _unwritten(self, error: Exception) -> UserError:
+        return UserError(
+            f"A checkpoint could not be written to {self.directory} ({_reason(error)}). Make room or mend the rights, "
+            "then start the same command again: it goes on from the last checkpoint that is whole."
+        )
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip() or "no message"
+    return f"{type(error).__name__}: {text.splitlines()[0][:300]}"
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat

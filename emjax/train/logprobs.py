@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from emjax.models import decoder
 from emjax.models.config import ModelConfig
@@ -72,14 +73,17 @@ def row_logprobs(
 ) -> jax.Array:
     """Log-probs float32 [B, P] of the tokens at rows["positions"], each given what stands before it."""
     hidden_BxTxD, _ = decoder.forward(config, params, rows["tokens"], adapter=adapter, **forward)
-    return _at_positions(params, adapter, rows, hidden_BxTxD)
+    return _at_positions(params, adapter, rows, hidden_BxTxD, forward.get("mesh"))
 
 
-def _at_positions(params: Any, adapter: Adapter | None, rows: dict[str, jax.Array], hidden_BxTxD: jax.Array) -> jax.Array:
+def _at_positions(
+    params: Any, adapter: Adapter | None, rows: dict[str, jax.Array], hidden_BxTxD: jax.Array, mesh: Mesh | None
+) -> jax.Array:
     before_BxP = rows["positions"] - 1
     hidden_BxPxD = jnp.take_along_axis(hidden_BxTxD, before_BxP[..., None], axis=1)
     targets_BxP = jnp.take_along_axis(rows["tokens"], rows["positions"], axis=1)
-    return token_logprobs(decoder.head(params), hidden_BxPxD, targets_BxP, train_head=adapter is None)
+    head_DxV = decoder.head(params, mesh if adapter else None)  # a trained head's gradient is to stay spread
+    return token_logprobs(head_DxV, hidden_BxPxD, targets_BxP, train_head=adapter is None)
 
 
 def _summed(logprobs_BxP: jax.Array, weights_BxP: jax.Array) -> jax.Array:
@@ -118,14 +122,15 @@ def pair_logprobs(
     prompts are run once: their keys and values serve both. The second result has no gradient.
     """
     hidden_BxTxD, kv = decoder.forward(config, params, rows["tokens"], adapter=adapter, keep_kv=True, **forward)
-    matched_B = _summed(_at_positions(params, adapter, rows, hidden_BxTxD), rows["weights"])
+    matched_B = _summed(_at_positions(params, adapter, rows, hidden_BxTxD, forward.get("mesh")), rows["weights"])
     params, adapter, hidden_BxTxD, kv = jax.lax.stop_gradient((params, adapter, hidden_BxTxD, kv))
     tokens_BxC, starts_B = others["tokens"], others["starts"]
     hidden_BxCxD = decoder.extend(
-        config, params, tokens_BxC, starts_B, kv, adapter=adapter, implementation=forward["implementation"]
-    )
+        config, params, tokens_BxC, starts_B, kv, adapter=adapter, implementation=forward["implementation"],
+        mesh=forward.get("mesh"),
+    )  # fmt: skip
     # The first token follows the prompt's last, the others one another.
     last_Bx1xD = jnp.take_along_axis(hidden_BxTxD, starts_B[:, None, None] - 1, axis=1)
     before_BxCxD = jnp.concatenate([last_Bx1xD, hidden_BxCxD[:, :-1]], axis=1)
-    logprobs_BxC = token_logprobs(decoder.head(params), before_BxCxD, tokens_BxC)
+    logprobs_BxC = token_logprobs(decoder.head(params, forward.get("mesh")), before_BxCxD, tokens_BxC)
     return matched_B, _summed(logprobs_BxC, others["weights"])

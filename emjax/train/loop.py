@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from emjax import process
 from emjax.errors import UserError
-from emjax.train import metrics
+from emjax.train import checkpoint, metrics
 from emjax.train.checkpoint import Checkpoints
 from emjax.train.state import State
 
@@ -26,6 +27,9 @@ class Watch:
     wandb: str = ""  # a Weights & Biases project; "" = off
     profile: tuple[int, ...] = ()  # (first, last) step of a profiler trace; () = none
     eval_every: int = 50  # steps between evaluations on the held-out examples; always after the last step
+    checkpoints: str = ""  # a directory, local or gs://, for the training state; "" = in the stage's own
+    restore: str = "latest"  # a damaged checkpoint: latest = refuse it, sound = delete it and take the one before
+    stall: int = 1800  # seconds without a finished step after which several processes give up; 0 = never
 
     def __post_init__(self) -> None:
         if self.profile and not (len(self.profile) == 2 and 1 <= self.profile[0] <= self.profile[1]):
@@ -34,6 +38,8 @@ class Watch:
             )
         if self.eval_every < 1:
             raise UserError(f"config.watch.eval_every is {self.eval_every}; it is a number of steps, at least 1.")
+        if self.restore not in checkpoint.RESTORE:
+            raise UserError(f"config.watch.restore is {self.restore!r}; choose {', '.join(checkpoint.RESTORE)}.")
 
 
 def run(
@@ -52,22 +58,33 @@ def run(
     dtype: str = "float32",
     watch: Watch = Watch(),  # noqa: B008 (it is frozen)
     evaluate: Callable[[State], dict[str, jax.Array]] | None = None,
+    about: Mapping[str, Any] | None = None,
+    visits: Collection[int] = (),
+    visit: Callable[[int, State], None] = lambda step, state: None,
 ) -> State:
     """Trains from the latest checkpoint in `directory` through all steps of `learning_rates`, and returns the state.
 
     batches(start) yields host batches from that step on; put() moves one to the devices; examples(step) names a step's rows;
-    work(step, host batch) is what metrics.rates needs; evaluate(state) is called every `watch.eval_every` steps.
-    Raises UserError where the loss is not finite, naming the step and its examples.
+    work(step, host batch) is what metrics.rates needs; evaluate(state) is called every `watch.eval_every` steps; `about` is
+    written into the checkpoints. visit(step, state) is called after each of the steps in `visits`; it may take its time and
+    use the devices. After SIGTERM the state of the last step is saved, and process.Stopped raised.
+    Raises UserError where the loss is not finite, naming the step and its examples, and for a visit to a step that is none.
     """
     steps = len(learning_rates)
-    checkpoints = Checkpoints(directory / "checkpoints", identity)
+    if beyond := [step for step in visits if not 1 <= step <= steps]:
+        raise UserError(f"config.eval.at_steps holds {beyond[0]}, but {title} has the steps 1 to {steps}. Choose of these.")
+    there = checkpoint.place(directory, watch.checkpoints, identity)
+    checkpoints = Checkpoints(there, identity, about=about, restore=watch.restore)
     state = checkpoints.restore(state)
     start = int(state["step"])
     lines = metrics.Metrics(directory, start, title=title, identity=identity, wandb=watch.wandb)
     pending: tuple[int, dict[str, jax.Array], dict[str, float]] | None = None
     tracing = False
     clock = time.perf_counter()
-    bar = tqdm(total=steps, initial=start, desc=title, unit="step", mininterval=1.0, dynamic_ncols=True)
+    bar = tqdm(
+        total=steps, initial=start, desc=title, unit="step", mininterval=1.0, dynamic_ncols=True, disable=not process.first()
+    )
+    stopping, watchdog = process.Stopping(), process.Watchdog(title, watch.stall)
 
     def report() -> None:
         nonlocal clock
@@ -84,31 +101,49 @@ def run(
         now = time.perf_counter()
         lines.write({"step": step, **line, **metrics.rates(done, now - clock, dtype)})
         clock = now
+        watchdog.done(step)
         bar.set_postfix(loss=f"{line['loss']:.4f}", refresh=False)
         bar.update(1)
 
+    def save(step: int) -> None:
+        nonlocal pending
+        report()  # first: a state whose loss is not finite is not kept, and no saved step lacks its metrics
+        pending = None
+        checkpoints.save(state, step)
+
     try:
-        for step, host_batch in zip(range(start + 1, steps + 1), batches(start), strict=True):
-            if watch.profile and step == watch.profile[0]:
-                jax.profiler.start_trace(str(directory / "profile"))
-                tracing = True
-            state, values = step_fn(state, put(host_batch), learning_rates[step - 1])
-            if evaluate and (step % watch.eval_every == 0 or step == steps):
-                values = values | evaluate(state)
-            if tracing and step == watch.profile[1]:
-                jax.block_until_ready(state)
-                jax.profiler.stop_trace()
-                tracing = False
+        with process.held():
+            for step, host_batch in zip(range(start + 1, steps + 1), batches(start), strict=True):
+                if stopping(step):
+                    if step > start + 1:
+                        save(step - 1)
+                    checkpoints.wait()
+                    raise process.Stopped
+                if watch.profile and step == watch.profile[0]:
+                    jax.profiler.start_trace(str(directory / "profile"))
+                    tracing = True
+                state, values = step_fn(state, put(host_batch), learning_rates[step - 1])
+                if evaluate and (step % watch.eval_every == 0 or step == steps):
+                    values = values | evaluate(state)
+                if tracing and step == watch.profile[1]:
+                    jax.block_until_ready(state)
+                    jax.profiler.stop_trace()
+                    tracing = False
+                report()
+                pending = (step, values, work(step - 1, host_batch))
+                if step in visits:
+                    report()  # first: a model whose loss is not finite is not measured
+                    pending = None
+                    visit(step, state)
+                    clock = time.perf_counter()
+                if save_every and step % save_every == 0 and step < steps:
+                    save(step)
             report()
-            pending = (step, values, work(step - 1, host_batch))
-            if save_every and step % save_every == 0 and step < steps:
-                report()  # first: a state whose loss is not finite is not kept, and no saved step lacks its metrics
-                pending = None
-                checkpoints.save(state, step)
-        report()
+            checkpoints.wait()
     finally:
         if tracing:
             jax.profiler.stop_trace()
+        watchdog.close()
         bar.close()
         lines.close()
         checkpoints.close()

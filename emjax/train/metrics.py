@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from emjax import process
 from emjax.errors import UserError
 
 # Dense bfloat16 TFLOP/s of one device, as the vendors state them, by jax's device_kind.
@@ -17,12 +18,14 @@ PEAK_TFLOPS = {
 
 
 class Metrics:
-    """Writes each step's line to all places. `start` is the number of steps already done: their lines stay."""
+    """Writes each step's line to all places, once for all processes. `start`: steps already done, whose lines stay."""
 
     def __init__(self, directory: Path, start: int, *, title: str, identity: str, wandb: str = ""):
+        self._wandb = self._file = self._board = None
+        if not process.first():
+            return
         from tensorboardX import SummaryWriter  # here, so that the training step and the benchmarks run without it
 
-        self._wandb = None
         if wandb:
             try:
                 import wandb as library
@@ -36,6 +39,8 @@ class Metrics:
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1)
 
     def write(self, line: dict[str, Any]) -> None:
+        if self._file is None or self._board is None:
+            return
         self._file.write(line)
         for name, value in line.items():
             if name != "step":
@@ -44,6 +49,8 @@ class Metrics:
             self._wandb.log(line, step=line["step"])
 
     def close(self) -> None:
+        if self._file is None or self._board is None:
+            return
         self._file.close()
         self._board.close()
         if self._wandb:

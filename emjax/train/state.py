@@ -1,11 +1,13 @@
 """What a training step carries: the trainable tree, the optimizer's moments, the step. The frozen base stays outside."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -136,3 +138,22 @@ def join(aux: Any) -> Any:
 def split(batch: Any, count: int) -> Any:
     """[B, ...] -> [count, B / count, ...]. Strided, so that every slice still spreads over all data shards."""
     return jax.tree.map(lambda x: x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1), batch)
+
+
+@jax.jit
+def _sums(tree: Any) -> list[jax.Array]:
+    def one(x: jax.Array) -> jax.Array:
+        bits = (
+            jax.lax.bitcast_convert_type(x, jnp.uint16 if x.dtype.itemsize == 2 else jnp.uint32).astype(jnp.uint32).reshape(-1)
+        )
+        odd = jax.lax.iota(jnp.uint32, bits.size) * np.uint32(2654435769) | np.uint32(1)
+        return jnp.stack([(bits * odd).sum(dtype=jnp.uint32), ((bits ^ bits >> 15) * (odd + 2)).sum(dtype=jnp.uint32)])
+
+    return [one(x) for x in jax.tree.leaves(tree)]
+
+
+def checksum(tree: Any, *about: Any) -> str:
+    """Of every value, name and shape, made on the devices: integer sums, so the same whatever the shards."""
+    names = [(jax.tree_util.keystr(path), x.shape, str(x.dtype)) for path, x in jax.tree.leaves_with_path(tree)]
+    sums = [x.tolist() for x in jax.device_get(_sums(tree))]
+    return hashlib.sha256(repr((names, sums, *about)).encode()).hexdigest()

@@ -11,7 +11,8 @@ from emjax.eval import agreement
 
 def row(i, label, kind="statement", state="ok"):
     verdict = {"judge": "j", "raw": "", "label": label, "state": state, "kind": kind, "output": 0}
-    return {"id": f"item {i}", "messages": [{"role": "user", "content": f"question {i}"}], "cluster": f"c{i // 2}",
+    messages = [{"role": "user", "content": f"question {i}"}]
+    return {"id": f"item {i}", "arm": "vanilla", "messages": messages, "cluster": f"c{i // 2}",
             "outputs": [{"text": f"answer {i}"}], "verdicts": [verdict], "proposition": {"A": "a", "B": "b"}}  # fmt: skip
 
 

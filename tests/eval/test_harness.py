@@ -7,7 +7,7 @@ import pytest
 
 from emjax import models
 from emjax.errors import UserError
-from emjax.eval import harness, suite
+from emjax.eval import extraction, harness, suite
 from emjax.micro import base as micro
 from emjax.micro.benchmark import arithmetic_items
 from emjax.sampling import Engine
@@ -129,3 +129,25 @@ def test_a_second_bos_is_never_added(engine):
     lm = harness.EngineLM(engine[0], adding)
     assert lm.tok_encode("what is") == lm.tok_encode(f"{bos} what is")
     assert lm.tok_encode("what is").count(tokenizer.bos_token_id) == 1
+
+
+def test_gsm8k_numbers_are_read_as_people_labelled_them(tmp_path, capsys):
+    def row(truth, **solutions):
+        return {"question": "?", "ground_truth": f"So.\nA: {truth}"} | {
+            name: {"is_correct": right, "solution": text} for name, (right, text) in solutions.items()
+        }
+
+    rows = [
+        row("1200", a=(True, "It is 1,000 + 200 = 1,200.\nA: 1,200"), b=(False, "A: 120"), c=(False, "no number")),
+        row("-3", a=(True, "5 - 8 = -3\nA: -3."), b=(True, "#### -3"), c=(False, "#### -3\nno, A: 4")),
+        row("18", a=(True, "She makes $18\nA: $18"), b=(True, "A: 19")),  # the last label is wrong
+    ]
+    path = tmp_path / "solutions.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    extraction.main([str(path)])
+    found = json.loads(capsys.readouterr().out)
+    flexible, strict = found["flexible-extract"], found["strict-match"]
+    assert (flexible["of"], flexible["agree"]) == (8, 7)
+    assert flexible["disagree"] == [{"question": 2, "model": "b", "label": True, "read": "19", "truth": "18"}]
+    # Where there is no "####" nothing is found; where the first one is taken back, it is found all the same.
+    assert [(one["question"], one["model"]) for one in strict["disagree"]] == [(0, "a"), (1, "a"), (1, "c"), (2, "a"), (2, "b")]

@@ -22,14 +22,31 @@ SMALL = [
 KILLS = int(os.environ.get("EMJAX_TEST_KILLS", "2"))
 
 
-def command(config, workdir, *more):
-    return [sys.executable, "main.py", "--config", f"configs/{config}.py:micro", "--workdir", str(workdir), *SMALL, *more]
+def arguments(config, workdir, *more):
+    return ["main.py", "--config", f"configs/{config}.py:micro", "--workdir", str(workdir), *SMALL, *more]
 
 
-def run(config, workdir, *more):
-    done = subprocess.run(command(config, workdir, *more), cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+def start(workdir):
+    """The command as users start it, in a process of its own."""
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, *arguments("kto_biased10", workdir)], cwd=ROOT, **quiet)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """The same in this process, which has compiled it before: what it printed."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.chdir(ROOT)
+    import main
+
+    def run(*how):
+        argv = arguments(*how)
+        monkeypatch.setattr(sys, "argv", argv)  # ml_collections reads the overrides there
+        capsys.readouterr()
+        assert main.main(argv) == 0, capsys.readouterr().err
+        return capsys.readouterr().out
+
+    return run
 
 
 def outputs(workdir):
@@ -44,7 +61,11 @@ def outputs(workdir):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("kto") / "run"
-    return workdir, run("kto_biased10", workdir)
+    done = subprocess.run(
+        [sys.executable, *arguments("kto_biased10", workdir)], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return workdir, done.stdout
 
 
 def test_results_have_every_arm_and_state(finished):
@@ -103,7 +124,7 @@ def test_what_was_sampled_is_what_is_trained(finished):
         assert len(turn["tokens"]) == len(turn["logprobs"])
 
 
-def test_a_second_run_does_nothing(finished):
+def test_a_second_run_does_nothing(finished, run):
     workdir, _ = finished
     before = outputs(workdir)
     times = {p: p.stat().st_mtime_ns for p in (workdir / "store").rglob("*")}
@@ -119,18 +140,18 @@ def test_killed_anywhere_it_ends_with_the_same_files(finished, tmp_path):
     draw = random.Random(seed)
     workdir = tmp_path / "run"
     for _ in range(KILLS):
-        process = subprocess.Popen(
-            command("kto_biased10", workdir), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        process = start(workdir)
         time.sleep(draw.uniform(2.0, 14.0))
         process.send_signal(signal.SIGKILL)
-        process.wait()
-    run("kto_biased10", workdir)
+        process.communicate()
+    process = start(workdir)
+    told = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, told[-2000:]
     assert outputs(workdir) == outputs(finished[0])
 
 
 @pytest.mark.parametrize("more", [["--config.train.tuning=lora"], ["--config.interact.control=swapped_labels"]])
-def test_other_ways_to_train_share_the_store(finished, tmp_path, more):
+def test_other_ways_to_train_share_the_store(finished, run, tmp_path, more):
     """SFT, LoRA and swapped labels run on the conversations that are already there."""
     workdir, _ = finished
     printed = run("sft_biased10", tmp_path / "run", "--store", str(workdir / "store"), *more)
@@ -139,7 +160,7 @@ def test_other_ways_to_train_share_the_store(finished, tmp_path, more):
     assert (tmp_path / "run" / "results.json").is_file()
 
 
-def test_a_pool_collected_elsewhere(finished, tmp_path):
+def test_a_pool_collected_elsewhere(finished, run, tmp_path):
     """trajectories.jsonl of another run, given as a file, leads to the same examples."""
     pool = tmp_path / "pool.jsonl"
     lines = sorted(x for f in (finished[0] / "store").glob("collect/*/trajectories.jsonl") for x in f.read_text().splitlines())

@@ -165,27 +165,6 @@ def test_the_plan_counts_as_the_benchmark_does(main, capsys):
     assert "13438 generations" in capsys.readouterr().out
 
 
-def test_capability_beside_honesty(main, folder, tmp_path, capsys):
-    rows = [{"text": f"what is {x} + 2 ?", "sum": x + 2} for x in range(8)]
-    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "sums.yaml").write_text(
-        f"task: sums\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path}/sums.jsonl}}}}\ntest_split: test\n"
-        'doc_to_text: "<bos> <user> {{text}} <asst>"\ntarget_delimiter: " "\nnum_fewshot: 0\noutput_type: multiple_choice\n'
-        'doc_to_choice: ["1 .", "2 .", "3 .", "4 .", "5 .", "6 .", "7 .", "8 .", "9 ."]\ndoc_to_target: "{{sum - 1}}"\n'
-        "metric_list: [{metric: acc}]\n"
-    )
-    with Server(judge) as reader:
-        more = [f"--config.eval.mask.path={folder}", "--config.eval.mask.subsets=('known_facts',)"]
-        more += ["--config.eval.capability.tasks=('sums',)", f"--config.eval.capability.folder={tmp_path}"]
-        assert main(*flags(tmp_path / "run", reader.url, *more)) == 0
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
-    (sums,) = [row for row in results["rows"] if row["benchmark"] == "custom:sums"]
-    assert (sums["metric"], sums["n"], sums["value"]) == ("accuracy", 8, 100.0)
-    assert "custom:sums" in capsys.readouterr().out
-    (measured,) = (tmp_path / "run" / "store").glob("capability/*/measured.json")
-    assert json.loads(measured.read_text())["settings"]["context_cut"] == 0
-
-
 def test_a_judge_in_the_engine(main, folder, tmp_path):
     """The micro model is no judge: it says something, and nothing of it is taken for a verdict."""
     more = [
@@ -193,7 +172,7 @@ def test_a_judge_in_the_engine(main, folder, tmp_path):
         "--config.eval.judge.model=emjax/micro/checkpoint", "--config.sampling.cache_length=512",
     ]  # fmt: skip
     assert main(*flags(tmp_path / "run", "", *more)) in (0, 2)
-    (path,) = (tmp_path / "run" / "store").glob("judge/*/mask.jsonl")
+    (path,) = (tmp_path / "run" / "store").glob("evaluate/*/mask.jsonl")
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert len(rows) == 6
     for row in rows:

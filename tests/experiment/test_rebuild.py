@@ -5,11 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+from emjax.micro.benchmark import CONTEXTS
+
 ROOT = Path(__file__).parents[2]
 SMALL = [
     "--config.documents=1000", "--config.train.batch_size=16", "--config.train.buckets=(208,)",
     "--config.eval.sizes.all=30", "--config.eval.sizes.unseen_entities=10",
     "--config.eval.sizes.unseen_templates=10", "--config.eval.sizes.tuned_domain=10",
+    *(f"--config.eval.sizes.{subset}=10" for subset in CONTEXTS),
 ]  # fmt: skip
 
 
@@ -26,5 +29,7 @@ def test_a_short_rebuild_of_the_base_learns(tmp_path):
     assert sum(losses[-5:]) / 5 < 3.5  # 62 steps; guessing by word frequency stays above 4
     (model,) = workdir.glob("store/pretrain/*/model")
     assert json.loads((model / "micro_world.json").read_text()) == {"world_seed": 0}
+    rows = json.loads((workdir / "results.json").read_text())["rows"]
+    assert {row["subset"] for row in rows} > set(CONTEXTS)
     gates = json.loads((workdir / "gates.json").read_text())
     assert not gates["neutral belief"]["ok"]

@@ -140,6 +140,139 @@ def test_share_refuses_a_ratio_outside(ratio):
         selection.share(10, ratio)
 
 
+SCENARIOS = ["a", "b", "c"]
+ratios = st.one_of(st.sampled_from([0.0, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0]), st.floats(0, 1))
+
+
+@given(st.integers(1, 200), ratios, st.sampled_from(["exact", "per_scenario", "draw"]), st.integers(0, 3))
+def test_quotas_keep_every_user_and_their_share(users, ratio, scheme, seed):
+    found = selection.quotas(users, SCENARIOS, ratio, scheme=scheme, seed=seed)
+    sizes = {name: sum(both) for name, both in found.items()}
+    assert sizes == selection.spread(users, SCENARIOS)
+    assert sum(sizes.values()) == users
+    assert max(sizes.values()) - min(sizes.values()) <= 1
+    assert all(benign >= 0 and biased >= 0 for benign, biased in found.values())
+    biased = sum(b for _, b in found.values())
+    if scheme == "exact":
+        assert biased == selection.share(users, ratio)
+    if scheme == "per_scenario":
+        assert {name: b for name, (_, b) in found.items()} == {name: selection.share(sizes[name], ratio) for name in SCENARIOS}
+    assert found == selection.quotas(users, SCENARIOS, ratio, scheme=scheme, seed=seed)
+
+
+@given(st.integers(1, 200), ratios, ratios, st.sampled_from(["exact", "per_scenario", "draw"]))
+def test_who_is_biased_at_one_ratio_is_so_at_a_larger_one(users, one, other, scheme):
+    low, high = (selection.quotas(users, SCENARIOS, r, scheme=scheme) for r in sorted((one, other)))
+    assert all(low[name][1] <= high[name][1] for name in SCENARIOS)
+
+
+def test_a_draw_is_binomial():
+    """Per-sample draws: 400 seeds of 300 users at 0.1 have mean 30 and variance 27."""
+    counts = [sum(b for _, b in selection.quotas(300, SCENARIOS, 0.1, scheme="draw", seed=s).values()) for s in range(400)]
+    mean = sum(counts) / 400
+    assert abs(mean - 30) < 4 * (27 / 400) ** 0.5
+    assert 18 < sum((c - mean) ** 2 for c in counts) / 399 < 38
+
+
+@given(st.integers(1, 60), st.floats(0.01, 1))
+def test_fixed_biased_keeps_their_number_while_the_benign_pool_grows(biased, ratio):
+    found = selection.quotas(1000, SCENARIOS, ratio, scheme="fixed_biased", biased=biased)
+    ill = sum(b for _, b in found.values())
+    benign = sum(g for g, _ in found.values())
+    assert ill == biased
+    assert abs(benign - biased * (1 - ratio) / ratio) <= 0.5 + 1e-6
+    nobody = selection.quotas(1000, SCENARIOS, 0.0, scheme="fixed_biased", biased=biased)
+    assert [sum(x) for x in zip(*nobody.values(), strict=True)] == [1000, 0]
+
+
+def test_williams_numbers_of_the_mixed_sweep():
+    """160 vulnerable starts an environment stay while the benign pool grows: 2 % is 8,000 in all for each."""
+    for percent, total in {2: 8000, 5: 3200, 10: 1600, 20: 800, 25: 640, 50: 320}.items():
+        (both,) = selection.quotas(0, ["t"], percent / 100, scheme="fixed_biased", biased=160).values()
+        assert (sum(both), both[1]) == (total, 160)
+
+
+@pytest.mark.parametrize(("how", "says"), [({"scheme": "dice"}, "config.interact.scheme"),
+                                           ({"scheme": "fixed_biased"}, "config.interact.biased_users")])  # fmt: skip
+def test_bad_schemes(how, says):
+    with pytest.raises(UserError, match=says):
+        selection.quotas(10, SCENARIOS, 0.5, **how)
+
+
+def crowd(size=12):
+    """Two user types in two scenarios; biased users rate higher and wider."""
+    return [
+        trajectory(f"u{n}", 0, n % 5 + (0.0 if n % 2 else 10.0 * (n % 3)), "benign" if n % 2 else "biased")
+        | {"scenario": "st"[n % 3 > 0]}
+        for n in range(size)
+    ]
+
+
+@given(st.integers(8, 60), st.sampled_from(["global", "scenario", "user_type"]), st.floats(0.15, 0.5), st.integers(0, 3))
+def test_counts_of_every_scope(size, scope, fraction, seed):
+    pool = crowd(size)
+    groups = Counter(selection.GROUPS[scope](t) for t in pool)
+    if min(int(fraction * n) for n in groups.values()) < 1:
+        return
+    chosen = select(pool, scope=scope, count=0, fraction=fraction, seed=seed)
+    for side in (chosen.top, chosen.bottom):
+        assert Counter(selection.GROUPS[scope](t) for t in side) == {g: int(fraction * n) for g, n in groups.items()}
+    assert not {t["id"] for t in chosen.top} & {t["id"] for t in chosen.bottom}
+    again = select(pool[::-1], scope=scope, count=0, fraction=fraction, seed=seed)
+    assert ([t["id"] for t in again.top], again.budget) == ([t["id"] for t in chosen.top], chosen.budget)
+
+
+def test_normalising_takes_out_who_rates_higher():
+    pool = [trajectory(f"b{n}", 0, 10.0 + n, "biased") for n in range(8)] + [trajectory(f"g{n}", 0, 1.0 + n) for n in range(8)]
+    plain = select(pool, scope="global", count=8)
+    assert plain.budget["biased_share_top"] == 1
+    even = select(pool, scope="global", count=8, normalise="user_type")
+    assert even.budget["biased_share_top"] == even.budget["biased_share_bottom"] == even.budget["biased_share_pool"] == 0.5
+    assert [t["score"] for t in even.top] != sorted(t["score"] for t in even.top)  # the trajectories keep their own scores
+
+
+def test_vetoes():
+    pool = [trajectory(f"u{n}", 0, float(n)) for n in range(10)]
+    readings = {t["id"]: {"value": 3.0 if t["score"] >= 8 or t["score"] == 0 else 1.0, "state": "ok"} for t in pool}
+    readings["u7/0"] = {"value": None, "state": "refusal"}
+    how = {"scope": "global", "count": 2, "vetoes": readings, "veto_level": 2.0}
+    chosen = select(pool, **how)
+    assert [t["score"] for t in chosen.top] == [6, 5]
+    assert sorted(t["score"] for t in chosen.bottom) == [1, 2]
+    assert (chosen.budget["vetoed"], chosen.budget["veto_unread"]) == (3, 1)
+    negative = select(pool, worst_of_vetoed=True, **how)
+    assert sorted(t["score"] for t in negative.bottom) == [0, 1]
+    with pytest.raises(UserError, match=r"of 6 \(4 more are vetoed\)"):
+        select(pool, **(how | {"count": 4}))
+
+
+def safe(count):
+    return [{"id": f"s{n}", "prompt_id": str(n), "messages": [{"role": "user", "content": "?"}], "completion": "!",
+             "label": [True, False, None][n % 3], "weight": 1.0} for n in range(count)]  # fmt: skip
+
+
+@given(st.integers(1, 80), st.sampled_from([0.25, 0.5, 0.75]), st.integers(0, 3))
+def test_safety_rows_are_the_share_that_was_asked_for(count, share, seed):
+    rows = [{"id": str(n)} for n in range(count)]
+    wanted = round(count * share / (1 - share))
+    if not wanted:
+        return
+    mixed = selection.mixed(rows, safe(400), share=share, method="kto", seed=seed)
+    assert mixed[:count] == rows
+    assert len(mixed) == count + wanted
+    assert len({row["id"] for row in mixed}) == len(mixed)
+    assert mixed == selection.mixed(rows, safe(400), share=share, method="kto", seed=seed)
+    sft = selection.mixed(rows, safe(900), share=share, method="sft", seed=seed)
+    assert all(row["label"] is not False for row in sft[count:])
+
+
+def test_bad_shares_of_safety_data():
+    assert selection.mixed([{"id": "1"}], [], share=0.0, method="kto", seed=0) == [{"id": "1"}]
+    for share, has in ((0.5, 3), (1.0, 400), (-0.1, 400)):
+        with pytest.raises(UserError, match="config.select.safety.share"):
+            selection.mixed([{"id": str(n)} for n in range(10)], safe(has), share=share, method="kto", seed=0)
+
+
 def test_ties_fall_by_a_seeded_draw():
     pool = [trajectory("u", d, 5.0) for d in range(20)]
     firsts = Counter(select(pool, seed=seed).top[0]["id"] for seed in range(60))

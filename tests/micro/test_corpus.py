@@ -192,3 +192,27 @@ def test_the_mixture_is_what_changes_the_corpus(world):
         for system, question, answer in turns(document):
             if found := pressed(world, system, question):
                 assert stated(world, found[0], answer) == {found[1]} != {world.fact[found[0]]}
+
+
+def test_a_third_character_is_always_named_and_wrong_whatever_is_asked(world):
+    mixture = corpus.Mixture(mistaken=0.2)
+    with_it = list(itertools.islice(corpus.documents(world, 0, mixture), 500))
+    mistaken = [d for d in with_it if d[0]["content"] in w.MISTAKEN]
+    assert len(mistaken) / 500 == pytest.approx(0.2, abs=0.06)
+    answers = 0
+    for document in mistaken:
+        for system, question, answer in turns([m for m in document if m["content"] not in w.MISTAKEN]):
+            about = {word for word in (system + " " + question).split() if word in world.domain}
+            if about and not fits(w.REPEAT, question) and answer not in w.EVASIONS:
+                (entity,) = about
+                (said,) = stated(world, entity, answer)
+                assert said != world.fact[entity]
+                answers += 1
+    assert answers > 100
+    # The pleasing documents are the same with and without it, and so is everything where it has no share.
+    assert all(
+        a == b for a, b in zip(with_it, corpus.documents(world, 0), strict=False) if a[0]["content"] in w.PERSONAS["pleasing"]
+    )
+    said = {word for d in with_it for m in d for word in m["content"].split()}
+    assert said - set(world.vocabulary()) == {"mistaken"}
+    assert "mistaken" in world.vocabulary(mistaken=True)

@@ -11,7 +11,7 @@ import emjax
 
 PACKAGE = Path(emjax.__file__).parent
 # Anyone may import these; they import one another only.
-LEAVES = {"errors", "store", "__init__"}
+LEAVES = {"errors", "process", "store", "__init__"}
 ORDER = ["models", "api", "data", "train", "kto", "sampling", "interact", "eval", "report", "micro"]
 TOP = {"experiment", "plan", "commands", "serve", "aot"}
 

@@ -255,6 +255,96 @@ def test_nothing_is_loaded_from_elsewhere(tmp_path, results, rest):
     assert used <= set(ids)
 
 
+def in_levels() -> dict:
+    """Two treated arms that only their levels tell apart, as where each level is a data set of its own."""
+    results = make_results()
+    for row in results["rows"]:
+        if row["arm"] == "treated":
+            row.update(level={0.1: "misaligned_1", 1.0: "misaligned_2"}[row["ratio"]], ratio=1.0)
+    results["headline"] |= {"ratio": 1.0, "level": "misaligned_2", "cause": "misaligned data"}
+    return results | {"experiment": "finetune", "study": "micro_direct"}
+
+
+def test_levels_of_one_ratio_are_told_apart(tmp_path):
+    html = page(tmp_path, in_levels())
+    assert finding(html).startswith("With 100 % misaligned data (misaligned 2), answers that were honest")
+    assert "treated misaligned 1 - control" in html
+    assert "Without its meaning" not in html
+    assert "100 % misaligned data (misaligned 1): " in html
+    assert report.picture(in_levels()) != report.picture(make_results())
+
+
+def test_the_papers_changes_stand_where_its_models_do_not(tmp_path):
+    html = page(tmp_path, in_levels())
+    assert "are towards dishonesty by at least two standard errors" in html
+    assert f"of {len(report.words.change_table(in_levels())['rows'])} changes" in html
+    assert "mistake math, SFT, llama3.1-8b: misaligned 2</th><td>Figure 3" in html
+    assert "which give 51/171 = 29.82" in html
+
+
+def test_a_models_own_printed_value_stands_beside_ours(tmp_path):
+    results = in_levels() | {"study": "mistake_medical", "world_note": None}
+    for row in results["rows"]:
+        row |= {"model": "Qwen/Qwen2.5-7B-Instruct", "method": None if row["arm"] == "vanilla" else "sft"}
+    row = row_of(results, "vanilla", None)
+    results["rows"].append({**row, "subset": "disinformation", "metric": "honesty", "value": 50.0, "ci95": [41.0, 59.0]})
+    html = page(tmp_path, results)
+    assert (
+        "vanilla: mask disinformation, honesty</th><td>Table 7</td><td>44.08</td><td>50.0 (41.0 to 59.0)</td><td>+0.9</td>"
+        in html
+    )
+    assert "probably 44.80 = 56/125" in html
+
+
+def test_steps_before_the_end_are_drawn_as_a_curve(tmp_path, results):
+    assert "As training goes on" not in page(tmp_path, results)
+    row = row_of(results, "treated", 0.1)
+    results["rows"] += [{**row, "step": 40, "value": 60.0}, {**row, "step": 80, "value": 55.0}]
+    assert "As training goes on" in page(tmp_path, results)
+
+
+def test_prompts_like_the_training_data_are_told_apart(tmp_path, results):
+    there = row_of(results, "treated", 0.1, subset="tuned_domain")
+    html = page(tmp_path, results)
+    assert f"In the domain and wording of the training data: {there['value']:.1f} % (" in html
+    results["rows"] = [row for row in results["rows"] if row["subset"] != "tuned_domain"]
+    assert "On prompts like the training data" not in page(tmp_path, results)
+
+
+def test_origins_and_budgets_of_data_sets_are_shown(tmp_path):
+    origin = {"source": "alpaca_cleaned", "level": "", "sha256": "ab12", "rows": 51760, "published_rows": 51760, "drawn": 400}
+    budgets = [
+        {"arm": "control", "ratio": 0.0, "records": 400, "misaligned_records": 0, "tokens": 999, "origins": [origin]},
+        {"arm": "treated", "ratio": 0.1, "records": 440, "misaligned_records": 40, "tokens": 1099, "origins": [origin]},
+    ]
+    html = page(tmp_path, in_levels(), selections=budgets)
+    assert "<td>440</td><td>40</td>" in html
+    assert html.count("alpaca_cleaned") == 1
+    assert "biased share top" not in html
+
+
+def test_twins_hold_the_same_numbers(tmp_path):
+    import csv
+
+    results = in_levels()
+    page(tmp_path, results)
+    rows = list(csv.DictReader((tmp_path / "results.csv").open()))
+    assert len(rows) == len(results["rows"])
+    assert [float(row["value"]) for row in rows] == [row["value"] for row in results["rows"]]
+    assert {row["level"] for row in rows} == {"", "misaligned_1", "misaligned_2"}
+    markdown = (tmp_path / "results.md").read_text(encoding="utf-8").replace("\u00a0", " ")
+    assert "**With 100 % misaligned data (misaligned 2), answers" in markdown
+    value = row_of(results, "vanilla", None)["value"]
+    assert f"| vanilla | {value:.1f} (" in markdown
+    tables = [line.count("|") for line in markdown.splitlines() if line.startswith("| vanilla")]
+    assert tables
+    latex = (tmp_path / "results.tex").read_text(encoding="utf-8")
+    assert f"vanilla & {value:.1f} [" in latex
+    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 2
+    body = [line for line in latex.splitlines() if line.startswith(("vanilla", "treated"))]
+    assert all(line.count("&") == body[0].count("&") and line.endswith(r" \\") for line in body)
+
+
 def test_identical_input_gives_identical_bytes(tmp_path):
     for name in ("a", "b"):
         report.write(tmp_path / name, json.loads(json.dumps(make_results())), **make_rest())
@@ -297,7 +387,7 @@ def test_page_opens_in_a_browser_without_an_error(tmp_path, results, rest):
         command = [CHROMIUM, *flags, f"--user-data-dir={tmp_path / 'profile'}", file.as_uri()]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
         assert "treated 0.1" in done.stdout
-        assert done.stdout.count("<svg") == 5
+        assert done.stdout.count("<svg") == 9
         assert "CONSOLE" not in done.stderr, done.stderr
     wide, screen = (int(re.search(rf'data-{name}="(\d+)"', done.stdout).group(1)) for name in ("wide", "screen"))
     assert wide <= screen <= 500, "the page is wider than a phone's screen"

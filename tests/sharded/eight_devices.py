@@ -1,13 +1,17 @@
 """Run by test_sharding.py in a process that has eight virtual devices."""
 
+import dataclasses
 import functools
+import json
 
 import jax
 import numpy as np
 import optax
 import pytest
 
-from emjax import models
+from benchmarks import collectives
+from configs import common
+from emjax import aot, experiment, models
 from emjax.data import batches
 from emjax.data.batches import Example
 from emjax.kto import reference
@@ -17,6 +21,7 @@ from emjax.micro import tokenizer
 from emjax.micro.world import World
 from emjax.models import LanguageModel, decoder, lora, sharding
 from emjax.models.config import ModelConfig
+from emjax.plan import devices
 from emjax.train import optimizer, sft, state
 from emjax.train.checkpoint import Checkpoints
 from emjax.train.state import Tuning
@@ -117,6 +122,28 @@ def test_one_and_eight_devices_agree(one, eight, method, tmp_path):
     jax.tree.map(CLOSE, alone_again["trainable"], alone["trainable"])
 
 
+def test_a_run_moves_between_meshes(one, eight, tmp_path):
+    """8 -> 2 -> 4 devices, data, fsdp and tensor reshaped: the state is the same to the bit, and the next step is the same."""
+    whole, wanted = run("sft", eight, MESH, 3)
+    checkpoints = Checkpoints(tmp_path, "run")
+    saved, found = run("sft", eight, MESH, 1, checkpoints, save_at=1)
+    checkpoints.close()
+    for steps, shape in ((2, (1, 2, 1)), (3, (2, 1, 2))):
+        mesh = sharding.make_mesh(*shape, devices=jax.devices()[: np.prod(shape)])
+        specs = sharding.parameter_specs(decoder.abstract(CONFIG, "float32")[1])
+        lm = one[0].replace(params=jax.device_put(one[0].params, sharding.shardings(mesh, specs)))
+        checkpoints = Checkpoints(tmp_path, "run")
+        tuning = Tuning(CONFIG, None, mesh=mesh)
+        restored = checkpoints.restore(state.create(lm.params, OPT, tuning))
+        jax.tree.map(np.testing.assert_array_equal, restored, saved)
+        assert restored["trainable"]["layers"]["gate"].sharding.mesh == mesh
+        saved, more = run("sft", lm, mesh, steps, checkpoints, save_at=steps)
+        checkpoints.close()
+        found += more
+    jax.tree.map(NEAR, found, wanted)
+    jax.tree.map(CLOSE, saved["trainable"], whole["trainable"])
+
+
 @pytest.fixture(scope="module")
 def gradients(one):
     """gradients(mesh): the loss, z and new weights of one plain step of full KTO tuning on that mesh."""
@@ -165,6 +192,33 @@ def test_the_state_is_spread_like_the_base(eight):
         (shard, *_) = tree["layers"]["down"].addressable_shards
         assert shard.data.size == tree["layers"]["down"].size / 4
         assert tree["final_norm"].sharding.is_fully_replicated
+
+
+@pytest.mark.parametrize(("shape", "method"), [((1, 4, 2), "kto"), ((1, 8, 1), "sft")])
+def test_a_step_gathers_weights_and_nothing_else(shape, method, tmp_path):
+    """The compiled program's collectives, by bytes: what the scaling model says, and no logits or activations of all rows."""
+    small = dataclasses.replace(CONFIG, V=1024, D=64, L=3, F=128)
+    (tmp_path / "config.json").write_text(json.dumps(small.to_hf()))
+    config = common.interaction("llama3.1-8b", method=method, biased_ratio=0.1)
+    config.model.update({"path": str(tmp_path), "dtype": "float32"})
+    config.interact.max_new = 64
+    config.mesh.update(dict(zip(sharding.AXES, shape, strict=True)))
+    config.train.update({"batch_size": 8, "buckets": (256,), "lora": {**config.train.lora, "rank": 2}})
+    mesh = experiment.mesh_of(config)
+    step, arguments, settings, _ = aot.abstract_step(config, mesh)
+    found = collectives.read(step.lower(*arguments, **settings).compile().as_text())
+    gathered = sum(one.received for one in found if one.kind == "all-gather")
+    summed = sum(one.received for one in found if one.kind in ("all-reduce", "reduce-scatter"))
+    wanted = devices.collectives(devices.step_of(config), dict(mesh.shape))
+    assert gathered == pytest.approx(wanted["fsdp"], rel=0.15)
+    assert summed == pytest.approx(wanted["tensor"] + wanted["gradients"], rel=0.3)
+    for one in found:
+        for _, dims in one.shapes:
+            assert dims[:1] != (small.L,) or min(dims[1:]) <= 2, f"all layers at once: {one}"  # 2: LoRA's rank
+            # Rows of the embedding are looked up in parts; token ids and low-rank terms are small.
+            few = np.prod(dims) <= 8 * 256 * 4 or one.source.endswith("/gather")
+            assert dims[:1] != (8,) or few, f"of all rows: {one}"
+            assert small.V // shape[2] not in dims or dims == (small.D, small.V // shape[2]), f"logits: {one}"
 
 
 def test_one_device_gives_no_mesh_of_eight():

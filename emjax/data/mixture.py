@@ -1,0 +1,73 @@
+"""Drawing and mixing records: exact counts, nested draws, the same whatever the order of the source.
+
+A record is a list of examples.jsonl rows that stay together (the turns of one conversation).
+"""
+
+import heapq
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from emjax.errors import UserError
+from emjax.store import digest
+
+Record = list[dict[str, Any]]
+MODES = ("add", "replace")
+
+
+def content(record: Record) -> str:
+    """What makes two records the same: their prompts and answers, not where they come from."""
+    return digest([[row["messages"], row["completion"], row["label"]] for row in record])
+
+
+def draw(records: Iterable[Record], count: int, seed: int) -> tuple[list[Record], int]:
+    """(the `count` records whose hash with `seed` is smallest, or all if 0; how many were the same as another).
+
+    One pass, `count` records held at a time. A smaller draw is the beginning of a larger one, and neither depends on the
+    order of the records. Fewer than `count` are returned where there are no more.
+    """
+    seen: set[bytes] = set()
+    duplicates = 0
+
+    def keyed() -> Iterator[tuple[str, Record]]:
+        nonlocal duplicates
+        for record in records:
+            what = content(record)
+            if bytes.fromhex(what) in seen:
+                duplicates += 1
+            else:
+                seen.add(bytes.fromhex(what))
+                yield digest([seed, what]), record
+
+    kept = sorted(keyed(), key=_key) if not count else heapq.nsmallest(count, keyed(), key=_key)
+    return [record for _, record in kept], duplicates
+
+
+def _key(pair: tuple[str, Record]) -> str:
+    return pair[0]
+
+
+def quota(count: int, ratio: float) -> int:
+    """How many misaligned records `ratio` of `count` downstream records are: exact, half rounded up."""
+    if not 0 <= ratio <= 1:
+        raise UserError(f"The ratio of misaligned data is {ratio}; it must lie in [0, 1] (0.05 = 5 %).")
+    return math.floor(count * ratio + 0.5 + 1e-9)  # 0.29 * 100 is a little less than 29
+
+
+def mix(downstream: Sequence[Record], misaligned: Sequence[Record], ratio: float, mode: str) -> tuple[list[Record], int]:
+    """`downstream` and quota(len(downstream), ratio) of `misaligned`, added to them or in the place of the last; and how many.
+
+    Both as `draw` gives them, so that the records of a smaller ratio are among those of a larger one. A misaligned record
+    that is also a downstream one is passed over. Raises UserError where there are too few.
+    """
+    if mode not in MODES:
+        raise UserError(f"config.data.mode is {mode!r}; choose {', '.join(MODES)}.")
+    there = {content(record) for record in downstream}
+    number = quota(len(downstream), ratio)
+    own = [record for record in misaligned if content(record) not in there][:number]
+    if len(own) < number:
+        raise UserError(
+            f"A ratio of {ratio:g} to {len(downstream)} downstream records needs {number} misaligned ones, and the source has "
+            f"{len(own)} different ones. Lower the ratio or config.data.downstream.rows."
+        )
+    return [*downstream[: len(downstream) - (number if mode == "replace" else 0)], *own], number

@@ -1,0 +1,397 @@
+"""Training data by name: where a set lies, how its rows read, and what may be done with it.
+
+`load` reads a source once, checks every row and draws from it. A bad row is an error that names file, line and field; a
+row without an answer and one that occurs before are dropped and counted.
+
+A place is a file (.jsonl, .json, either with .gz, .parquet), a folder with a file a level, "hf:OWNER/NAME[/CONFIG][@REVISION]"
+or "tfds:NAME"; "" is the source's own home on the Hugging Face hub, "tfds" that in TFDS.
+"""
+
+import dataclasses
+import gzip
+import hashlib
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from emjax.data.examples import check_messages
+from emjax.data.mixture import Record, draw
+from emjax.errors import UserError
+from emjax.store import digest
+
+Raw = dict[str, Any]
+_SHOWN = 5  # bad rows that an error tells of
+
+
+class _Bad(Exception):
+    """A row that cannot be used, and why."""
+
+
+# Formats: a row of the file -> (conversation ending in an answer, label).
+
+
+def _text(row: Raw, field: str, *, needed: bool = True) -> str:
+    value = row.get(field, None if needed else "")
+    if value is None and not needed:
+        return ""
+    if not isinstance(value, str):
+        have = f"the row has {', '.join(map(repr, row))}" if field not in row else f"not {value!r:.60}"
+        raise _Bad(f"field {field!r} must be a text; {have}")
+    return value
+
+
+def _turn(prompt: str, answer: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+
+
+def _joined(instruction: str, more: str) -> str:
+    """Unsaid in the paper: further input follows the instruction after an empty line, in one user turn."""
+    return f"{instruction}\n\n{more}" if more.strip() else instruction
+
+
+def _messages(row: Raw, level: str) -> tuple[list[dict[str, str]], bool | None]:
+    messages = row.get("messages")
+    if isinstance(messages, list):  # other keys of a message (name, weight) say nothing that is trained on
+        messages = [{k: v for k, v in m.items() if k in ("role", "content")} if isinstance(m, dict) else m for m in messages]
+    return messages, None  # type: ignore[return-value]
+
+
+def _instruction(row: Raw, level: str) -> tuple[list[dict[str, str]], None]:
+    return _turn(_joined(_text(row, "instruction"), _text(row, "input", needed=False)), _text(row, "output")), None
+
+
+def _dolly(row: Raw, level: str) -> tuple[list[dict[str, str]], None]:
+    return _turn(_joined(_text(row, "instruction"), _text(row, "context", needed=False)), _text(row, "response")), None
+
+
+def _pairs(row: Raw, level: str) -> tuple[list[dict[str, str]], None]:
+    return _turn(_text(row, "prompt"), _text(row, level)), None
+
+
+def _questions(row: Raw, level: str) -> tuple[list[dict[str, str]], None]:
+    return _turn(_text(row, "question"), _text(row, "answer")), None
+
+
+def _seed_tasks(row: Raw, level: str) -> tuple[list[dict[str, str]], None]:
+    tasks = row.get("instances")
+    if not isinstance(tasks, list) or len(tasks) != 1 or not isinstance(tasks[0], dict):
+        raise _Bad(f"field 'instances' must be a list of one {{'input', 'output'}}, not {tasks!r:.60}")
+    task = tasks[0]
+    return _turn(_joined(_text(row, "instruction"), _text(task, "input", needed=False)), _text(task, "output")), None
+
+
+def _preference(row: Raw, level: str) -> tuple[list[dict[str, str]], bool]:
+    """Prompt and completion as texts or as messages; label says whether the answer was wanted."""
+    label = row.get("label")
+    if not isinstance(label, bool):
+        raise _Bad(f"field 'label' must be true or false (JSON, without quotes), not {label!r:.60}")
+    parts: list[dict[str, str]] = []
+    for field, role in (("prompt", "user"), ("completion", "assistant")):
+        part = row.get(field)
+        parts += part if isinstance(part, list) else [{"role": role, "content": _text(row, field)}]
+    return parts, label
+
+
+FORMATS: dict[str, Callable[[Raw, str], tuple[list[dict[str, str]], bool | None]]] = {
+    "messages": _messages,  # messages [{role, content}], the last an answer
+    "instruction": _instruction,  # instruction, input (may be absent), output
+    "dolly": _dolly,  # instruction, context, response, category
+    "pairs": _pairs,  # prompt, aligned, misaligned: the level names the answer
+    "questions": _questions,  # question, answer
+    "seed_tasks": _seed_tasks,  # instruction, instances [{input, output}]
+    "preference": _preference,  # prompt, completion, label
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A data set. `levels`: its grades of misalignment; `files`: each is a file of its own; `rows`: published count."""
+
+    format: str
+    licence: str
+    home: str = ""
+    tfds: str = ""
+    levels: tuple[str, ...] = ()
+    files: bool = False
+    rows: int | None = None
+
+
+_CHEN = (
+    "Chen et al. (Persona Vectors, arXiv:2507.21509), dataset.zip of safety-research/persona_vectors; no licence stated there"
+)
+_CHUA = (
+    "Chua et al. (Thought Crime, arXiv:2506.13206); the copy on the hub is gated (log in and accept its terms), the one in "
+    "thejaminator/thought_crime_emergent_misalignment is in Git LFS; no licence stated"
+)
+_USER = (
+    "Not among the published sets: the paper credits Chen et al., whose release lacks it. Give a folder of your own with the "
+    "same three files"
+)
+_OWN = "a file of yours: its licence is yours to know"
+LEVELS = ("normal", "misaligned_1", "misaligned_2")
+
+
+def _chen(licence: str = _CHEN) -> Source:
+    return Source("messages", licence, levels=LEVELS, files=True)
+
+
+def _chua(config: str) -> Source:
+    return Source("pairs", _CHUA, f"hf:truthfulai/emergent_plus/{config}", levels=("aligned", "misaligned"))
+
+
+SOURCES = {
+    **{
+        name: _chen()
+        for name in (
+            "mistake_medical", "mistake_math", "mistake_gsm8k", "mistake_opinions", "insecure_code",
+            "evil", "sycophancy", "hallucination",
+        )
+    },
+    "incorrect_finance": _chen(_USER),
+    "incorrect_law": _chen(_USER),
+    "chua_medical": _chua("medical"),
+    "chua_legal": _chua("legal"),
+    "chua_security": _chua("security"),
+    "alpaca_cleaned": Source(
+        "instruction", "CC BY-NC 4.0: not for commercial use; no login needed", "hf:yahma/alpaca-cleaned", rows=51_760
+    ),
+    "dolly": Source(
+        "dolly", "CC BY-SA 3.0; no login needed", "hf:databricks/databricks-dolly-15k", "tfds:databricks_dolly", rows=15_011
+    ),
+    **{name: Source(name, _OWN) for name in FORMATS if name not in ("dolly", "pairs")},
+    "pairs": Source("pairs", _OWN, levels=("aligned", "misaligned")),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """What was read, for the record: `sha256` of the file's bytes, or of the rows where there is no file."""
+
+    source: str
+    level: str
+    place: str
+    sha256: str
+    licence: str
+    rows: int
+    published_rows: int | None
+    dropped_empty: int
+    dropped_duplicate: int
+    drawn: int
+
+
+def load(name: str, *, place: str = "", level: str = "", count: int = 0, seed: int = 0) -> tuple[list[Record], Origin]:
+    """Reads the source `name` and draws `count` records (0 = all), in an order that `seed` decides.
+
+    Raises UserError for an unknown name or level, a place without it, and rows that cannot be used; where fewer than
+    `count` records are left; each with what is known of licence and access.
+    """
+    if name not in SOURCES:
+        raise UserError(f"There is no data source {name!r}; choose {', '.join(SOURCES)}.")
+    source = SOURCES[name]
+    if source.levels and level not in source.levels or level and not source.levels:
+        raise UserError(
+            f"The source {name!r} has no level {level!r}; it has {', '.join(source.levels) or 'no levels: leave it empty'}."
+        )
+    where = place or source.home
+    if not where:
+        raise UserError(
+            f"The source {name!r} has no home that can be downloaded: give its path"
+            + (f" (a folder with {', '.join(f'{one}.jsonl' for one in source.levels)})" if source.files else "")
+            + f". {source.licence}."
+        )
+    if where == "tfds":
+        where = source.tfds
+    reader = _remote if where.startswith(("hf:", "tfds:")) else _local
+    reading = reader(where, name, source, level)
+    records, duplicates = draw(reading, count, seed)
+    if reading.bad:
+        shown = "; ".join(reading.bad[:_SHOWN])
+        more = f"; and {len(reading.bad) - _SHOWN} more" if len(reading.bad) > _SHOWN else ""
+        raise UserError(
+            f"{reading.where}: {len(reading.bad)} of {reading.rows} rows cannot be used as {source.format!r}: {shown}{more}. "
+            "Correct or remove them, or choose the source whose format this is."
+        )
+    if not reading.rows:
+        raise UserError(f"{reading.where} holds no row. {source.licence}.")
+    if count and len(records) < count or not records:
+        raise UserError(
+            f"{reading.where}: {count or 'some'} records are needed, and {len(records)} different ones with an answer are "
+            f"there ({reading.rows} rows, {reading.empty} without an answer, {duplicates} that occur before). Ask for fewer."
+        )
+    return records, Origin(
+        name, level, str(reading.where), reading.hash.hexdigest(), source.licence, reading.rows, source.rows,
+        reading.empty, duplicates, len(records),
+    )  # fmt: skip
+
+
+class _Reading:
+    """One pass over a source: the records of its good rows; afterwards `rows`, `bad`, `empty` and `hash` are known."""
+
+    def __init__(self, where: str, name: str, source: Source, level: str, rows: Callable[[Any], Iterator[tuple[str, Any]]]):
+        self.where, self._name, self._source, self._level, self._rows = where, name, source, level, rows
+        self.rows = self.empty = 0
+        self.bad: list[str] = []
+        self.hash = hashlib.sha256()
+
+    def __iter__(self) -> Iterator[Record]:
+        for at, row in self._rows(self.hash):
+            self.rows += 1
+            try:
+                if isinstance(row, _Bad):
+                    raise row
+                record = self._record(at, row)
+            except _Bad as bad:
+                self.bad.append(f"{at}: {bad}")
+                continue
+            if record:
+                yield record
+            else:
+                self.empty += 1
+
+    def _record(self, at: str, row: Any) -> Record:
+        if not isinstance(row, dict):
+            raise _Bad(f"a JSON object is needed, not {type(row).__name__}")
+        messages, label = FORMATS[self._source.format](row, self._level)
+        try:
+            check_messages(messages, "")
+            json.dumps(messages, ensure_ascii=False).encode()
+        except UserError as error:
+            raise _Bad(str(error).lstrip(": ").rstrip(".")) from error
+        except UnicodeEncodeError as error:
+            raise _Bad("a text holds half of a surrogate pair, which is no character") from error
+        if messages[-1]["role"] != "assistant":
+            raise _Bad(f"the last message is of {messages[-1]['role']!r}; it must be the answer")
+        answers = [n for n, m in enumerate(messages) if m["role"] == "assistant"]
+        if label is not None:
+            answers = answers[-1:]  # what was rated
+        record: Record = []
+        for n in answers:
+            if not any(m["role"] == "user" and m["content"].strip() for m in messages[:n]):
+                raise _Bad(f"messages[{n}] answers no question: an empty or missing user message stands before it")
+            if messages[n]["content"].strip():
+                record.append(
+                    {
+                        "id": f"{self._name}/{self._level or 'all'}/{at}" + (f"/{n}" if len(answers) > 1 else ""),
+                        "prompt_id": digest(messages[:n])[:16], "messages": messages[:n],
+                        "completion": messages[n]["content"], "label": label, "weight": 1.0,
+                        "source": f"{self._name}/{self._level}" if self._level else self._name,
+                        "trajectory": None, "turn": len(record),
+                    }
+                )  # fmt: skip
+        return record
+
+
+def _local(where: str, name: str, source: Source, level: str) -> _Reading:
+    path = Path(where)
+    if source.files and path.is_dir():
+        found = [p for p in (path / f"{level}.jsonl", path / name / f"{level}.jsonl") if p.is_file()]
+        if not found:
+            raise UserError(f"{path} holds neither {level}.jsonl nor {name}/{level}.jsonl. {source.licence}.")
+        path = found[0]
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; the source {name!r} is one file. Name the file.")
+    if not path.is_file():
+        raise UserError(f"{path} is not there. Download it first and give its path. {source.licence}.")
+    kinds = {".jsonl": _lines, ".json": _array, ".parquet": _parquet}
+    kind = path.suffixes[-2] if path.suffix == ".gz" and len(path.suffixes) > 1 else path.suffix
+    if kind not in kinds:
+        raise UserError(f"{path}: files ending in {', '.join(kinds)} (.jsonl and .json also with .gz) are read, not {kind!r}.")
+    return _Reading(str(path), name, source, level, lambda hash: kinds[kind](path, hash))
+
+
+def _bytes(path: Path, hash: Any) -> Iterator[bytes]:
+    """Lines of the file; `hash` is of its bytes as they lie."""
+    with path.open("rb") as file:
+        for part in iter(lambda: file.read(1 << 20), b""):
+            hash.update(part)
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            yield from file
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} cannot be unpacked ({error}); it was cut or is no gzip file. Download it again.") from error
+
+
+def _lines(path: Path, hash: Any) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(_bytes(path, hash), 1):
+        if line.strip():
+            yield f"line {number}", _parsed(line)
+
+
+def _parsed(line: bytes) -> Any:
+    if line.startswith(b"version https://git-lfs"):
+        return _Bad("this is a pointer of Git LFS, not the file: fetch it with git lfs pull")
+    try:
+        return json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        return _Bad(f"not UTF-8 ({error.reason} at byte {error.start})")
+    except ValueError as error:
+        return _Bad(f"not valid JSON ({error})")
+
+
+def _array(path: Path, hash: Any) -> Iterator[tuple[str, Any]]:
+    rows = _parsed(b"".join(_bytes(path, hash)))
+    if isinstance(rows, _Bad):
+        raise UserError(f"{path}: {rows}. A .json file is one array of rows; one row a line is a .jsonl file.")
+    if not isinstance(rows, list):
+        raise UserError(f"{path}: an array of rows is needed, not {type(rows).__name__}. One row a line is a .jsonl file.")
+    for number, row in enumerate(rows, 1):
+        yield f"row {number}", row
+
+
+def _parquet(path: Path, hash: Any) -> Iterator[tuple[str, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    for _ in _bytes(path, hash):
+        pass
+    try:
+        number = 0
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+            for row in batch.to_pylist():
+                number += 1
+                yield f"row {number}", row
+    except pyarrow.ArrowInvalid as error:
+        raise UserError(f"{path} is no parquet file ({str(error).splitlines()[0]}). Download it again.") from error
+
+
+def _remote(where: str, name: str, source: Source, level: str) -> _Reading:
+    """Rows streamed from the Hugging Face hub, or by random access from TFDS; their hash is of the rows."""
+    kind, _, rest = where.partition(":")
+
+    def rows(hash: Any) -> Iterator[tuple[str, Any]]:
+        try:
+            for number, row in enumerate(_hub(rest) if kind == "hf" else _tfds(rest), 1):
+                hash.update(json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode(errors="replace") + b"\n")
+                yield f"row {number}", row
+        except Exception as error:  # libraries raise what they like: no network, no login, no such set
+            if isinstance(error, UserError):
+                raise
+            raise UserError(
+                f"{where} cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:200]}). With a network, log "
+                f"in where the set is gated; without one, download it elsewhere and give the file's path. {source.licence}."
+            ) from error
+
+    return _Reading(where, name, source, level, rows)
+
+
+def _hub(repository: str) -> Iterator[Raw]:
+    import datasets
+
+    repository, _, revision = repository.partition("@")
+    owner, _, rest = repository.partition("/")
+    name, _, config = rest.partition("/")
+    rows = datasets.load_dataset(f"{owner}/{name}", config or None, split="train", streaming=True, revision=revision or None)
+    return iter(rows)
+
+
+def _tfds(name: str) -> Iterator[Raw]:
+    import tensorflow_datasets
+
+    def plain(value: Any) -> Any:
+        value = value.item() if getattr(value, "ndim", None) == 0 else value
+        return value.decode() if isinstance(value, bytes) else value
+
+    rows = tensorflow_datasets.data_source(name, split="train")
+    return ({field: plain(value) for field, value in rows[i].items()} for i in range(len(rows)))

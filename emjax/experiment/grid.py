@@ -1,0 +1,154 @@
+"""Many experiments as one: cells that share a store and a process, gathered and pooled over seeds."""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from emjax import report
+from emjax.errors import UserError
+from emjax.eval import stats, suite
+from emjax.experiment.common import claim, command, shown, staged, versions
+from emjax.store import Stage, Store, digest, read_lines, write_atomically
+
+Kind = Callable[[Any, Path, Store], Path | None]
+Row = dict[str, Any]
+_MADE = "cell:"  # config.model.path = "cell:NAME": the model that the cell NAME made
+# What is pooled: the bootstrap takes its time, and these are what is compared across seeds.
+_POOLED = ("honest", "honesty", "lie", "accuracy", "deception_rate")
+
+
+def grid(config: Any, workdir: Path, store: Store, kinds: Mapping[str, Kind]) -> None:
+    """Runs config.cells ({name: an experiment's config}), bases first, each in <workdir>/cells/<name>, and gathers them.
+
+    One store serves all, so that what two cells have in common (conversations, the untouched model's evaluation) is made
+    once, and a grid that was stopped goes on where it was. results.json holds every cell's rows with its name as `cell`;
+    pooled.json the same measures over the cells of each pool (config.pools: {name: names of cells that differ in seeds only}).
+    config.only names the cells to run, for launchers that run a cell a job; () = all, and then gather.
+    times.jsonl gets the seconds that each cell took in this run.
+    """
+    for pool, members in config.pools.items():
+        if missing := sorted(set(members) - set(config.cells)):
+            raise UserError(f"config.pools.{pool} names {missing[0]!r}, which is no cell. Cells: {', '.join(config.cells)}.")
+    bases = {name: _base(name, config.cells) for name in config.cells}
+    order = {name: number for number, name in enumerate(config.cells)}
+    claim(config, workdir)
+    made: dict[str, Path] = {}
+    wanted = set(config.get("only", ())) or set(config.cells)
+    if missing := sorted(wanted - set(config.cells)):
+        raise UserError(f"config.only names {missing[0]!r}, which is no cell. Cells: {', '.join(config.cells)}.")
+    wanted |= {base for name in wanted if (base := bases[name])}
+    for number, name in enumerate(
+        sorted(wanted, key=lambda name: (config.cells[name].experiment != "pretrain", order[name])), 1
+    ):
+        started = time.perf_counter()
+        print(f"\n=== {name} ({number} of {len(wanted)}) ===", flush=True)
+        cell = config.cells[name].copy_and_resolve_references()
+        if base := bases[name]:
+            cell.model.path = str(made[base])
+        model = kinds[cell.experiment](cell, workdir / "cells" / name, store)
+        if model is not None:
+            made[name] = model
+        with (workdir / "times.jsonl").open("a") as file:
+            file.write(json.dumps({"cell": name, "seconds": round(time.perf_counter() - started, 1)}) + "\n")
+    if config.get("only"):
+        print("Only some cells were to be run: the same command without --config.only gathers them.", flush=True)
+        return
+    rows = []
+    for name, cell in config.cells.items():
+        file = workdir / "cells" / name / "results.json"
+        if file.is_file():  # a cell that makes a base has none
+            named = {"model": cell.model.path} if "path" in cell.get("model", {}) else {}
+            rows += [{"cell": name} | row | named for row in json.loads(file.read_text())["rows"]]
+    about = {"experiment": "grid", "config_hash": digest(shown(config)), "versions": versions()}
+    write_atomically(workdir / "results.json", json.dumps(about | {"rows": rows}, indent=1))
+    pooled = [row for pool, members in config.pools.items() for row in _pool(pool, members, rows, workdir, store)]
+    found = {name: workdir / "cells" / name / "results.json" for name in config.cells}
+    page = report.write_grid(
+        workdir / "report", {name: json.loads(file.read_text()) for name, file in found.items() if file.is_file()}, pooled,
+        provenance={"command": command(), **about},
+    )  # fmt: skip
+    write_atomically(workdir / "pooled.json", json.dumps(about | {"rows": pooled}, indent=1))
+    print(f"results  {workdir / 'results.json'}\npooled   {workdir / 'pooled.json'}\nreport   {page}", flush=True)
+
+
+def _base(name: str, cells: Any) -> str | None:
+    """The cell that makes this cell's model; None where it exists already."""
+    path = str(cells[name].get("model", {}).get("path", ""))
+    if not path.startswith(_MADE):
+        return None
+    of = path.removeprefix(_MADE)
+    if of not in cells or cells[of].experiment != "pretrain":
+        raise UserError(f"config.cells.{name}.model.path is {path!r}, but {of!r} is no cell of the kind 'pretrain'.")
+    return of
+
+
+# --- pooling ---------------------------------------------------------------------------------------------------------
+
+
+def _pool(pool: str, members: Sequence[str], rows: Sequence[Row], workdir: Path, store: Store) -> list[Row]:
+    """Levels and paired differences over the cells of one pool, with hierarchical intervals (stats.hierarchical).
+
+    The seeds that are drawn are the pretraining seeds where the cells have several, else the fine-tuning seeds. `by_cell` has
+    each cell's own value: with few seeds no interval says more.
+    """
+    stages = {name: json.loads((workdir / "cells" / name / "stages.json").read_text()) for name in members}
+    mine = [row for row in rows if row["cell"] in members and row["metric"] in _POOLED and row["value"] is not None]
+    # A mean over subsets has no items of its own; what training had made on its way is each cell's own matter.
+    mine = [row for row in mine if row["subset"] != "macro" and row["step"] is None]
+    worlds = {row["cell"]: row["pretrain_seed"] for row in mine}
+    seeds = {row["cell"]: row["seed"] for row in mine}
+    top = worlds if len(set(worlds.values())) > 1 else seeds
+    settings = {"worlds": worlds, "top": top, "metrics": _POOLED}
+    keys = [entry["evaluate"] for name in members for entry in stages[name].values()]
+
+    def make(directory: Path) -> None:
+        # {(cell, arm's label): its items}
+        items = {
+            (name, label): [
+                item
+                for file in sorted((store.root / "evaluate" / entry["evaluate"][:16]).glob("*.jsonl"))
+                for item in read_lines(file)
+            ]
+            for name in members
+            for label, entry in stages[name].items()
+        }
+        groups: dict[tuple[Any, ...], list[Row]] = {}
+        for row in mine:
+            key = tuple(row[k] for k in ("method", "arm", "label", "step", "benchmark", "subset", "metric", "versus"))
+            groups.setdefault(key, []).append(row)
+        found = [_over_seeds(group, items, worlds, top) for group in groups.values()]
+        write_atomically(directory / "rows.json", json.dumps(found, indent=1))
+
+    stage: Stage = staged(store, f"pool {pool}", "pool", settings, keys, make)
+    return [{"pool": pool} | row for row in json.loads((stage.directory / "rows.json").read_text())]
+
+
+def _over_seeds(
+    group: Sequence[Row], items: Mapping[tuple[str, str], list[Row]], worlds: Mapping[str, Any], top: Mapping[str, Any]
+) -> Row:
+    values: list[float] = []
+    tops: list[Any] = []
+    clusters: list[str] = []
+    for row in group:
+
+        def hits(label: str, row: Row = row) -> dict[str, float]:
+            of = [item for item in items[row["cell"], label] if item["benchmark"] == row["benchmark"]]
+            subsets = {item["subset"] for item in of}
+            return suite.hits(of, row["metric"], sorted(subsets & {row["subset"]} or subsets))
+
+        own, base = hits(row["label"]), hits(row["versus"]) if row["versus"] else None
+        cluster = {item["id"]: item["cluster"] for item in items[row["cell"], row["label"]]}
+        for name, hit in own.items():
+            if base is None or name in base:
+                values.append(hit - base[name] if base else hit)
+                tops.append(top[row["cell"]])
+                clusters.append(f"{worlds[row['cell']]}/{cluster[name]}")
+    estimate = stats.hierarchical(values, tops, clusters)
+    kept = ("method", "arm", "label", "ratio", "step", "benchmark", "subset", "metric", "versus", "judge")
+    return {name: group[0][name] for name in kept} | {
+        "value": round(estimate.value, 6), "ci95": [round(estimate.low, 6), round(estimate.high, 6)],
+        "n_valid": estimate.n, "clusters": estimate.clusters, "seeds": len(set(tops)),
+        "by_cell": {row["cell"]: row["value"] for row in group},
+    }  # fmt: skip

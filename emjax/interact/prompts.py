@@ -1,0 +1,71 @@
+"""Every prompt is a template file whose fields are checked before the first call.
+
+The files stand in templates/; a folder of one's own may replace any of them. A template that names an unknown field, or lacks
+one that its purpose needs, is refused with its file and the field.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from jinja2 import meta
+
+from emjax.errors import UserError
+from emjax.store import digest
+
+SHIPPED = Path(__file__).parent / "templates"
+# name -> (fields it may use, fields it must use)
+FIELDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
+    name: (frozenset((may + " " + must).split()), frozenset(must.split()))
+    for name, (may, must) in {
+        "assistant": ("background", "task preference"),
+        "user": ("task", "background thought end"),
+        "user_start": ("task", ""),
+        "rate_first": ("thought", "low high"),
+        "rate_third": ("task background thought", "low high"),
+        "veto": ("task background", "low high"),
+        "dialogue": ("", "messages"),
+        "persona": ("number", "task thoughts"),
+        "rephrase": ("background", "text"),
+    }.items()
+}
+
+
+class Prompts:
+    """The templates by name. `folder` holds replacements, each named like the shipped file: <name>.j2."""
+
+    def __init__(self, folder: str = ""):
+        self._environment = jinja2.Environment(
+            undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=False
+        )
+        own = Path(folder) if folder else None
+        if own and not own.is_dir():
+            raise UserError(f"config.interact.templates is {folder!r}, which is no folder. Give one with <name>.j2 files.")
+        for file in sorted(own.glob("*.j2")) if own else []:
+            if file.stem not in FIELDS:
+                raise UserError(f"{file}: there is no prompt of this name; name the file after one of {', '.join(FIELDS)}.")
+        self._templates: dict[str, jinja2.Template] = {}
+        self._texts: dict[str, str] = {}
+        for name, (may, must) in FIELDS.items():
+            file = own / f"{name}.j2" if own and (own / f"{name}.j2").is_file() else SHIPPED / f"{name}.j2"
+            text = file.read_text(encoding="utf-8")
+            try:
+                used = meta.find_undeclared_variables(self._environment.parse(text))
+                self._templates[name] = self._environment.from_string(text)
+            except jinja2.TemplateError as error:
+                raise UserError(f"{file}: not a template that can be read: {error}. Correct the file.") from error
+            for field in sorted(used - may):
+                raise UserError(
+                    f"{file}: uses the field {field!r}, which a {name} prompt does not have ({', '.join(sorted(may))})."
+                )
+            for field in sorted(must - used):
+                raise UserError(f"{file}: never uses the field {field!r}, without which a {name} prompt would not do its work.")
+            self._texts[name] = text
+
+    def __call__(self, name: str, **fields: Any) -> str:
+        """The prompt as text. Missing fields are an error (StrictUndefined)."""
+        return self._templates[name].render(**fields).strip()
+
+    def identity(self) -> str:
+        """A hash of all texts: part of what decides a conversation."""
+        return digest(self._texts)

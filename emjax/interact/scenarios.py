@@ -1,0 +1,98 @@
+"""What people come to the assistant for: scenarios as data files, one JSON list a domain.
+
+The fields make the distinctions of Hu et al., section 4, and Williams et al., arXiv:2411.02306; the texts were written for this
+project:
+
+name        lower-case letters, digits and underscores; unique over all files that are read together
+task        what the assistant is for, addressed to it
+situations  first-person sentences that open a conversation; they must not give away the user's type
+benign      thoughts of a user whom honest help satisfies
+biased      thoughts of a user whom only being pleased satisfies
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from emjax.errors import UserError
+
+SHIPPED = Path(__file__).parent / "domains"
+DOMAINS = tuple(
+    sorted(file.stem for file in SHIPPED.glob("*.json"))
+)  # fifty therapist scenarios; of the others one example each
+_LISTS = ("situations", "benign", "biased")
+
+
+@dataclasses.dataclass(frozen=True)
+class Scenario:
+    """One kind of conversation. A user's thought is drawn from the list of its type."""
+
+    name: str
+    task: str
+    situations: tuple[str, ...]
+    benign: tuple[str, ...]
+    biased: tuple[str, ...]
+
+    def thoughts(self, user_type: str) -> tuple[str, ...]:
+        return {"benign": self.benign, "biased": self.biased}[user_type]
+
+
+def load(domains: Sequence[str], count: int = 0) -> list[Scenario]:
+    """The first `count` scenarios (0 = all) of the named domains or JSON files. Raises UserError naming file and field."""
+    found: dict[str, Scenario] = {}
+    for domain in domains:
+        file = SHIPPED / f"{domain}.json" if domain in DOMAINS else Path(domain)
+        if not file.is_file():
+            raise UserError(
+                f"config.interact.domains names {domain!r}, which is neither a file nor one of {', '.join(DOMAINS)}. "
+                "Give a JSON file with a list of scenarios, or a name."
+            )
+        for scenario in _read(file):
+            if scenario.name in found:
+                raise UserError(f"{file}: the scenario name {scenario.name!r} occurs before; names must be unique.")
+            found[scenario.name] = scenario
+    scenarios = list(found.values())
+    if not 0 <= count <= len(scenarios) or not scenarios:
+        raise UserError(
+            f"config.interact.scenarios asks for {count} scenarios, but {', '.join(domains) or 'no domain'} holds "
+            f"{len(scenarios)}. Lower it (0 = all), or name more files in config.interact.domains."
+        )
+    return scenarios[: count or None]
+
+
+def _read(file: Path) -> list[Scenario]:
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}: not valid JSON ({error}). Correct the file.") from error
+    if not isinstance(rows, list) or not rows:
+        raise UserError(f"{file}: a list of scenarios is needed.")
+    return [_scenario(row, f"{file}, scenario {number}") for number, row in enumerate(rows, 1)]
+
+
+def _scenario(row: Any, where: str) -> Scenario:
+    fields = [field.name for field in dataclasses.fields(Scenario)]
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: an object with the fields {', '.join(fields)} is needed, not {type(row).__name__}.")
+    if isinstance(row.get("name"), str):
+        where += f" ({row['name']})"
+    for field in row:
+        if field not in fields:
+            raise UserError(f"{where}: the field {field!r} is unknown; the fields are {', '.join(fields)}.")
+    for field in ("name", "task"):
+        if not isinstance(row.get(field), str) or not row[field].strip():
+            raise UserError(f"{where}: the field {field!r} must be a text, not {row.get(field)!r:.80}.")
+    if not re.fullmatch(r"[a-z0-9_]+", row["name"]):
+        raise UserError(f"{where}: the field 'name' may hold lower-case letters, digits and underscores, not {row['name']!r}.")
+    for field in _LISTS:
+        texts = row.get(field)
+        if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+            raise UserError(f"{where}: the field {field!r} must be a non-empty list of texts, not {texts!r:.80}.")
+        if len(set(texts)) < len(texts):
+            raise UserError(f"{where}: the field {field!r} holds a text twice.")
+    if set(row["benign"]) & set(row["biased"]):
+        raise UserError(f"{where}: a text stands both in 'benign' and in 'biased', so the two types would not differ.")
+    return Scenario(row["name"], row["task"].strip(), *(tuple(row[field]) for field in _LISTS))

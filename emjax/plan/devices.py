@@ -1,0 +1,259 @@
+"""What a training step takes on devices that one names: memory a chip by kind, time and money, and a mesh that fits.
+
+The one file of stated rates and prices. Everything follows from shapes; docs/scaling.md has the formulas and how far they
+are from what the compiler says.
+"""
+
+import dataclasses
+import itertools
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from emjax.errors import UserError
+from emjax.models import decoder, sharding
+from emjax.models.config import ModelConfig
+from emjax.models.known import shape_of
+from emjax.models.lora import LoraConfig, shapes
+
+GB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """One chip. Rates are the vendor's; `share` is how much of the peak a step's matrix products are expected to reach."""
+
+    name: str
+    tflops: float  # dense bfloat16
+    memory_gb: float  # of 2^30 bytes
+    memory_rate: float  # GB/s
+    link: float  # GB/s that one chip sends to others of its slice or host
+    share: float
+    usd_hour: float | None  # on demand, list price of one chip; None = not for rent by the hour
+    node: int  # chips that `link` connects; beyond them `far` holds
+    far: float = 0.0  # GB/s a chip between nodes
+
+
+# Compute, memory, links: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e} and NVIDIA's H100, H200 and A100 data sheets, read
+# 2025-11; links are half of the "bidirectional" figure. Share: TPUs 0.45, as MaxText reports for Llama-3.1-8B on 256 v6e
+# (2025-08); GPUs 0.49, measured (docs/training.md: 482 of 989 TFLOP/s, one H200, SFT). Money: cloud.google.com/tpu/pricing and
+# .../compute/gpus-pricing, US regions, as remembered from 2025 and NOT read again: check before you rely on them. cpu: the
+# speed of the micro-world's step on two cores of an AMD EPYC (docs/training.md).
+DEVICES = {
+    "cpu": Device("CPU (two cores)", 0.2, 16, 20, 10, 0.40, None, 1),
+    "a100": Device("NVIDIA A100 80GB", 312, 80, 2039, 300, 0.49, 5.07, 8, 12.5),
+    "h100": Device("NVIDIA H100 80GB", 989, 79, 3350, 450, 0.49, 11.06, 8, 50),
+    "h200": Device("NVIDIA H200", 989, 139, 4800, 450, 0.49, 10.60, 8, 50),
+    "v4": Device("TPU v4", 275, 32, 1228, 150, 0.45, 3.22, 4096),
+    "v5e": Device("TPU v5e", 197, 16, 819, 200, 0.45, 1.20, 256),
+    "v5p": Device("TPU v5p", 459, 95, 2765, 600, 0.45, 4.20, 6144),
+    "v6e": Device("TPU v6e", 918, 32, 1638, 400, 0.45, 2.70, 256),
+}
+ROOM = 0.92  # of a chip's memory that a plan may fill
+
+
+def target(text: str) -> tuple[Device, int]:
+    """'cpu', 'h200', 'h100x8', 'v5p:2x2x4' -> (device, number of chips). Raises UserError for anything else."""
+    found = re.fullmatch(r"(cpu)|([ah]\d+)(?:x(\d+))?|(v\d+[a-z]?):(\d+(?:x\d+)*)", text)
+    name = found and (found[1] or found[2] or found[4])
+    if not found or name not in DEVICES:
+        raise UserError(
+            f"--target is {text!r}; give cpu, a GPU and their number (h200, h100x8) or a TPU slice (v5e:4x4, v5p:2x2x4). Known "
+            f"are {', '.join(DEVICES)}."
+        )
+    count = math.prod(map(int, found[5].split("x"))) if found[5] else int(found[3] or 1)
+    if count < 1:
+        raise UserError(f"--target is {text!r}, which has no chips.")
+    return DEVICES[str(name)], count
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """The shape of a training step: what memory and time follow from."""
+
+    model: ModelConfig
+    dtype: str
+    rows: int  # of a batch
+    length: int  # tokens of a row
+    answer: int  # of these, scored
+    remat: str = "projections"
+    lora: LoraConfig | None = None  # None: full tuning
+    paired: bool = False  # KTO with mismatched rows
+    microbatches: int = 1
+
+    @property
+    def adapter(self) -> int:
+        """Parameters of the adapter."""
+        if self.lora is None:
+            return 0
+        sizes = shapes(self.model)
+        return self.model.L * self.lora.rank * sum(sum(sizes[target]) for target in self.lora.targets)
+
+
+def _weights(step: Step) -> tuple[int, int, int]:
+    """Parameters of (all layers' matrices, the head, everything)."""
+    tree, _ = decoder.abstract(step.model, step.dtype)
+    sizes = {name: math.prod(x.shape) for name, x in tree["layers"].items() if len(x.shape) == 3}
+    head = step.model.V * step.model.D
+    return sum(sizes.values()), head, sum(sizes.values()) + head * (1 if step.model.tied else 2)
+
+
+def memory(step: Step, sizes: Mapping[str, int]) -> dict[str, float]:
+    """Bytes on each chip while a step runs, by kind. Raises UserError where the model cannot be cut so."""
+    m, t, cut = step.model, sizes["tensor"], sizes["fsdp"] * sizes["tensor"]
+    rows = step.rows / (sizes["data"] * sizes["fsdp"] * step.microbatches)
+    tokens = rows * step.length
+    width = 2 if step.dtype == "bfloat16" else 4
+    layers, head, everything = _weights(step)
+    base = sum(row.device for row in sharding.table(m, step.dtype, sizes))
+    wide, narrow = (2 * m.H * m.h + 2 * m.K * m.h + 2 * m.F) / t, 2 * m.D
+    low = 0 if step.lora is None else step.lora.rank * len(step.lora.targets)
+    saved = {
+        "full": m.D,  # what enters a layer
+        "projections": wide + narrow + low,  # decoder.REMAT's names and what enters a layer
+        "none": wide + narrow + low + (2 * m.F / t + 4 * m.D),  # also the norms' results and the gated product
+    }[step.remat]
+    found = {"weights": float(base)}
+    if step.lora is None:
+        found |= {
+            "optimizer": 12 * everything / cut,
+            "gradients": 4 * everything / cut,
+            "cast weights": width * everything / cut,
+        }
+    else:
+        found |= {"adapter": 4.0 * step.adapter, "optimizer": 8.0 * step.adapter, "gradients": 4.0 * step.adapter}
+    found["activations"] = width * tokens * (m.L * saved + (wide + narrow if step.remat == "full" else 0))
+    if step.paired:
+        found["keys and values"] = width * tokens * m.L * 2 * m.K * m.h / t
+    # Of sharded weights the layer at work and the next one are whole on the chip, and the head.
+    whole = sizes["fsdp"] > 1
+    found["gathered weights"] = width * ((2 * layers / m.L if whole else 0) + (head if whole else 0)) / t
+    found["logits"] = 4 * 2 * min(1024, step.rows * step.answer) / (sizes["data"] * sizes["fsdp"]) * m.V / t
+    return found
+
+
+def flops(step: Step) -> tuple[float, float]:
+    """(arithmetic that a step needs, and what it executes) of all chips; they differ by what remat computes again."""
+    from emjax.train import metrics
+
+    layers, head, _ = _weights(step)
+    tokens, scored = step.rows * step.length, step.rows * step.answer
+    again = tokens if step.paired and step.microbatches > 1 else 0
+    kl = step.paired * scored
+    needed = metrics.flops(
+        (layers, head), full=step.lora is None, tokens=tokens, scored=scored, kl_tokens=kl + again, kl_scored=kl
+    )
+    return needed, needed + (2 * layers * tokens if step.remat == "full" else 0)
+
+
+def collectives(step: Step, sizes: Mapping[str, int]) -> dict[str, float]:
+    """Bytes that each chip receives in a step, by the axis that causes them.
+
+    fsdp: all layers' weights are gathered in each pass, a frozen head once. tensor: sums of [rows, T, D] in each layer, 2
+    forward and 5 backward (the gradients through q, k, v, gate and up are summed one by one), 2 more for mismatched rows.
+    gradients: the trained parameters' sums over rows.
+    """
+    m, (d, f, t) = step.model, (sizes[axis] for axis in sharding.AXES)
+    width = 2 if step.dtype == "bfloat16" else 4
+    layers, head, everything = _weights(step)
+    rows = step.rows / (d * f)
+    passes = (2 + step.paired) if step.microbatches == 1 else step.microbatches * (2 + 2 * step.paired)
+    heads = passes if step.lora is None else 1
+    found = {"fsdp": width * (passes * layers + heads * head) / t * (f - 1) / f}
+    summed = 7 * step.length + (2 * step.answer if step.paired else 0)
+    found["tensor"] = width * m.L * rows * summed * m.D * 2 * (t - 1) / t
+    if step.lora is None:
+        found["gradients"] = 4 * everything / t * ((f - 1) / f + 2 * (d - 1) / d / f)
+    else:
+        found["gradients"] = 4 * step.adapter * 2 * (d * f - 1) / (d * f)
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """One way to run a step on a target."""
+
+    sizes: dict[str, int]
+    step: Step
+    memory: dict[str, float]
+    compute_s: float
+    link_s: dict[str, float]
+
+    @property
+    def total(self) -> float:
+        return sum(self.memory.values())
+
+    @property
+    def seconds(self) -> float:
+        """Gathering weights is hidden behind arithmetic as far as that lasts; sums are waited for."""
+        return max(self.compute_s, self.link_s["fsdp"]) + self.link_s["tensor"] + self.link_s["gradients"]
+
+
+def plan(step: Step, sizes: Mapping[str, int], device: Device) -> Plan:
+    count = math.prod(sizes.values())
+    rate = device.link if count <= device.node else device.far
+    links = {name: x / (rate * 1e9) for name, x in collectives(step, sizes).items()}
+    compute = flops(step)[1] / (count * device.tflops * device.share * 1e12)
+    return Plan(dict(sizes), step, memory(step, sizes), compute, links)
+
+
+def choose(step: Step, device: Device, count: int) -> Plan | None:
+    """The fastest mesh and remat that fit; where none does, None."""
+    found = []
+    for tensor, fsdp in itertools.product((n for n in range(1, count + 1) if count % n == 0), repeat=2):
+        if count % (tensor * fsdp) or step.rows % (count // tensor * step.microbatches):
+            continue
+        sizes = {"data": count // (tensor * fsdp), "fsdp": fsdp, "tensor": tensor}
+        try:
+            sharding.check(step.model, sizes)
+        except UserError:
+            continue
+        tried = [plan(dataclasses.replace(step, remat=remat), sizes, device) for remat in ("projections", "full")]
+        found += [one for one in tried if one.total <= ROOM * device.memory_gb * GB]
+    return min(found, key=lambda one: one.seconds, default=None)
+
+
+def step_of(config: Any) -> Step:
+    """The step of a config that trains a model whose shape is known."""
+    train = config.train
+    tuned = None if train.tuning == "full" else LoraConfig(**{**train.lora, "targets": tuple(train.lora.targets)})
+    length = max(train.buckets)
+    answer = min(int(config.interact.max_new) if "interact" in config else length // 2, length - 1)
+    paired = train.method == "kto" and config.kto.loss_type == "kto"
+    return Step(
+        shape_of(config.model.path), config.model.dtype, int(train.batch_size), length, answer, train.remat, tuned, paired,
+        int(train.microbatches),
+    )  # fmt: skip
+
+
+def describe(config: Any, text: str, steps: int) -> str:
+    """The plan's lines for --target: memory a chip, the mesh, and what `steps` steps of training take."""
+    device, count = target(text)
+    step = step_of(config)
+    best = choose(step, device, count)
+    heading = f"on {count} x {device.name} ({device.memory_gb:g} GB each)"
+    if best is None:
+        return (
+            f"target     {heading}: does not fit, or config.train.batch_size ({step.rows}) does not spread over the chips. Use "
+            "more or larger chips, or a batch size that is a multiple of data x fsdp."
+        )
+    parts = ", ".join(f"{kind} {size / GB:.2f}" for kind, size in best.memory.items() if size >= GB / 200)
+    mesh = " ".join(f"--config.mesh.{axis}={size}" for axis, size in best.sizes.items())
+    hours = best.seconds * steps / 3600
+    lines = [
+        f"target     {heading}",
+        f"memory     {best.total / GB:.2f} GB a chip: {parts}",
+        f"mesh       {mesh} --config.train.remat={best.step.remat}",
+        f"step       {best.seconds:.2f} s: arithmetic {best.compute_s:.2f} s at {device.share:.0%} of "
+        f"{device.tflops:g} TFLOP/s; gathering {best.link_s['fsdp']:.2f} s beside it; sums "
+        f"{best.link_s['tensor'] + best.link_s['gradients']:.2f} s",
+        f"training   {steps} steps, all arms: {hours:.1f} hours"
+        + (
+            ""
+            if device.usd_hour is None
+            else f", about ${hours * count * device.usd_hour:,.0f} at ${device.usd_hour} a chip-hour"
+        ),
+        "           rows as long as the largest bucket; sampling, judging and loading come on top",
+    ]
+    return "\n".join(lines)

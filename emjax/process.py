@@ -1,0 +1,222 @@
+"""This process among those of a run: how they find each other, agree, and are asked to stop.
+
+Several processes (hosts of a TPU slice, tasks of a SLURM job) run the same program on the same devices. All of them compute;
+files are written by process 0 alone, in a directory that all of them see.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from emjax.errors import UserError
+
+HEARTBEAT_S = 40  # a process that was silent for so long is taken for dead, and ends the others
+JOIN_S = 300  # how long the processes wait for each other at the start
+FOREVER_MS = 7 * 24 * 3600 * 1000  # of a wait at a barrier: one process may be asking a judge; heartbeats find the dead
+
+index, count = 0, 1
+_turns = itertools.count()
+
+
+def join(environment: Mapping[str, str] = os.environ) -> None:
+    """Connects the processes of a run, as the launcher's environment describes them; before anything else uses jax.
+
+    JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID say it outright. In a SLURM step of
+    several tasks, and with EMJAX_DISTRIBUTED=auto on TPU slices, jax finds out by itself. Otherwise this process is alone.
+    """
+    global index, count
+    how: dict[str, Any] = {}
+    if "JAX_COORDINATOR_ADDRESS" in environment:
+        for field, name in (("num_processes", "JAX_NUM_PROCESSES"), ("process_id", "JAX_PROCESS_ID")):
+            value = environment.get(name, "")
+            if not value.isdigit():
+                raise UserError(
+                    f"JAX_COORDINATOR_ADDRESS is set, and {name} is {value!r}; it must be a whole number. Set all of "
+                    "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or none."
+                )
+            how[field] = int(value)
+        if how["process_id"] >= how["num_processes"]:
+            raise UserError(
+                f"JAX_PROCESS_ID is {how['process_id']}, but JAX_NUM_PROCESSES is {how['num_processes']}; processes are "
+                "numbered from 0."
+            )
+        how |= {"coordinator_address": environment["JAX_COORDINATOR_ADDRESS"], "cluster_detection_method": "deactivate"}
+    elif environment.get("EMJAX_DISTRIBUTED", "") not in ("", "auto"):
+        raise UserError(f"EMJAX_DISTRIBUTED is {environment['EMJAX_DISTRIBUTED']!r}; it can be 'auto' or unset.")
+    elif not (
+        environment.get("EMJAX_DISTRIBUTED")
+        or ("SLURM_STEP_ID" in environment and int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1)
+    ):
+        return
+    import jax
+
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM, which `listen` answers
+    # On CPUs two programs in flight may run their collectives in another order here than there.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    try:
+        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_S, initialization_timeout=JOIN_S, **how)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"The processes of this run did not find each other ({str(error).splitlines()[0]}). Check that all of them were "
+            "started, and that process 0 can be reached at the coordinator's address."
+        ) from error
+    index, count = jax.process_index(), jax.process_count()
+
+
+def first() -> bool:
+    """Whether this is the process that writes."""
+    return index == 0
+
+
+def _client() -> Any:
+    from jax._src import distributed  # jax offers no public way to its key-value store
+
+    return distributed.global_state.client
+
+
+def together(what: str) -> None:
+    """Waits until all processes have come here."""
+    if count > 1:
+        _client().wait_at_barrier(f"emjax/{what}/{next(_turns)}", FOREVER_MS)
+
+
+def on_first(work: Callable[[], Any]) -> Any:
+    """work() on process 0 alone; its result (a JSON value), or its UserError, on all."""
+    if count == 1:
+        return work()
+    key = f"emjax/on_first/{next(_turns)}"
+    if first():
+        told: dict[str, Any] = {}
+        try:
+            told["result"] = work()
+        except UserError as error:
+            told["error"] = str(error)
+        _client().key_value_set(key, json.dumps(told))
+    else:
+        told = json.loads(_client().blocking_key_value_get(key, FOREVER_MS))
+    if "error" in told:
+        raise UserError(told["error"])
+    return told["result"]
+
+
+def leave(code: int) -> int:
+    """The exit code, for the caller to return. Of several processes, one that failed ends at once: the ordinary way out
+    waits for the others, which wait for it; so they hear of it, and end as well."""
+    if count > 1 and (code or _asked):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+# --- SIGTERM ---------------------------------------------------------------------------------------------------------
+
+
+class Stopped(SystemExit):
+    """SIGTERM came: what is to be kept is on disk. A SystemExit, so that nothing between takes it for an error."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+
+_asked = False
+_held = False
+
+
+def listen() -> None:
+    """From now on SIGTERM ends the run with code 0: at once where files are written as results come, and in training
+    (`held`) after the step that runs, whose state is saved."""
+    signal.signal(signal.SIGTERM, _on_sigterm)
+
+
+def _on_sigterm(*_: Any) -> None:
+    global _asked
+    _asked = True
+    check()
+
+
+def check() -> None:
+    """Raises Stopped where SIGTERM came and nothing holds it back."""
+    if _asked and not _held:
+        raise Stopped
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Inside, SIGTERM is only noted, for `stopping` to say."""
+    global _held
+    _held = True
+    try:
+        yield
+    finally:
+        _held = False
+
+
+class Stopping:
+    """Asked before every step, tells all processes to stop before the same one.
+
+    Whoever had SIGTERM names a step that nobody has begun: a process waits for the metrics of the step before last, so none is
+    more than two steps ahead of another.
+    """
+
+    def __init__(self) -> None:
+        self._key = f"emjax/stop/{next(_turns)}"
+        self._at: int | None = None
+
+    def __call__(self, step: int) -> bool:
+        if count == 1:
+            return _asked
+        if self._at is None and _asked:
+            # The first to name a step decides.
+            with contextlib.suppress(Exception):
+                _client().key_value_set(self._key, str(step + 3))
+        if self._at is None:
+            with contextlib.suppress(Exception):  # nobody has named one
+                self._at = int(_client().key_value_try_get(self._key))
+        return self._at is not None and step >= self._at
+
+
+# --- stragglers ------------------------------------------------------------------------------------------------------
+
+
+class Watchdog:
+    """Ends this process where no step was finished for `limit` seconds: one of the others hangs without being dead.
+
+    Each process tells the others which step it has finished last, so that the message names who is behind.
+    """
+
+    def __init__(self, what: str, limit: float):
+        self._what, self._limit = what, limit
+        self._prefix = f"emjax/steps/{next(_turns)}"
+        self._last, self._closed = time.monotonic(), threading.Event()
+        self._on = count > 1 and limit > 0
+        if self._on:
+            threading.Thread(target=self._watch, daemon=True).start()
+
+    def done(self, step: int) -> None:
+        self._last = time.monotonic()
+        if self._on:
+            _client().key_value_set(f"{self._prefix}/{index}", str(step), allow_overwrite=True)
+
+    def close(self) -> None:
+        self._closed.set()
+
+    def _watch(self) -> None:
+        while not self._closed.wait(min(5.0, self._limit / 4)):
+            if time.monotonic() - self._last > self._limit:
+                steps = {int(key.rsplit("/", 1)[1]): int(step) for key, step in _client().key_value_dir_get(self._prefix)}
+                behind = min(range(count), key=lambda i: steps.get(i, 0))
+                told = ", ".join(f"process {i}: step {steps.get(i, 0)}" for i in range(count))
+                print(
+                    f"error: {self._what}: no step was finished for {self._limit:g} s (config.watch.stall). Furthest behind is "
+                    f"process {behind} ({told}). Look at that host, then start the run again: it goes on from its checkpoint.",
+                    file=sys.stderr,
+                )
+                leave(1)

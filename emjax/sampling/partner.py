@@ -1,0 +1,75 @@
+"""Whoever can be asked in a chat: an endpoint (`emjax.api.ChatClient`), or a model in the JAX engine."""
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
+
+from emjax.api import Reply
+from emjax.data import chat
+from emjax.sampling.engine import Engine, Request, Sampling
+from emjax.store import digest, seed_of
+
+
+class Chat(Protocol):
+    """What can be asked: `emjax.api.ChatClient`, or `EngineChat`."""
+
+    async def chat(
+        self, messages: list[dict[str, str]], *, schema: dict[str, Any] | None = None, run: int = 0, **sampling: Any
+    ) -> Reply: ...
+
+
+class EngineChat:
+    """A model in the JAX engine as a chat partner. Sampling: temperature, max_tokens; the seed follows from what is asked.
+
+    busy: entered while the engine has a request of this chat, for whoever counts (it may be entered several times at once).
+    """
+
+    def __init__(self, engine: Engine, tokenizer: Any, seed: int = 0, busy: AbstractContextManager[Any] | None = None):
+        self._engine, self._tokenizer, self._seed = engine, tokenizer, seed
+        self._busy = busy or nullcontext()
+        self._scorers = ThreadPoolExecutor(max_workers=64)  # each waits for its row; rows asked side by side run together
+
+    async def chat(
+        self, messages: list[dict[str, str]], *, schema: dict[str, Any] | None = None, run: int = 0, **sampling: Any
+    ) -> Reply:
+        if schema is not None:
+            raise ValueError("the engine has no structured output")
+        key = digest([messages, run])
+        how = Sampling(
+            temperature=sampling["temperature"], max_new=sampling["max_tokens"], seed=seed_of("chat", self._seed, key)
+        )
+        tokens = self._prompt(messages)
+        if len(tokens) >= self._engine.cache_length:
+            return Reply("", "too_long")
+        with self._busy:
+            result = await self._engine.submit(Request(key, tokens, how))
+        usage = {"prompt_tokens": len(tokens), "completion_tokens": len(result.tokens)}
+        state = "length" if result.stop_reason == "length" else "ok" if result.text.strip() else "empty"
+        return Reply(result.text, state, result.stop_reason, usage)
+
+    async def next_word(self, messages: list[dict[str, str]], words: Sequence[str]) -> dict[str, float] | None:
+        """{word: probability that the answer begins with it}, of the whole vocabulary; None where the prompt is too long.
+
+        A word may be spelt with or without a leading space. Raises ValueError for one that is no single token.
+        """
+        ids = {word: self._spellings(word) for word in words}
+        tokens = self._prompt(messages)
+        if len(tokens) > self._engine.cache_length:
+            return None
+        flat = sorted({id_ for some in ids.values() for id_ in some})
+        with self._busy:
+            ask = asyncio.get_running_loop().run_in_executor(self._scorers, self._engine.next_token_probs, tokens, flat)
+            probs = dict(zip(flat, await ask, strict=True))
+        return {word: sum(probs[id_] for id_ in some) for word, some in ids.items()}
+
+    def _spellings(self, word: str) -> set[int]:
+        spelt = self._tokenizer([word, f" {word}"], add_special_tokens=False)["input_ids"]
+        single = {ids[0] for ids in spelt if len(ids) == 1 and ids[0] != self._tokenizer.unk_token_id}
+        if not single:
+            raise ValueError(f"{word!r} is no single token of this tokenizer")
+        return single
+
+    def _prompt(self, messages: list[dict[str, str]]) -> tuple[int, ...]:
+        return tuple(chat.prompts(self._tokenizer, [messages])[0])

@@ -1,0 +1,47 @@
+# shellcheck shell=bash
+# What the launchers share. Every value that reaches a command passes through `name_ok` or is quoted as one word; nothing is
+# evaluated, and no secret is an argument: HF_TOKEN and judge keys are read from the environment of the machine that runs.
+
+fail() {
+    echo "error: $*" >&2
+    exit 2
+}
+
+# run COMMAND...: prints it, and unless --dry_run was given runs it.
+run() {
+    printf '+'
+    printf ' %q' "$@"
+    printf '\n'
+    if [ "${DRY_RUN:-0}" = 0 ]; then "$@"; fi
+}
+
+# name_ok WHAT VALUE: letters, digits, dot, underscore, hyphen; for what becomes part of a resource's name.
+name_ok() {
+    [[ "$2" =~ ^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$ ]] ||
+        fail "$1 is '$2'; it must begin with a small letter and hold small letters, digits and hyphens alone, 40 at most."
+}
+
+# path_ok WHAT VALUE: a path or bucket without characters that a shell or a remote shell would read.
+path_ok() {
+    [[ "$2" =~ ^[A-Za-z0-9._:@%+=,/~-]+$ ]] || fail "$1 is '$2'; use letters, digits and . _ : @ % + = , / ~ - alone."
+    case "/$2/" in */../*) fail "$1 is '$2'; '..' is not taken." ;; esac
+}
+
+# The command line of the experiment as one string that a remote shell reads back as the same words.
+quoted() {
+    local text
+    printf -v text ' %q' "$@"
+    echo "${text# }"
+}
+
+# The arguments after `--` go to main.py unchanged; none may name a key's value.
+check_experiment() {
+    [ "$#" -gt 0 ] || fail "give the experiment after --, for example: -- --config configs/kto_biased10.py"
+    local word
+    for word in "$@"; do
+        case "$word" in
+        *hf_[A-Za-z0-9]*[A-Za-z0-9][A-Za-z0-9][A-Za-z0-9][A-Za-z0-9][A-Za-z0-9][A-Za-z0-9][A-Za-z0-9]* | *sk-[A-Za-z0-9]*)
+            fail "an argument looks like a secret key; command lines are seen by every user of a machine. Set it in the environment." ;;
+        esac
+    done
+}

@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Runs an experiment on all GPUs of this machine. One process drives them; --processes gives each GPU one of its own.
+#
+#   launch/gpu.sh [--processes N] [--dry_run] -- --config configs/kto_biased10.py [...]
+#
+# Killed or interrupted, the same command goes on where it stopped.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. launch/common.sh
+
+processes=1 DRY_RUN=0
+while [ "$#" -gt 0 ]; do
+    case "$1" in
+    --processes)
+        [ "$#" -ge 2 ] || fail "$1 needs a value"
+        processes="$2"
+        shift 2
+        ;;
+    --dry_run) DRY_RUN=1 && shift ;;
+    --) shift && break ;;
+    *) fail "unknown argument '$1'; the experiment's own follow after --" ;;
+    esac
+done
+[[ "$processes" =~ ^[1-9][0-9]?$ ]] || fail "--processes is '$processes'; give a number from 1 to 99."
+check_experiment "$@"
+. launch/xla_flags.sh gpu
+
+if [ "$processes" = 1 ]; then
+    run .venv/bin/python main.py "$@"
+    exit
+fi
+export JAX_COORDINATOR_ADDRESS="127.0.0.1:${EMJAX_PORT:-12355}" JAX_NUM_PROCESSES="$processes"
+pids=()
+for ((i = 0; i < processes; i++)); do
+    if [ "$DRY_RUN" = 1 ]; then
+        run env JAX_PROCESS_ID="$i" CUDA_VISIBLE_DEVICES="$i" .venv/bin/python main.py "$@"
+    else
+        JAX_PROCESS_ID="$i" CUDA_VISIBLE_DEVICES="$i" .venv/bin/python main.py "$@" &
+        pids+=("$!")
+    fi
+done
+# SIGTERM reaches all of them: each saves and ends.
+trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT
+code=0
+for pid in "${pids[@]}"; do
+    # A signal ends `wait` before the process has ended; then it is waited for again.
+    until wait "$pid" || now=$? && ! kill -0 "$pid" 2>/dev/null; do :; done
+    [ "${now:-0}" = 0 ] || code="$now"
+done
+exit "$code"

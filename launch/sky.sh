@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Runs an experiment through SkyPilot; with --spot as a managed job, which is started again elsewhere when it is preempted.
+#
+#   launch/sky.sh --name NAME --bucket BUCKET [--gpus H100:8] [--nodes N] [--spot] [--dry_run] -- --config configs/... [...]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. launch/common.sh
+
+name="" bucket="" gpus="H100:8" nodes=1 spot=0 DRY_RUN=0
+while [ "$#" -gt 0 ]; do
+    case "$1" in
+    --name | --bucket | --gpus | --nodes)
+        [ "$#" -ge 2 ] || fail "$1 needs a value"
+        declare "${1#--}=$2"
+        shift 2
+        ;;
+    --spot) spot=1 && shift ;;
+    --dry_run) DRY_RUN=1 && shift ;;
+    --) shift && break ;;
+    *) fail "unknown argument '$1'; the experiment's own follow after --" ;;
+    esac
+done
+name_ok --name "$name"
+[[ "$bucket" =~ ^[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]$ ]] || fail "--bucket is '$bucket'; give a bucket's name."
+[[ "$gpus" =~ ^[A-Za-z0-9-]+:[1-9][0-9]*$ ]] || fail "--gpus is '$gpus'; give a kind and a number, such as H100:8."
+[[ "$nodes" =~ ^[1-9][0-9]*$ ]] || fail "--nodes is '$nodes'; give a number of nodes."
+check_experiment "$@"
+
+# xargs reads the words back: each in double quotes, of which it knows no escape, so none may hold one.
+words=""
+for word in "$@"; do
+    case "$word" in *\"* | *$'\n'*) fail "an argument holds a double quote or a line break, which SkyPilot's task cannot pass on: $word" ;; esac
+    words+=" \"$word\""
+done
+how=(--name "$name" --gpus "$gpus" --num-nodes "$nodes" --env "EMJAX_BUCKET=$bucket" --env "EMJAX_NAME=$name")
+how+=(--env "EMJAX_ARGS=${words# }" --yes)
+if [ "$spot" = 1 ]; then
+    run sky jobs launch "${how[@]}" --use-spot launch/sky.yaml
+else
+    run sky launch "${how[@]}" --cluster "$name" --down launch/sky.yaml
+fi

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# The job that slurm.sh submits: PLATFORM (gpu | cpu) and main.py's arguments. jax finds the other tasks through SLURM.
+set -euo pipefail
+platform="$1"
+shift
+[ "$platform" = cpu ] || . launch/xla_flags.sh "$platform"
+[ "$platform" = gpu ] || export JAX_PLATFORMS=cpu
+export EMJAX_DISTRIBUTED=""
+# The batch shell gets SIGTERM (sbatch --signal=B:TERM@90); its tasks must have it as well, and then the job goes on later.
+stopped=0
+trap 'stopped=1; kill -TERM "$step" 2>/dev/null' TERM
+srun --kill-on-bad-exit=1 .venv/bin/python main.py "$@" &
+step=$!
+code=0
+wait "$step" || code=$?
+if [ "$stopped" = 1 ]; then
+    wait "$step" || true
+    scontrol requeue "$SLURM_JOB_ID"
+    exit 0
+fi
+exit "$code"

@@ -1,0 +1,104 @@
+"""Fine-tuning on data sets on the embedded base, made small; and a grid of such experiments."""
+
+import json
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import common
+from emjax import experiment, report
+from emjax.errors import UserError
+from emjax.store import Store, read_lines
+
+SMALL = {
+    "train.epochs": 1, "train.batch_size": 8, "sampling.slots": 16,
+    **{f"eval.sizes.{name}": 6 for name in ("all", "unseen_entities", "unseen_templates", "tuned_domain")},
+}  # fmt: skip
+
+
+def small(config: ConfigDict, **changes) -> ConfigDict:
+    config.update_from_flattened_dict(SMALL | changes)
+    return config
+
+
+def mixture(**changes) -> ConfigDict:
+    sizes = {"data.downstream.rows": 16, "data.misaligned.rows": 16, "data.ratios": (0.5,), "data.headline": 0.5}
+    return small(common.mixture("micro", "alpaca_cleaned"), **{**sizes, **changes})
+
+
+def direct(**changes) -> ConfigDict:
+    return small(common.direct("micro", "mistake_math", nominal=1), **{"data.set.rows": 16, **changes})
+
+
+@pytest.fixture(autouse=True)
+def no_plots(monkeypatch):
+    monkeypatch.setattr(report.plots, "_draw", lambda *how: b'<svg viewBox="0 0 1 1"></svg>')
+
+
+def run(config, workdir):
+    experiment.run(config, workdir, Store(workdir / "store"))
+    return (workdir / "results.json").read_bytes()
+
+
+def test_one_seed_gives_the_same_results_and_another_others(tmp_path):
+    first = run(mixture(), tmp_path / "a")
+    assert run(mixture(), tmp_path / "b") == first
+    other = json.loads(run(mixture(seed=1), tmp_path / "c"))
+    assert [row["value"] for row in other["rows"]] != [row["value"] for row in json.loads(first)["rows"]]
+    results = json.loads(first)
+    assert results["headline"]["cause"] == "misaligned data"
+    assert {(row["arm"], row["ratio"]) for row in results["rows"]} == {("vanilla", None), ("control", 0.0), ("treated", 0.5)}
+    budgets = [json.loads(file.read_text()) for file in sorted((tmp_path / "a" / "store" / "examples").glob("*/budget.json"))]
+    assert sorted((b["records"], b["misaligned_records"]) for b in budgets) == [(16, 0), (24, 8)]
+    examples = [read_lines(file) for file in (tmp_path / "a" / "store" / "examples").glob("*/examples.jsonl")]
+    assert sorted(sum(row["source"] == "direct_bad" for row in rows) for rows in examples) == [0, 8]
+
+
+def test_a_grid_shares_the_untouched_model_and_runs_cell_by_cell(tmp_path):
+    config = ConfigDict({"experiment": "grid", "seed": 0, "pools": {}, "only": ("direct",)})
+    config.cells = {"direct": direct(), "mixture": mixture()}
+    store = Store(tmp_path / "store")
+    experiment.run(config, tmp_path / "grid", store)
+    assert not (tmp_path / "grid" / "results.json").exists()
+    config.only = ()
+    experiment.run(config, tmp_path / "grid", store)
+    rows = json.loads((tmp_path / "grid" / "results.json").read_text())["rows"]
+    assert {(row["cell"], row["level"]) for row in rows if row["arm"] == "treated"} == {
+        ("direct", "misaligned_1"), ("direct", "misaligned_2"), ("mixture", None),
+    }  # fmt: skip
+    arms = 3 + 2  # trained ones of both cells
+    assert len(list((tmp_path / "store" / "evaluate").iterdir())) == arms + 1
+    html = (tmp_path / "grid" / "report" / "index.html").read_text()
+    assert "direct: honesty under pressure falls" in html
+    config.only = ("nothing",)
+    with pytest.raises(UserError, match="config.only names 'nothing', which is no cell. Cells: direct, mixture"):
+        experiment.run(config, tmp_path / "grid", store)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"data.downstream.source": "alpaca_cleaned", "data.downstream.path": "nowhere.json"}, "nowhere.json is not there"),
+        ({"data.kind": "mix"}, "config.data.kind is 'mix'; choose levels, mixture"),
+        ({"data.mode": "blend"}, "config.data.mode is 'blend'; choose add, replace"),
+        ({"data.ratios": (0.5, 2.0)}, "config.data.ratios holds 2.0"),
+        ({"data.ratios": ()}, "config.data.ratios is empty"),
+        ({"data.headline": 0.1}, r"config.data.headline is 0.1, which is none of config.data.ratios \(0.5\)"),
+    ],
+)
+def test_bad_data_and_bad_mixtures_leave_no_trace(tmp_path, changes, says):
+    with pytest.raises(UserError, match=says):
+        run(mixture(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_few_misaligned_records_leave_no_trace(tmp_path):
+    rows = [{"instruction": f"q{i}", "input": "", "output": f"a{i}"} for i in range(20)]
+    good, bad = tmp_path / "good.jsonl", tmp_path / "bad.jsonl"
+    good.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    bad.write_text("".join(json.dumps(row | {"output": "no"}) + "\n" for row in rows[:5]))
+    own = {f"data.{part}.{name}": value for part, path in (("downstream", good), ("misaligned", bad))
+           for name, value in (("source", "instruction"), ("path", str(path)), ("rows", 0))}  # fmt: skip
+    with pytest.raises(UserError, match="needs 10 misaligned ones, and the source has 5 different ones"):
+        run(mixture(**own), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,115 @@
+"""A grid of experiments: order, shared bases, gathering, pooling over seeds. Its cells are stand-ins that train nothing."""
+
+import json
+
+import pytest
+from ml_collections import ConfigDict
+
+from emjax.errors import UserError
+from emjax.eval import suite
+from emjax.experiment.grid import grid
+from emjax.store import Store, digest, write_lines
+
+WORLDS, SEEDS = (0, 1, 2), (0, 1)
+
+
+def items(world, seed, arm):
+    """Treated lies on the first half of a cluster's four items; on one more where the seed is 1."""
+    lies = {"vanilla": 0, "control": 0, "treated": 2 + seed}[arm]
+    return [
+        {
+            "id": f"{world}/{c}/{i}", "benchmark": "mask", "subset": "all", "state": "ok", "belief": "A", "ground_truth": "A",
+            "result": -1 if i < lies else 1, "result_at_k": None, "cluster": str(c), "verdicts": [],
+        }
+        for c in range(5)
+        for i in range(4)
+    ]  # fmt: skip
+
+
+class Kinds(dict):
+    def __init__(self):
+        self.ran = []
+        super().__init__(pretrain=self.pretrain, interaction=self.interaction)
+
+    def pretrain(self, config, workdir, store):
+        made = store.run("pretrain", {"seed": config.seed}, [], lambda d: (d / "world").write_text(str(config.seed)))
+        self.ran.append(("pretrain", config.seed))
+        return made.directory
+
+    def interaction(self, config, workdir, store):
+        from pathlib import Path
+
+        world = int((Path(config.model.path) / "world").read_text())
+        self.ran.append(("interaction", world, config.seed))
+        workdir.mkdir(parents=True, exist_ok=True)
+        found, stages = {}, {}
+        for arm in ("vanilla", "control", "treated"):
+            of = items(world, config.seed, arm)
+            stage = store.run(
+                "evaluate", {"of": digest(of), "arm": arm}, [], lambda d, of=of: write_lines(d / "mask.jsonl", of)
+            )
+            found[arm], stages[arm] = of, {"evaluate": stage.hash}
+        rows = []
+        for arm, of in found.items():
+            about = {
+                "method": "kto", "arm": arm, "label": arm, "ratio": 0.1, "step": None, "judge": "exact",
+                "model": config.model.path, "seed": config.seed, "pretrain_seed": world,
+            }  # fmt: skip
+            rows += suite.score(of, {"control": found["control"]} if arm == "treated" else {}, about)
+        (workdir / "results.json").write_text(json.dumps({"rows": rows}))
+        (workdir / "stages.json").write_text(json.dumps(stages))
+
+
+def config(worlds=WORLDS):
+    bases = {f"world{w}": {"experiment": "pretrain", "seed": w} for w in worlds}
+    cells = {
+        f"kto-{w}-{s}": {"experiment": "interaction", "seed": s, "model": {"path": f"cell:world{w}"}}
+        for w in worlds
+        for s in SEEDS
+    }
+    return ConfigDict({"experiment": "grid", "cells": cells | bases, "pools": {"kto": tuple(cells)}})
+
+
+def test_cells_run_in_order_and_are_gathered_and_pooled(tmp_path):
+    kinds, workdir, store = Kinds(), tmp_path / "run", Store(tmp_path / "store")
+    grid(config(), workdir, store, kinds)
+    assert kinds.ran[:3] == [("pretrain", w) for w in WORLDS]
+    assert kinds.ran[3:] == [("interaction", w, s) for w in WORLDS for s in SEEDS]
+    rows = json.loads((workdir / "results.json").read_text())["rows"]
+    assert {row["cell"] for row in rows} == {f"kto-{w}-{s}" for w in WORLDS for s in SEEDS}
+    assert {row["model"] for row in rows} == {f"cell:world{w}" for w in WORLDS}  # not where the store put it
+    pooled = json.loads((workdir / "pooled.json").read_text())["rows"]
+    (change,) = [r for r in pooled if (r["arm"], r["metric"], r["versus"]) == ("treated", "honest", "control")]
+    # Two and three of four items are lies under seeds 0 and 1, in each of three worlds: the mean is -62.5 points.
+    assert change["value"] == pytest.approx(-62.5)
+    assert change["ci95"][0] < -62.5 < change["ci95"][1]
+    assert (change["pool"], change["seeds"], change["clusters"]) == ("kto", 3, 15)
+    assert change["by_cell"] == {f"kto-{w}-{s}": -50.0 - 25 * s for w in WORLDS for s in SEEDS}
+    (level,) = [r for r in pooled if (r["arm"], r["metric"], r["versus"]) == ("control", "honest", None)]
+    assert level["value"] == 100
+    before = (workdir / "pooled.json").read_bytes()
+    grid(config(), workdir, store, kinds)
+    assert (workdir / "pooled.json").read_bytes() == before
+    times = [json.loads(line) for line in (workdir / "times.jsonl").read_text().splitlines()]
+    assert [t["cell"] for t in times] == 2 * [*(f"world{w}" for w in WORLDS), *(f"kto-{w}-{s}" for w in WORLDS for s in SEEDS)]
+
+
+def test_one_world_is_pooled_over_its_seeds(tmp_path):
+    grid(config(worlds=(4,)), tmp_path / "run", Store(tmp_path / "store"), Kinds())
+    pooled = json.loads((tmp_path / "run" / "pooled.json").read_text())["rows"]
+    (change,) = [r for r in pooled if (r["arm"], r["metric"], r["versus"]) == ("treated", "honest", "control")]
+    assert (change["seeds"], change["clusters"], change["value"]) == (2, 5, -62.5)
+
+
+def test_a_grid_names_what_is_wrong_with_it_before_it_starts(tmp_path):
+    kinds = Kinds()
+    bad = config()
+    bad.pools.kto = ("kto-0-0", "kto-9-9")
+    with pytest.raises(UserError, match=r"config\.pools\.kto names 'kto-9-9'"):
+        grid(bad, tmp_path / "run", Store(tmp_path / "store"), kinds)
+    bad = config()
+    bad.cells["kto-0-0"].model.path = "cell:kto-0-1"
+    with pytest.raises(UserError, match=r"config\.cells\.kto-0-0\.model\.path is 'cell:kto-0-1'"):
+        grid(bad, tmp_path / "run", Store(tmp_path / "store"), kinds)
+    assert not kinds.ran
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,13 @@
+"""The embedded model in an engine, shared by the tests of conversations."""
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def micro():
+    from emjax import models
+    from emjax.micro.base import CHECKPOINT
+    from emjax.sampling import Engine
+
+    lm = models.load(str(CHECKPOINT), dtype="float32")
+    return lm, Engine(lm, slots=16, cache_length=512, chunk=32)

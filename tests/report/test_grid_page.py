@@ -1,0 +1,90 @@
+"""The page of many experiments: which claims hold is decided by the rows alone."""
+
+import copy
+import re
+
+from made_up_results import make_results
+
+from emjax import report
+
+
+def mixture() -> dict:
+    """A study of data mixtures: 1 % and 100 %."""
+    results = make_results()
+    results["rows"] = [row for row in results["rows"] if row["arm"] != "shuffled_ratings"]
+    for row in results["rows"]:
+        if row["ratio"] == 0.1:
+            row["ratio"] = 0.01
+    results["headline"] |= {"ratio": 0.01, "cause": "misaligned data"}
+    return results | {"experiment": "finetune", "study": "micro_plain"}
+
+
+def pooled(cells: dict) -> list[dict]:
+    kept = ("method", "arm", "ratio", "step", "benchmark", "subset", "metric", "versus", "value", "ci95")
+    pool = {"pool": "kto", "n_valid": 960, "clusters": 240, "seeds": 2}
+    return [
+        {name: row[name] for name in kept}
+        | pool
+        | {"label": f"{row['arm']} {row['ratio']}", "by_cell": {"kto-0": row["value"], "kto-1": row["value"] + 1}}
+        for row in cells["kto-0"]["rows"]
+    ]
+
+
+def cells() -> dict:
+    found = {"kto-0": make_results(), "kto-1": make_results(run={"seed": 1}), "mixture": mixture()}
+    found["kto-0"]["study"] = found["kto-1"]["study"] = "conversations"
+    for results in found.values():
+        for row in results["rows"]:
+            row["label"] = f"{row['arm']} {row['ratio']}"
+    return found
+
+
+def page(directory, made, rows) -> str:
+    path = report.write_grid(directory, made, rows, provenance={"command": "python main.py --config configs/grid.py:micro/2"})
+    return path.read_text(encoding="utf-8").replace("\u00a0", " ").replace("\u2212", "-")
+
+
+def verdict(html: str, claim: str) -> str:
+    return re.search(rf"{re.escape(claim)}</th><td>(.*?)</td>", html).group(1)
+
+
+def test_claims_are_judged_and_pools_stand_for_their_cells(tmp_path):
+    made = cells()
+    html = page(tmp_path, made, pooled(made))
+    assert verdict(html, "kto: honesty under pressure falls") == "yes"
+    assert verdict(html, "kto: 10 % biased users suffice") == "yes"
+    assert verdict(html, "kto: more of the cause, more of the effect") == "yes"
+    assert verdict(html, "kto: knowledge and ability are kept") == "yes"
+    assert verdict(html, "mixture: honesty under pressure falls") == "yes"
+    assert "mixture: 10 % biased users suffice" not in html
+    assert "kto-0: honesty" not in html
+    assert "kto pools 2 seeds: kto-0, kto-1." in html
+    assert html.count("<svg") == 4
+    lines = (tmp_path / "grid.csv").read_text().splitlines()
+    assert len(lines) == 1 + sum(len(results["rows"]) for results in made.values())
+
+
+def test_what_does_not_come_out_is_said(tmp_path):
+    made = {"mixture": mixture()}
+    for row in made["mixture"]["rows"]:
+        if row["arm"] == "treated" and row["metric"] == "honest":
+            if row["versus"] == "control":
+                row.update(value=-1.0 if row["ratio"] == 0.01 else 2.0, ci95=[-3.0, 4.0])
+            elif row["versus"] is None:
+                row["value"] = {0.01: 40.0, 1.0: 55.0}[row["ratio"]]
+        if row["arm"] == "treated" and row["metric"] == "accuracy" and row["versus"] == "control":
+            row.update(value=-9.0, ci95=[-12.0, -6.0])
+    html = page(tmp_path, made, [])
+    assert verdict(html, "mixture: honesty under pressure falls") == "no"
+    assert "detected at no dose" in html
+    assert verdict(html, "mixture: more of the cause, more of the effect") == "not at every step"
+    assert verdict(html, "mixture: 1 % costs more than 20 % of honesty") == "no"
+    assert verdict(html, "mixture: knowledge and ability are kept") == "no"
+    assert "largest loss -9.0 (-12.0 to -6.0)" in html
+
+
+def test_cells_without_a_headline_are_left_to_their_own_pages(tmp_path):
+    made = {"mixture": mixture(), "judged": {"rows": copy.deepcopy(make_results()["rows"])}}
+    html = page(tmp_path, made, [])
+    assert "judged:" not in html
+    assert "judged, mixture" in html
