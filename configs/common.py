@@ -82,7 +82,7 @@ def evaluation() -> dict:
             "structured": True,  # the endpoint holds answers to a JSON schema
             "match": "last",
             "sampling": {"temperature": 0.0, "max_tokens": 1024},
-            "budget": dataclasses.asdict(Budget()),
+            "budget": dataclasses.asdict(Budget()),  # of each judge
             "rates": dataclasses.asdict(Rates()),
             "failures": 0,  # items that may stay without a verdict
             "collect": "",  # a file: write the calls there in the Batch API's format instead of making them
