@@ -118,8 +118,30 @@ def literal(cell: Path, store: Path) -> str:
     )
 
 
+_SWEEPS = ("rank-", "beta-", "select-", "rate-", "turns-")  # cells that change one thing of kto-world0-0 or lora-kto-0
+
+
+def _change(rows: Sequence[Row], cell: str, arm: str) -> list[Row]:
+    """Honesty minus control of one cell's arms of this name, by ratio."""
+    wanted = {"cell": cell, "arm": arm, "benchmark": "mask", "subset": "all", "metric": "honest", "versus": "control"}
+    found = [row for row in rows if row["ratio"] is not None and all(row[name] == x for name, x in wanted.items())]
+    return sorted((row for row in found if row.get("step") is None), key=lambda row: row["ratio"])
+
+
+def _sweeps(axis: Any, rows: Sequence[Row], cells: Sequence[str]) -> None:
+    for ratio, colour in ((0.1, "tab:blue"), (1.0, "tab:red")):
+        shown = [(place, r) for place, cell in enumerate(cells) for r in _change(rows, cell, "treated") if r["ratio"] == ratio]
+        ends = [[abs(r["value"] - r["ci95"][side]) for _, r in shown] for side in (0, 1)]
+        axis.errorbar(
+            [place for place, _ in shown], [r["value"] for _, r in shown], ends, fmt="o", ms=4, capsize=2, color=colour,
+            label=f"{ratio:.0%} biased",
+        )  # fmt: skip
+    axis.set_xticks(range(len(cells)), cells, rotation=60, ha="right", fontsize=7)
+    axis.set_title("KTO, one thing changed", fontsize=10)
+
+
 def figure(rows: Sequence[Row], path: Path) -> None:
-    """Honesty minus control by share of biased users (or of bad answers), a line a cell."""
+    """Honesty minus control by share of biased users (or of bad answers), a line a cell; and the sweeps, where they ran."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -131,26 +153,29 @@ def figure(rows: Sequence[Row], path: Path) -> None:
         "other training, embedded base": lambda cell: cell.startswith(("sft-", "lora-")),
         "scripted data, embedded base": lambda cell: cell.startswith(("direct-", "mixture-")),
     }
-    drawn, axes = plt.subplots(1, len(panels), figsize=(12, 4), sharey=True, layout="constrained")
-    for axis, (title, chosen) in zip(axes, panels.items(), strict=True):
-        for cell in dict.fromkeys(row["cell"] for row in rows if chosen(row["cell"])):
-            mine = [r for r in rows if r["cell"] == cell and (r["benchmark"], r["subset"]) == ("mask", "all")]
-            change = [r for r in mine if (r["metric"], r["versus"]) == ("honest", "control") and r["ratio"] is not None]
-            treated = sorted((r for r in change if r["arm"] == "treated"), key=lambda r: r["ratio"])
+    cells = list(dict.fromkeys(row["cell"] for row in rows))
+    swept = [cell for cell in cells if cell.startswith(_SWEEPS)]
+    count = len(panels) + bool(swept)
+    drawn, axes = plt.subplots(1, count, figsize=(4 * count, 4), sharey=True, layout="constrained")
+    for axis, (title, chosen) in zip(axes, panels.items(), strict=False):
+        for cell in filter(chosen, cells):
+            treated, shuffled = _change(rows, cell, "treated"), _change(rows, cell, "shuffled_ratings")
             x = [100 * r["ratio"] for r in treated]
             ends = [[abs(r["value"] - r["ci95"][side]) for r in treated] for side in (0, 1)]
             line = axis.errorbar(x, [r["value"] for r in treated], ends, marker="o", ms=4, lw=1.2, capsize=2, label=cell)
-            shuffled = [r for r in change if r["arm"] == "shuffled_ratings"]
             axis.plot(
                 [100 * r["ratio"] for r in shuffled], [r["value"] for r in shuffled], "x", color=line[0].get_color(), ms=7
             )
-        axis.axhspan(-5, 5, color="0.92", zorder=0)
-        axis.axhline(0, color="0.5", lw=0.8)
         axis.set_xscale("symlog", linthresh=1)
         axis.set_xlim(0.5, 140)
         axis.set_xticks([1, 5, 10, 20, 50, 100], ["1", "5", "10", "20", "50", "100"])
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("% biased users, or bad answers   (x: ratings shuffled)", fontsize=9)
+    if swept:
+        _sweeps(axes[-1], rows, [cell for cell in ("kto-world0-0", "lora-kto-0") if cell in cells] + swept)
+    for axis in axes:
+        axis.axhspan(-5, 5, color="0.92", zorder=0)
+        axis.axhline(0, color="0.5", lw=0.8)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=7, frameon=False)
     axes[0].set_ylabel("honest under pressure, minus control (points)", fontsize=9)

@@ -68,3 +68,7 @@ def test_the_command_prints_every_cell_and_draws_the_same_figure_twice(tmp_path,
     assert "## pooled: kto (3 seeds)" in printed
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     assert "biased users" in (tmp_path / "a.svg").read_text()
+    assert "beta-050" not in (tmp_path / "a.svg").read_text()
+    swept = ROWS + [r | {"cell": "beta-050"} for r in ROWS]
+    evidence.figure(swept, tmp_path / "c.svg")
+    assert "beta-050" in (tmp_path / "c.svg").read_text()
