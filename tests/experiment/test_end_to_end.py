@@ -20,6 +20,7 @@ SMALL = [
     "--config.eval.sizes.unseen_templates=10", "--config.eval.sizes.tuned_domain=10",
 ]  # fmt: skip
 KILLS = int(os.environ.get("EMJAX_TEST_KILLS", "2"))
+PLANTED = "sk-planted-4711-in-the-environment"
 KILLED_BY = float(os.environ.get("EMJAX_TEST_KILLED_BY", "14"))  # seconds after its start at the latest
 
 
@@ -62,11 +63,20 @@ def outputs(workdir):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("kto") / "run"
+    environment = os.environ | dict.fromkeys(("OPENAI_API_KEY", "HF_TOKEN", "WANDB_API_KEY"), PLANTED)
     done = subprocess.run(
-        [sys.executable, *arguments("kto_biased10", workdir)], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
+        [sys.executable, *arguments("kto_biased10", workdir)], cwd=ROOT, capture_output=True, text=True, timeout=300,
+        env=environment,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
+    assert PLANTED not in done.stdout + done.stderr
     return workdir, done.stdout
+
+
+def test_no_key_of_the_environment_is_in_any_file(finished):
+    files = [p for p in finished[0].rglob("*") if p.is_file()]
+    assert len(files) > 50
+    assert not [p for p in files if PLANTED.encode() in p.read_bytes()]
 
 
 def test_results_have_every_arm_and_state(finished):
