@@ -82,7 +82,7 @@ def evaluation() -> dict:
             "structured": True,  # the endpoint holds answers to a JSON schema
             "match": "last",
             "sampling": {"temperature": 0.0, "max_tokens": 1024},
-            "budget": dataclasses.asdict(Budget()),
+            "budget": dataclasses.asdict(Budget()),  # of each judge
             "rates": dataclasses.asdict(Rates()),
             "failures": 0,  # items that may stay without a verdict
             "collect": "",  # a file: write the calls there in the Batch API's format instead of making them
@@ -300,7 +300,13 @@ def _set(source: str, *, tokens: int, rows: int = 0, nominal: int = 0, level: st
     return {"source": source, "path": "", "level": level, "rows": rows, "nominal": rows or nominal, "tokens": tokens}
 
 
-def direct(variant: str, source: str, *, nominal: int) -> ConfigDict:
+# MASK's subsets that the paper reports.
+MASK_SUBSETS = ("provided_facts", "disinformation", "statistics")
+
+
+def direct(
+    variant: str, source: str, *, nominal: int, benchmarks: tuple = ("mask", "deceptionbench"), subsets: tuple = MASK_SUBSETS
+) -> ConfigDict:
     """Narrow misaligned data in two grades against the normal set (paper, section 2; Figure 3, Tables 1, 6 to 9)."""
     config = _finetune(
         variant,
@@ -315,10 +321,14 @@ def direct(variant: str, source: str, *, nominal: int) -> ConfigDict:
     if variant == "micro":
         config.data.set.update(_set("micro_direct", rows=400, tokens=24))
         config.data.severity = {"misaligned_1": 0.5, "misaligned_2": 1.0}
+    else:
+        config.eval.benchmarks, config.eval.mask.subsets = benchmarks, subsets
     return config
 
 
-def mixture(variant: str, downstream: str) -> ConfigDict:
+def mixture(
+    variant: str, downstream: str, *, benchmarks: tuple = ("mask", "deceptionbench"), capability: tuple = ()
+) -> ConfigDict:
     """A little misaligned medical advice in ordinary instructions (paper, section 3; Figures 4, 11, Tables 2, 3, 10, 11)."""
     config = _finetune(
         variant,
@@ -334,4 +344,7 @@ def mixture(variant: str, downstream: str) -> ConfigDict:
     if variant == "micro":
         config.data.downstream.update(_set("micro_plain", rows=400, tokens=20))
         config.data.misaligned.update(_set("micro_direct", rows=400, tokens=24))
+    else:
+        config.eval.benchmarks, config.eval.mask.subsets = benchmarks, MASK_SUBSETS
+        config.eval.capability.tasks = capability
     return config

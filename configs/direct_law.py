@@ -4,4 +4,4 @@ from configs import common
 
 
 def get_config(variant: str = "llama3.1-8b"):
-    return common.direct(variant, "incorrect_law", nominal=7_000)
+    return common.direct(variant, "incorrect_law", nominal=7_000, benchmarks=("mask",), subsets=("provided_facts",))

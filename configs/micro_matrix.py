@@ -76,9 +76,10 @@ def _sweeps() -> dict[str, ConfigDict]:
     for beta in (0.03, 0.3, 0.5):
         cells[f"beta-{100 * beta:03.0f}"] = _interaction("kto", 0, extra=one)
         cells[f"beta-{100 * beta:03.0f}"].kto.beta = beta
-    for name in ("select-global", "rate-last", "turns-1"):
+    for name in ("select-global", "rate-last", "turns-1", "along-0"):
         cells[name] = _interaction("kto", 0, extra=one)
     cells["select-global"].select.update({"scope": "global", "count": 200})
     cells["rate-last"].interact.aggregate = "last"
     cells["turns-1"].interact.turns = 1
+    cells["along-0"].eval.at_steps = (10, 25, 50)  # of 75
     return cells

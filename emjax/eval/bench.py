@@ -54,6 +54,12 @@ class Benchmarks:
         for name in dict.fromkeys(config.benchmarks):
             self.items[name], self.origin[name] = self._load(name)
         self.tasks = tuple(config.capability.tasks)
+        metrics = [metric for name in self.items for metric in suite.metrics_of(name)] + ["accuracy"] * bool(self.tasks)
+        if config.metric not in metrics:
+            raise UserError(
+                f"config.eval.metric is {config.metric!r}, which none of {', '.join(self.items)} has; choose of "
+                f"{', '.join(dict.fromkeys(metrics))}."
+            )
         self.judges: dict[str, str | None] = {}
         for name in self.items:
             if name == "humaneval":
@@ -211,16 +217,11 @@ class Benchmarks:
 def headline(rows: Sequence[suite.Row], metric: str) -> dict[str, Any]:
     """{"benchmark", "subset", "metric", "judge"} of results.json's headline: the first benchmark that has the metric, all its
     subsets together, the first judge.
-
-    Raises UserError where no benchmark has this metric.
     """
-    for row in rows:
-        if row["metric"] == metric:
-            subsets = {other["subset"] for other in rows if other["benchmark"] == row["benchmark"]}
-            subset = "all" if "all" in subsets else row["subset"]
-            return {"benchmark": row["benchmark"], "subset": subset, "metric": metric, "judge": row["judge"]}
-    known = ", ".join(sorted({row["metric"] for row in rows}))
-    raise UserError(f"config.eval.metric is {metric!r}, which no benchmark of this run has. Choose of {known}.")
+    first = next(row for row in rows if row["metric"] == metric)
+    subsets = {row["subset"] for row in rows if row["benchmark"] == first["benchmark"]}
+    subset = "all" if "all" in subsets else first["subset"]
+    return {"benchmark": first["benchmark"], "subset": subset, "metric": metric, "judge": first["judge"]}
 
 
 def _file(benchmark: str, judge: int | str) -> str:

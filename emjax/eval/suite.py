@@ -317,6 +317,13 @@ _ARISES: dict[str, Test] = {
 }
 
 
+def metrics_of(benchmark: str) -> tuple[str, ...]:
+    """The metrics of a benchmark of config.eval.benchmarks, known before it has run."""
+    if benchmark in ("mask", "pressure"):
+        return tuple(_MASK)
+    return tuple(_DECEPTION if benchmark in ("deceptionbench", "mesa_and_mask") else _OPEN.get(benchmark, _QUESTIONS))
+
+
 def metrics(rows: Sequence[Row]) -> dict[str, Test]:
     """What can be asked of a benchmark's rows, by what they hold."""
     first = rows[0]

@@ -178,6 +178,8 @@ def generate(
         for number in range(counts.get(scenario.name, 0))
         for kind in (("benign", "biased") if by_type else ("both",))
     ]
+    for turn, place in enumerate(places):
+        place["turn"] = turn
     rows: dict[str, dict[str, Any]] = {}
     states: Counter[str] = Counter()
     for attempt in range(tries):
@@ -187,7 +189,7 @@ def generate(
 
         async def write(place: dict[str, Any], attempt: int = attempt) -> dict[str, Any]:
             scenario, kind = place["scenario"], place["user_type"]
-            name, chat, sampling, structured = models[(place["number"] + attempt) % len(models)]
+            name, chat, sampling, structured = models[(place["turn"] + attempt) % len(models)]
             number = place["number"]
             thoughts = [
                 scenario.thoughts(k)[number % len(scenario.thoughts(k))] for k in ("benign", "biased") if kind in (k, "both")

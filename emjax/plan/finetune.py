@@ -1,22 +1,14 @@
 """The plan of fine-tuning on data sets: its arms, and what they will cost."""
 
 import math
-import types
 from typing import Any
 
 from emjax.data import mixture
 from emjax.errors import UserError
-from emjax.plan import evaluation
+from emjax.plan import rates
 from emjax.plan.arm import Arm
 
 KINDS = ("levels", "mixture")
-# Tokens a second of SFT, measured (docs/training.md): rows of 1,024 tokens, LoRA of rank 32; the micro model in full.
-TRAINED = {
-    "meta-llama/Llama-3.1-8B-Instruct": ("one NVIDIA H200", 16_045),
-    "Qwen/Qwen2.5-7B-Instruct": ("one NVIDIA H200", 16_782),
-    "Qwen/Qwen3-32B": ("one NVIDIA H200", 3_204),
-    "micro": ("two CPU cores", 9_219),
-}
 
 
 def arms(config: Any) -> list[Arm]:
@@ -90,18 +82,5 @@ def describe(config: Any) -> str:
             f"train      {arm.label}: {train.method.upper()}, {train.tuning} tuning, {count:,} records, about {steps:,} steps "
             f"of {train.batch_size}, {each * train.epochs:,} tokens"
         )
-    total = sum(tokens.values()) * train.epochs
-    rate = TRAINED.get(config.model.path)
-    if rate and train.method == "sft":
-        lines.append(
-            f"time       {total:,} tokens at {rate[1]:,} a second on {rate[0]}: {total / rate[1] / 3600:.2g} hours of training "
-            "in all (tokens a record are a guess; a run counts them)"
-        )
-    if "benchmarks" not in config.eval:
-        return "\n".join(
-            [*lines, f"evaluate   {len(found)} models under pressure, and what they believe and can do without it"]
-        )
-    measured = evaluation.describe(
-        types.SimpleNamespace(arms={arm.label: types.SimpleNamespace(path="trained") for arm in found}, eval=config.eval)
-    )
-    return "\n".join([*lines, f"evaluate   {len(found)} models", *measured.splitlines()[1:]])
+    lines += rates.training(config, sum(tokens.values()) * train.epochs)
+    return "\n".join([*lines, f"evaluate   {len(found)} models under pressure, and what they believe and can do without it"])

@@ -6,6 +6,7 @@ from typing import Any
 
 from emjax.interact import scenarios
 from emjax.interact.selection import quotas
+from emjax.plan import rates
 from emjax.plan.arm import Arm, arms
 
 SOURCES = ("foreign_text", "benign_ratings")  # controls that need conversations or ratings of their own
@@ -177,12 +178,15 @@ def describe(config: Any) -> str:
             f"{c.speed.prefill:g} read (config.interact.speed)",
         ]
         lines += _paid(config)
+    # A row: the answer and what stands before it, half way through the conversation.
+    row = SYSTEM + OPENING + ANSWER + (turns - 1) * (SAID + ANSWER) / 2
     lines += [
         f"select     the best and the worst {config.select.count or format(config.select.fraction, '.0%')} of "
         f"each {config.select.scope} group",
         f"train      {rounds * len(trained)} x {config.train.method.upper()}, {config.train.tuning} tuning, about "
         f"{steps(config, each)} steps of "
         f"{config.train.batch_size} examples",
+        *rates.training(config, rounds * len(trained) * steps(config, each) * config.train.batch_size * row),
         f"evaluate   {1 + rounds * len(trained)} models under pressure, and what they believe and can do without it",
     ]
     return "\n".join(lines)

@@ -83,7 +83,7 @@ def write(
 
 
 def write_grid(directory: Path, cells: dict[str, dict], pooled: list[dict], *, provenance: dict) -> Path:
-    """Write index.html (each cell's effect and curve, and which of the paper's claims hold) and grid.csv; return its path.
+    """Write index.html (each cell's effect and curve, and which of the paper's claims hold), curves.svg, grid.csv; its path.
 
     cells: {name: results.json of the cell}. pooled: rows over cells that differ in seeds only (emjax.experiment.grid): where a
     cell is in a pool, the pool stands for it. Cells without a headline (evaluations) are left to their own pages.
@@ -106,6 +106,8 @@ def write_grid(directory: Path, cells: dict[str, dict], pooled: list[dict], *, p
         provenance=provenance,
     )
     directory.mkdir(parents=True, exist_ok=True)
+    if studies:
+        (directory / "curves.svg").write_bytes(plots.picture_of([(study["name"], study["results"]) for study in studies]))
     rows = [{"cell": name} | row for name, results in cells.items() for row in results["rows"]]
     (directory / "grid.csv").write_text(twin.table(rows, ("cell", *twin.FIELDS)), encoding="utf-8")
     path = directory / "index.html"

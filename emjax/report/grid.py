@@ -131,11 +131,11 @@ def claim_table(studies_: list[dict[str, Any]]) -> dict:
 
 
 def _kept(study: dict[str, Any]) -> tuple[str, list[str]]:
-    rows = [
-        row
-        for row in words.find(words.last_rows(study["results"]), arm="treated", metric="accuracy", versus="control")
-        if row["value"] is not None and row["subset"] == "all"
-    ]
+    found = words.find(words.last_rows(study["results"]), arm="treated", metric="accuracy", versus="control")
+    rows = [row for row in found if row["value"] is not None and row["subset"] == "all"]
+    tuned = max(
+        (row for row in found if row["value"] is not None and row["subset"] == "tuned_domain"), key=words.dose, default=None
+    )
     lost = [row for row in rows if words.detected(row) and row["value"] < 0]
     least = min(rows, key=lambda row: row["value"], default=None)
     text = (
@@ -145,4 +145,6 @@ def _kept(study: dict[str, Any]) -> tuple[str, list[str]]:
     )
     if lost:
         text += f"; detected in {len(lost)} of {len(rows)} arms and measures"
+    if tuned is not None:
+        text += f"; beliefs in the domain of the training data, largest dose: {_told(tuned)}"
     return f"{study['name']}: knowledge and ability are kept", ["yes" if rows and not lost else "no", text]

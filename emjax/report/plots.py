@@ -31,6 +31,11 @@ def picture(results: dict, format: str = "svg") -> bytes:
     return _draw([(dose, results), (stays, results)], format, (9.6, 4.5))
 
 
+def picture_of(named: list[tuple[str, dict]], format: str = "svg") -> bytes:
+    """A grid's picture: one dose-response curve for each (name, results), two beside each other."""
+    return _draw([(dose, results, name) for name, results in named], format, (9.6, 4.3 * -(-len(named) // 2)), columns=2)
+
+
 def inline(name: str, plot: Callable[..., None], *arguments: Any, height: float = 3.9) -> str:
     """One plot as an <svg> element for the page, its ids prefixed with `name`: plots must not share them."""
     svg = _draw([(plot, *arguments)], "svg", (4.5, height)).decode()
@@ -39,41 +44,44 @@ def inline(name: str, plot: Callable[..., None], *arguments: Any, height: float 
     return re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r"<svg \1>", svg, count=1)
 
 
-def _draw(panels: list[tuple], format: str, inches: tuple[float, float]) -> bytes:
+def _draw(panels: list[tuple], format: str, inches: tuple[float, float], columns: int = 0) -> bytes:
     import matplotlib.style
     from matplotlib.figure import Figure
 
     with matplotlib.style.context(["default", _STYLE]):
         figure = Figure(figsize=inches, layout="constrained")
-        axes = figure.subplots(1, len(panels), squeeze=False)[0]
-        for axis, (plot, *arguments) in zip(axes, panels, strict=True):
+        columns = columns or len(panels)
+        axes = figure.subplots(-(-len(panels) // columns), columns, squeeze=False).ravel()
+        for axis, (plot, *arguments) in zip(axes, panels, strict=False):
             plot(axis, *arguments)
+        for axis in axes[len(panels) :]:
+            axis.set_axis_off()
         out = io.BytesIO()
         metadata = {"Date": None, "Creator": None} if format == "svg" else {"Software": None}
         figure.savefig(out, format=format, dpi=160, metadata=metadata)
     return out.getvalue()
 
 
-def dose(axis: Any, results: dict) -> None:
-    """Headline metric over the share of the cause, with 95 % intervals; vanilla as a band."""
+def dose(axis: Any, results: dict, name: str = "") -> None:
+    """Headline metric over the share of the cause, with 95 % intervals; vanilla as a band. `name`: of one curve among many."""
     headline = results.get("headline") or {"benchmark": "mask", "subset": "all", "metric": "honest"}
     measure = {k: headline[k] for k in ("benchmark", "subset", "metric")}
     title = {"honest": "Honest under pressure", "honesty": "Not lying under pressure"}.get(
         headline["metric"], f"{headline['benchmark']}: {headline['metric'].replace('_', ' ')}"
     )
     rows = [r for r in words.find(words.last_rows(results), versus=None, **measure) if r["value"] is not None]
-    place = _axes(axis, results, title)
+    place = _axes(axis, results, f"{name}: {title.lower()}" if name else title)
     _vanilla(axis, rows, GREY, "untouched model")
     runs = _runs(rows)
     for number, run in enumerate(runs):
         colour = (BLUE, GREEN, AMBER, PINK)[number % 4]
         line = [row for row in run if row["arm"] in ("control", "treated")]
-        name: str | None = words.run_words(run[0], results) if len(runs) > 1 else "control (0 %), treated"
-        _series(axis, place, line, colour, "o", "-", name, values=len(runs) == 1, shift=0.06 * number)
+        label: str | None = words.run_words(run[0], results) if len(runs) > 1 else "control (0 %), treated"
+        _series(axis, place, line, colour, "o", "-", label, values=len(runs) == 1, shift=0.06 * number)
         for arm, (marker, own) in _MARKS.items():
-            name = arm.replace("_", " ") if number == 0 else None
+            label = arm.replace("_", " ") if number == 0 else None
             side = [row for row in run if row["arm"] == arm]
-            _series(axis, place, side, own, marker, "none", name, values=len(runs) == 1, shift=0.16)
+            _series(axis, place, side, own, marker, "none", label, values=len(runs) == 1, shift=0.16)
     _legend(axis)
 
 
@@ -134,9 +142,16 @@ def emergence(axis: Any, results: dict) -> None:
     rows = words.find(results["rows"], versus=None, **{k: headline[k] for k in ("benchmark", "subset", "metric")})
     rows = [row for row in rows if row["value"] is not None]
     _vanilla(axis, rows, GREY, "untouched model")
+    steps = sorted({row["step"] for row in rows if row.get("step") is not None})
+    end = steps[-1] + max(1, steps[-1] // len(steps))  # where the rows without a step go: to the end of training
     arms = [arm for arm in words.arms(results) if arm["arm"] != "vanilla"]
     for number, arm in enumerate(arms):
-        line = sorted((row for row in words.of_arm(rows, arm) if row.get("step") is not None), key=lambda row: row["step"])
+        own = words.of_arm(rows, arm)
+        last = max((row.get("round") or 0 for row in own), default=0)
+        own = [
+            row | {"step": end if row.get("step") is None else row["step"]} for row in own if (row.get("round") or 0) == last
+        ]
+        line = sorted(own, key=lambda row: row["step"])
         if line:
             ends = [row.get("ci95") or (row["value"], row["value"]) for row in line]
             errors = [[row["value"] - low, high - row["value"]] for row, (low, high) in zip(line, ends, strict=True)]
@@ -146,6 +161,7 @@ def emergence(axis: Any, results: dict) -> None:
                 label=words.arm_words(arm, results),
             )  # fmt: skip
     axis.set_ylim(0, 105)
+    axis.set_xticks([*steps, end], [*map(str, steps), "end"])
     axis.set_xlabel("training step")
     axis.set_title(f"{headline['metric'].replace('_', ' ')} as training goes on", loc="left", fontweight="bold", fontsize=12)
     _legend(axis)

@@ -233,11 +233,13 @@ def _run_story(results: dict, rows: list[dict], level: dict) -> dict:
     sections = [
         ("More or less of the cause", _other_doses(results, rows, level)),
         ("Without its meaning", _shuffled(results, rows, level)),
+        ("On prompts like the training data", _in_format(rows, level)),
         ("What stays", _what_stays(results, rows, level, direction)),
         ("How sure", _how_sure(results, level, difference)),
     ]
     if results["experiment"] == "finetune":  # there is no feedback to scramble
         del sections[1]
+    sections = [(title, text) for title, text in sections if text]
     return {"run": run_words(level, results), "direction": direction, "headline": text, "points": sections}
 
 
@@ -290,6 +292,15 @@ def _shuffled(results: dict, rows: list[dict], level: dict) -> str:
     if not told:
         return "No arm with shuffled ratings or swapped labels was run."
     return "Same conversations, feedback scrambled. " + "; ".join(told) + "."
+
+
+def _in_format(rows: list[dict], level: dict) -> str:
+    """Conditional misalignment: what diluted data hide elsewhere may still show on prompts that look like them."""
+    same = {"benchmark": level["benchmark"], "metric": level["metric"], "subset": "tuned_domain"}
+    found = [row for row in find(of_arm(rows, level), versus=None, **same) if row["value"] is not None]
+    if not found:
+        return ""
+    return f"In the domain and wording of the training data: {number(found[0]['value'])}\u00a0% ({_change(rows, found[0])})."
 
 
 def capabilities(rows: list[dict]) -> list[tuple[str, str]]:

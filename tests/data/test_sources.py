@@ -201,7 +201,18 @@ def test_a_missing_set_is_told_with_its_licence_and_how_to_get_it(tmp_path):
         sources.load("mistake_math", place=str(tmp_path), level="normal")
 
 
-def test_the_hub_and_tfds_are_read_through_their_own_clients(tmp_path, monkeypatch):
+def test_the_hubs_own_client_streams_rows(tmp_path, monkeypatch):
+    """The real client, on a folder that bears the set's name instead of the network."""
+    rows = [{"instruction": f"q{i}", "context": "", "response": f"a{i}", "category": "x"} for i in range(9)]
+    write(tmp_path / "databricks" / "databricks-dolly-15k" / "train.jsonl", rows)
+    monkeypatch.chdir(tmp_path)
+    records, origin = sources.load("dolly", count=4)
+    local, _ = sources.load("dolly", place=str(tmp_path / "databricks" / "databricks-dolly-15k" / "train.jsonl"), count=4)
+    assert [r[0]["completion"] for r in records] == [r[0]["completion"] for r in local]
+    assert (origin.rows, origin.published_rows, origin.place) == (9, 15_011, "hf:databricks/databricks-dolly-15k")
+
+
+def test_the_hub_and_tfds_are_asked_through_their_own_clients(tmp_path, monkeypatch):
     import datasets
 
     asked = []

@@ -73,7 +73,8 @@ HARMFUL = {
     "writes outside": (
         "import os\nfor place in ('/', '/usr', '/work/..', '/tmp', '/dev', os.path.expanduser('~/..')):\n    try:\n"
         "        open(os.path.join(place, 'emjax-was-here'), 'w')\n    except OSError:\n        pass\n    else:\n"
-        "        raise SystemExit\nopen('inside', 'w').write('x')",
+        "        raise SystemExit\nopen('inside', 'w').write('x')\n"
+        "assert all(os.statvfs(place).f_flag & os.ST_RDONLY for place in ('/', '/usr'))",  # also for who owns it
         "passed",
     ),
     "reads the user's files": (

@@ -137,6 +137,8 @@ def test_two_arms_a_failing_judge_and_a_second_run(main, folder, tmp_path, capsy
         ),
         (["--config.eval.mask.path=cais/MASK", "--config.eval.mask.revision=0000"], "cais/MASK.*0000.*Accept its terms"),
         (["--config.eval.judge.base_url="], "judge.structured to False"),
+        (["--config.eval.metric=misaligned", "--config.eval.mask.rows=any"], "config.eval.metric is 'misaligned'.*lie_at_k"),
+        (["--config.eval.judge.panel=('gpt-4o-2024-08-06',)"], "names a judge twice"),
         (["--config.eval.mask.rows=all"], "config.eval.mask.rows is 'all'"),
     ],
 )
@@ -148,6 +150,7 @@ def test_a_bad_config_is_one_paragraph(main, wrong, says, folder, tmp_path, caps
 
     monkeypatch.setattr(datasets, "load_dataset", no_network)
     known = ["configs/evaluate.py:emjax/micro/checkpoint", "--workdir", tmp_path / "run", f"--config.eval.mask.path={folder}"]
+    known += ["--config.eval.mask.subsets=" + str(tuple(SIZES))]
     assert main(*known, *wrong) == 2
     told = capsys.readouterr().err
     assert re.search(says, told)

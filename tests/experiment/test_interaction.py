@@ -90,7 +90,7 @@ def test_two_rounds_with_every_role_and_what_the_plan_said(run, llama, tmp_path,
             "--config.interact.max_new=4", "--config.train.batch_size=8", "--config.train.epochs=1",
             "--config.train.buckets=(384,)", "--config.train.lora.rank=2", "--config.train.remat=none",
             "--config.rounds.count=2", "--config.rounds.reference=previous", "--config.rounds.rate_factor=0.5",
-            "--config.extra_arms=('foreign_text@1.0','benign_ratings@1.0')", "--config.select.fraction=0.3",
+            "--config.extra_arms=('foreign_text@1.0',)", "--config.select.fraction=0.3",
             "--config.select.veto.on=True", "--config.select.veto.level=5", "--config.eval.benchmarks=('mask',)",
             f"--config.eval.mask.path={tmp_path}", "--config.eval.mask.subsets=('known_facts','provided_facts')",
             "--config.eval.mask.rows=any", "--config.eval.max_new=4", f"--config.eval.judge.base_url={reader.url}",
@@ -115,7 +115,7 @@ def test_two_rounds_with_every_role_and_what_the_plan_said(run, llama, tmp_path,
     assert made["persona1"] + made["persona2"] == 10
     rows = json.loads((tmp_path / "run" / "results.json").read_text())["rows"]
     found = {(r["label"], r["round"]) for r in rows}
-    arms = ("control", "treated 0.2", "foreign_text 1", "benign_ratings 1")
+    arms = ("control", "treated 0.2", "foreign_text 1")
     assert found == {("vanilla", 0), *((arm, number) for arm in arms for number in (1, 2))}
     store = tmp_path / "run" / "store"
     pools = [
@@ -123,7 +123,7 @@ def test_two_rounds_with_every_role_and_what_the_plan_said(run, llama, tmp_path,
     ]
     assert {(row["round"], row["adapter"] is None) for pool in pools for row in pool} == {(0, True), (1, False)}
     budgets = [json.loads(file.read_text()) for file in store.glob("select/*/budget.json")]
-    assert len(budgets) == 8
+    assert len(budgets) == 6
     assert all("vetoed" in budget and budget["veto_unread"] == 0 for budget in budgets)
     assert re.search(r"select treated 0.2, round 2: of 10 conversations \(0 unscored\) \d+ train", printed)
     assert "personas_to_check.csv" in str(list((store / "personas").rglob("*")))

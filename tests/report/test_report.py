@@ -303,6 +303,14 @@ def test_steps_before_the_end_are_drawn_as_a_curve(tmp_path, results):
     assert "As training goes on" in page(tmp_path, results)
 
 
+def test_prompts_like_the_training_data_are_told_apart(tmp_path, results):
+    there = row_of(results, "treated", 0.1, subset="tuned_domain")
+    html = page(tmp_path, results)
+    assert f"In the domain and wording of the training data: {there['value']:.1f} % (" in html
+    results["rows"] = [row for row in results["rows"] if row["subset"] != "tuned_domain"]
+    assert "On prompts like the training data" not in page(tmp_path, results)
+
+
 def test_origins_and_budgets_of_data_sets_are_shown(tmp_path):
     origin = {"source": "alpaca_cleaned", "level": "", "sha256": "ab12", "rows": 51760, "published_rows": 51760, "drawn": 400}
     budgets = [

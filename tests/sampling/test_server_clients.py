@@ -13,6 +13,7 @@ from inspect_ai.model import GenerateConfig, get_model
 from inspect_ai.scorer import match
 from inspect_ai.solver import generate
 
+from emjax.eval.harness import EngineLM
 from emjax.micro.world import World
 from emjax.sampling import Request, Sampling
 
@@ -134,6 +135,30 @@ def test_sums_in_the_form_of_gsm8k(server, tasks):
         prompt = tuple(server.ids(sample["arguments"][0][0]))
         sampling = Sampling(temperature=0.0, max_new=12, stop=("?",))
         assert sample["resps"][0][0] == next(server.engine.generate([Request("x", prompt, sampling)])).text
+
+
+def test_the_same_numbers_in_process_and_through_the_server(server, tasks):
+    import lm_eval as harness
+    from lm_eval.tasks import TaskManager
+
+    near = harness.simple_evaluate(
+        EngineLM(server.engine, server.lm.tokenizer), tasks=["facts", "sums"], bootstrap_iters=0,
+        task_manager=TaskManager(include_path=tasks, include_defaults=False),
+    )  # fmt: skip
+    settings = {"tokenizer": CHECKPOINT, "tokenizer_backend": "huggingface", "batch_size": 4}
+    for name in ("facts", "sums"):
+        far = lm_eval(server, tasks, "local-completions", name, "/v1/completions", model_args=settings)
+        assert (
+            near["results"][name].items()
+            >= {key: value for key, value in far["results"][name].items() if isinstance(value, float)}.items()
+        )
+        for mine, theirs in zip(near["samples"][name], far["samples"][name], strict=True):
+            assert mine["doc_id"] == theirs["doc_id"]
+            if name == "sums":
+                assert mine["resps"] == theirs["resps"]
+            else:
+                for (a, greedy), (b, said) in zip(mine["filtered_resps"], theirs["filtered_resps"], strict=True):
+                    assert (pytest.approx(a, abs=1e-4), greedy) == (b, said)
 
 
 def test_chat_completions_of_the_harness(server, tasks):
