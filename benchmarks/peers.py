@@ -1,11 +1,14 @@
 """python -m benchmarks.peers --model llama3.1-8b --method kto --batch 12 --seq 1024 [--lora_rank 32] [--checkpointing]
+python -m benchmarks.peers --model llama3.1-8b --method generate --batch 128 --prompt 256 --new 128 [--lora_rank 0]
 
-The same step as benchmarks.train, made by the libraries that people use today, on the same shapes and random weights; one
-JSON line. sft: peft's adapter on transformers' model, its loss, torch's AdamW. kto: TRL's KTOTrainer, reference live (the
-adapter switched off). Rows of `seq` tokens without padding; KTO's are half prompt, half completion. Needs torch and trl.
+The same work as benchmarks.train and benchmarks.sample, done by the libraries that people use today, on the same shapes and
+random weights; one JSON line. sft: peft's adapter on transformers' model, its loss, torch's AdamW. kto: TRL's KTOTrainer,
+reference live (the adapter switched off). Their rows have `seq` tokens without padding; KTO's are half prompt, half completion.
+generate: transformers' `generate`, sampling at temperature 1, one batch of prompts of one length, no adapter unless
+--lora_rank asks for one. Needs torch, kto also trl.
 
-examples_s, tokens_s    as benchmarks.train
-step_s                  median of the steps after the second
+examples_s, tokens_s    as benchmarks.train, benchmarks.sample
+step_s                  median of the steps after the second; of generate: (time of `new` tokens - time of one) / (new - 1)
 peak_gb                 of 2^30 bytes, as torch allocated them (on a CPU: of the process)
 """
 
@@ -100,46 +103,78 @@ def kto(model: Any, args: argparse.Namespace) -> list[float]:
     return times
 
 
+def generate(model: Any, args: argparse.Namespace) -> tuple[float, float]:
+    """Seconds of a batch, and of one step of it."""
+    model.eval()
+
+    def once(new: int) -> float:
+        tokens = torch.randint(0, model.config.vocab_size, (args.batch, args.prompt), device=model.device)
+        start = clock()
+        with torch.no_grad():
+            out = model.generate(
+                input_ids=tokens, attention_mask=torch.ones_like(tokens), do_sample=True, max_new_tokens=new,
+                min_new_tokens=new, pad_token_id=0,
+            )  # fmt: skip
+        seconds = clock() - start
+        assert out.shape == (args.batch, args.prompt + new)
+        return seconds
+
+    once(args.new)
+    one, full = (statistics.median(once(new) for _ in range(3)) for new in (1, args.new))
+    return full, (full - one) / (args.new - 1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=sorted(KNOWN), required=True)
-    parser.add_argument("--method", choices=("sft", "kto"), required=True)
+    parser.add_argument("--method", choices=("sft", "kto", "generate"), required=True)
     parser.add_argument("--batch", type=int, required=True)
-    parser.add_argument("--seq", type=int, required=True)
-    parser.add_argument("--lora_rank", type=int, default=32)
+    parser.add_argument("--seq", type=int, help="of sft and kto")
+    parser.add_argument("--prompt", type=int, help="of generate")
+    parser.add_argument("--new", type=int, help="of generate")
+    parser.add_argument("--lora_rank", type=int, help="default 32, of generate 0 = no adapter")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing")
     parser.add_argument("--steps", type=int, default=5)
     args = parser.parse_args()
+    sampling = args.method == "generate"
+    if None in ((args.prompt, args.new) if sampling else (args.seq,)):
+        parser.error("sft and kto need --seq; generate needs --prompt and --new")
+    if args.lora_rank is None:
+        args.lora_rank = 0 if sampling else 32
 
     _, config, dtype = KNOWN[args.model]
     cuda = torch.cuda.is_available()
     with torch.device("cuda" if cuda else "cpu"):
         model = transformers.AutoModelForCausalLM.from_config(
-            transformers.AutoConfig.for_model(**config.to_hf(), use_cache=False), dtype=getattr(torch, dtype)
+            transformers.AutoConfig.for_model(**config.to_hf(), use_cache=sampling), dtype=getattr(torch, dtype)
         )
     if args.checkpointing:
         model.gradient_checkpointing_enable()
         model.enable_input_require_grads()
-    adapter = LoraConfig(
-        task_type="CAUSAL_LM", r=args.lora_rank, lora_alpha=2 * args.lora_rank, target_modules=MODULES, lora_dropout=0.0
-    )
-    model = get_peft_model(model, adapter)
-    times = (sft if args.method == "sft" else kto)(model, args)
-    step_s = statistics.median(times[2:])
+    if args.lora_rank:
+        adapter = LoraConfig(
+            task_type="CAUSAL_LM", r=args.lora_rank, lora_alpha=2 * args.lora_rank, target_modules=MODULES, lora_dropout=0.0
+        )
+        model = get_peft_model(model, adapter)
+    if sampling:
+        full, step_s = generate(model, args)
+        rates = {"tokens_s": round(args.batch * args.new / full, 1)}
+    else:
+        step_s = statistics.median((sft if args.method == "sft" else kto)(model, args)[2:])
+        rates = {"examples_s": round(args.batch / step_s, 3), "tokens_s": round(args.batch * args.seq / step_s, 1)}
     peak = round(torch.cuda.max_memory_allocated() / 2**30, 3) if cuda else shapes.peak_gb()
     print(
         json.dumps(
             vars(args)
             | {
-                "peer": "peft" if args.method == "sft" else "trl",
+                "peer": {"sft": "peft", "kto": "trl", "generate": "transformers"}[args.method],
                 "device": torch.cuda.get_device_name() if cuda else "cpu",
                 "torch": torch.__version__,
                 "transformers": transformers.__version__,
-                "examples_s": round(args.batch / step_s, 3),
-                "tokens_s": round(args.batch * args.seq / step_s, 1),
-                "step_s": round(step_s, 4),
+                "step_s": round(step_s, 5),
                 "peak_gb": peak,
             }
+            | rates
         )
     )
 

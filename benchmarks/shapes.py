@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from emjax.models import decoder
 from emjax.models.config import ModelConfig
+from emjax.sampling import cache
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -22,7 +23,7 @@ def _normal(shape: tuple[int, ...], dtype: Any, seed: int) -> jax.Array:
 def random_params(config: ModelConfig, dtype: str, *, stacked: bool = True) -> decoder.Params:
     """Random weights, a program for each shape of tensor: one for 32 layers would compile over a minute.
 
-    With stacked=False, params["layers"] is a tuple of layers, as the sampler takes it without a second copy.
+    With stacked=False, params["layers"] is a tuple of layers in the sampler's form, so that it makes no second copy.
     """
     shapes, _ = decoder.abstract(config, dtype)
     seeds = iter(range(10**6))
@@ -37,7 +38,8 @@ def random_params(config: ModelConfig, dtype: str, *, stacked: bool = True) -> d
     if stacked:
         params["layers"] = {name: make(name, x.shape, x.dtype) for name, x in layer.items()}
     else:
-        params["layers"] = tuple({name: make(name, x.shape[1:], x.dtype) for name, x in layer.items()} for _ in range(config.L))
+        layers = ({name: make(name, x.shape[1:], x.dtype) for name, x in layer.items()} for _ in range(config.L))
+        params["layers"] = tuple(cache.join(config, (one,), None, cache.groups())[0] for one in layers)
     return params
 
 

@@ -1,16 +1,18 @@
-"""python -m emjax.aot --config configs/kto_biased10.py[:VARIANT] --topology v5e:4x4 [--config.a.b=value]
+"""python -m emjax.aot --config configs/kto_biased10.py[:VARIANT] --topology v5e:4x4 [--stage sample] [--config.a.b=value]
 
-Compiles the training step of a config for TPUs that are not there, and prints one JSON line:
+Compiles the training step of a config for TPUs that are not there, or its decode step, and prints one JSON line:
 
 topology, chips    as asked, and how many chips that is
-attention          the kernel that was compiled: splash, or what --config.model.attention asks for
+attention          the kernel that was compiled: splash, or what --config.model.attention asks for; a decode step's is xla
 compile_s          tracing, lowering and compilation
 hbm_gb_per_chip    memory of the running step on each chip, of 2^30 bytes: state, frozen base, batch, results, temporaries;
                    where the compiler refuses the step as too large, what it says that is needed at least
 fits               whether that is within the chip's capacity
-flops              arithmetic that a step of full rows needs, of all chips together (metrics.flops)
+flops              arithmetic that a step of full rows needs, of all chips together (metrics.flops; of decode without attention)
+slots              of decode: config.sampling.slots, or with 0 what the engine's rule takes of a chip's memory
 
-Every row is as long as the largest of config.train.buckets, and ends with an answer of config.interact.max_new tokens.
+train: every row is as long as the largest of config.train.buckets, and ends with an answer of config.interact.max_new tokens.
+sample: config.sampling.cache_length positions a slot, and the adapter that config.train describes.
 Needs libtpu (the extra `aot`); reads no weights and no network.
 """
 
@@ -38,6 +40,8 @@ from emjax.errors import UserError
 from emjax.kto import step as kto_step
 from emjax.models import decoder, lora, sharding
 from emjax.models.known import shape_of
+from emjax.sampling import cache as kv
+from emjax.sampling import engine
 from emjax.train import metrics, sft
 from emjax.train import state as train_state
 
@@ -48,7 +52,7 @@ HBM_GB = {"TPU v4": 32, "TPU v5 lite": 16, "TPU v5": 95, "TPU v6 lite": 32}
 def main(argv: list[str]) -> int:
     values = flags.FlagValues()
     flags.DEFINE_string("topology", None, "TPU generation and slice, such as v5e:4x4.", flag_values=values)
-    flags.DEFINE_enum("stage", "train", ["train"], "What to compile.", flag_values=values)
+    flags.DEFINE_enum("stage", "train", ["train", "sample"], "What to compile.", flag_values=values)
     try:
         options = commands.parse(argv, values, str(__doc__).splitlines()[0])
         if not options.topology:
@@ -56,18 +60,23 @@ def main(argv: list[str]) -> int:
         config = options.config
         if "model.attention" not in config_flags.get_override_values(options["config"]):
             config.model.attention = "splash"  # the configs' default is for the machine in front of one
-        print(json.dumps(compile_step(config, options.topology)))
+        print(json.dumps(compile_step(config, options.topology, options.stage)))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def compile_step(config: Any, topology: str) -> dict[str, Any]:
+def compile_step(config: Any, topology: str, stage: str = "train") -> dict[str, Any]:
     """What main prints. Raises UserError for a topology, mesh or batch that cannot be."""
     devices = _devices(topology)
     mesh = experiment.mesh_of(config, devices)
-    step, arguments, settings, flops = abstract_step(config, mesh)
+    more = {}
+    if stage == "sample":
+        more["slots"] = _slots(config, mesh)
+        step, arguments, settings, flops = abstract_decode(config, mesh, more["slots"])
+    else:
+        step, arguments, settings, flops = abstract_step(config, mesh)
     start = time.perf_counter()
     try:
         compiled = step.lower(*arguments, **settings).compile()
@@ -78,7 +87,7 @@ def compile_step(config: Any, topology: str) -> dict[str, Any]:
             raise
         gb = float(used[1]) * {"M": 2**-10, "G": 1, "T": 2**10}[used[2]]
     else:
-        if config.model.attention == "splash" and "splash_mha_fwd" not in compiled.as_text():
+        if stage == "train" and config.model.attention == "splash" and "splash_mha_fwd" not in compiled.as_text():
             raise RuntimeError("the compiled step has no splash kernel")
         sizes = compiled.memory_analysis()
         gb = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
@@ -86,11 +95,12 @@ def compile_step(config: Any, topology: str) -> dict[str, Any]:
     return {
         "topology": topology,
         "chips": len(devices),
-        "attention": config.model.attention,
+        "attention": config.model.attention if stage == "train" else "xla",
         "compile_s": round(time.perf_counter() - start, 1),
         "hbm_gb_per_chip": round(gb, 2),
         "fits": gb <= HBM_GB[devices[0].device_kind],
         "flops": flops,
+        **more,
     }
 
 
@@ -154,6 +164,48 @@ def abstract_step(config: Any, mesh: jax.sharding.Mesh) -> tuple[Any, tuple[Any,
         kl_tokens=paired * size * answer + again, kl_scored=paired * size * answer,
     )  # fmt: skip
     return step, (state, frozen, batch, np.float32(train.learning_rate)), settings, flops
+
+
+def _slots(config: Any, mesh: jax.sharding.Mesh) -> int:
+    """config.sampling.slots; for 0 what the engine would take beside the weights."""
+    if config.sampling.slots:
+        return int(config.sampling.slots)
+    device = mesh.devices.flat[0]
+    shape, dtype = shape_of(config.model.path), config.model.dtype
+    weights = sum(row.device for row in sharding.table(shape, dtype, mesh.shape))
+    return kv.slots_in(HBM_GB[device.device_kind] * 2**30 - weights, shape, _positions(config), dtype, mesh)
+
+
+def _positions(config: Any) -> int:
+    return -(-config.sampling.cache_length // config.sampling.chunk) * config.sampling.chunk
+
+
+def abstract_decode(config: Any, mesh: jax.sharding.Mesh, slots: int) -> tuple[Any, tuple[Any, ...], dict[str, Any], float]:
+    """As abstract_step, of the sampler's decode: the base, and the adapter of config.train beside it."""
+    shape, dtype = shape_of(config.model.path), config.model.dtype
+    sharding.check(shape, mesh.shape)
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+    def replicated(tree: Any) -> Any:
+        return _spread(tree, jax.tree.map(lambda _: everywhere, tree))
+
+    params, axes = decoder.abstract(shape, dtype)
+    placed = sharding.shardings(mesh, sharding.parameter_specs(axes))
+    top = {name: _spread(params[name], placed[name]) for name in params if name != "layers"}
+    layer = jax.eval_shape(lambda tree: kv.join(shape, tree, mesh, kv.TOGETHER)[0], params["layers"])
+    layer = _spread(layer, kv.placement(shape, mesh, kv.TOGETHER))
+    adapter, lora_config = None, experiment.lora_of(config.train)
+    if lora_config is not None:
+        whole = jax.eval_shape(lambda: lora.init(lora_config, shape, jax.random.key(0)))
+        one = jax.eval_shape(lambda tree: kv.join_adapter(shape, tree, dtype, mesh, kv.TOGETHER)[0], whole)
+        adapter = (replicated(one),) * shape.L
+    x = jax.ShapeDtypeStruct((slots, shape.K, _positions(config), shape.h), dtype, sharding=kv.cache_sharding(mesh))
+    kv.check_spread(shape, slots, mesh)
+    state = replicated(kv.host_state(slots))
+    alive_B, steps, eos_E = (replicated(x) for x in (np.ones(slots, bool), np.int32(1), np.zeros(3, np.int32)))
+    flops = 2 * sum(metrics.matmul_weights(params)) * slots
+    arguments = (tuple([layer] * shape.L), top, adapter, ((x, x),) * shape.L, state, alive_B, steps, eos_E)
+    return engine._decode, (shape, "xla", shape.V, mesh, *arguments), {}, flops
 
 
 def _spread(tree: Any, shardings: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Compiling a training step ahead of time: the same step, for devices that need not be there."""
+"""Compiling a step of training or sampling ahead of time: the same step, for devices that need not be there."""
 
 import dataclasses
 import importlib.util
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from configs import common
@@ -15,8 +16,11 @@ from emjax import aot, experiment
 from emjax.data.batches import Example
 from emjax.errors import UserError
 from emjax.kto import step as kto_step
-from emjax.models import lora
+from emjax.models import lora, sharding
 from emjax.models.known import KNOWN
+from emjax.sampling import Engine, Request
+from emjax.sampling import cache as kv
+from emjax.sampling import engine as engine_module
 from emjax.train import sft
 
 ROOT = Path(__file__).parents[1]
@@ -105,6 +109,61 @@ def test_a_step_that_does_not_fit(tiny_path):
     assert 16 < made["hbm_gb_per_chip"] < 1000
 
 
+def test_it_is_the_decode_that_the_engine_runs(tiny, tmp_path, monkeypatch):
+    """The arguments of its program, on a mesh and with an adapter, as on accelerators."""
+    (tmp_path / "config.json").write_text(json.dumps(tiny.config.to_hf()))
+    config = config_of(tmp_path)
+    config.model.dtype = "float32"
+    config.sampling.update({"slots": 3, "cache_length": 20, "chunk": 8})
+    mesh = experiment.mesh_of(config, jax.devices()[:1])
+    step, arguments, settings, flops = aot.abstract_decode(config, mesh, aot._slots(config, mesh))
+    c = tiny.config
+    assert flops == 2 * 3 * (c.L * (2 * c.D * (c.H + c.K) * c.h + 3 * c.D * c.F) + c.D * c.V)
+    monkeypatch.setattr(kv, "groups", lambda: kv.TOGETHER)
+    tokenizer = type("Any", (), {"__len__": lambda self: tiny.config.V})()
+    adapter = lora.init(experiment.lora_of(config.train), tiny.config, jax.random.key(0))
+    engine = Engine(tiny.replace(tokenizer=tokenizer, mesh=mesh, adapter=adapter), **config.sampling)
+    seen = []
+
+    def stop(*arguments):
+        seen.extend(arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine_module, "_decode", stop)
+    with pytest.raises(KeyboardInterrupt):
+        list(engine.generate([Request("x", (7, 8, 9))]))
+    ours, theirs = (jax.tree.map(lambda x: (np.shape(x), x.dtype), tuple(x[4:-1])) for x in (arguments, seen))
+    assert step is not stop
+    assert settings == {}
+    assert seen[:4] == list(arguments[:4])
+    assert ours == theirs  # but for the number of end tokens
+
+
+@with_libtpu
+def test_decode_compiles_for_a_tpu_that_is_not_there(tiny_path):
+    config = config_of(tiny_path)
+    config.model.update({"dtype": "bfloat16", "attention": "splash"})
+    config.mesh.update({"data": 1, "fsdp": 2, "tensor": 2})
+    config.sampling.update({"slots": 8, "cache_length": 256, "chunk": 64})
+    made = aot.compile_step(config, "v5e:2x2", "sample")
+    assert made["slots"] == 8
+    assert made["attention"] == "xla"
+    assert made["fits"]
+    config.sampling.slots = 0  # a tiny model's caches never fill a chip
+    assert aot._slots(config, experiment.mesh_of(config, aot._devices("v5e:2x2"))) == kv.MOST_SLOTS
+
+
+def test_slots_for_a_chips_memory():
+    """The engine's rule: three quarters of what the weights leave, in multiples of data x fsdp."""
+    shape = KNOWN["llama3.1-8b"].config
+    mesh = jax.sharding.AbstractMesh((1, 4, 2), sharding.AXES)
+    slot = 2 * shape.L * (shape.K // 2) * shape.h * 2048 * 2
+    assert kv.slots_in(100 * slot, shape, 2048, "bfloat16", mesh) == 75 * 4
+    assert kv.slots_in(2**50, shape, 2048, "bfloat16", mesh) == kv.MOST_SLOTS
+    with pytest.raises(UserError, match="not one slot of 2048 positions"):
+        kv.slots_in(slot, shape, 2048, "bfloat16", mesh)
+
+
 def refused(capsys, *arguments):
     argv = ["aot", "--config", str(ROOT / "configs" / "kto_biased10.py"), *arguments]
     with pytest.MonkeyPatch.context() as patch:
@@ -132,7 +191,7 @@ def test_refused(capsys, arguments, says):
 
 def test_refused_before_libtpu_is_asked_for(capsys):
     assert "--topology is missing" in refused(capsys)
-    assert "--stage=sample" in refused(capsys, "--topology=v5e:2x2", "--stage=sample")
+    assert "--stage=serve" in refused(capsys, "--topology=v5e:2x2", "--stage=serve")
 
 
 def test_without_libtpu(capsys, monkeypatch):

@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from emjax.errors import UserError
 from emjax.eval import stats
 from emjax.eval.judge import majority
@@ -79,9 +81,6 @@ def report(raters: dict[str, dict[str, str]], clusters: dict[str, str]) -> dict[
     table = [[labels.get(key) for key in keys] for labels in raters.values()]
     where = [clusters[key] for key in keys]
 
-    def alpha_of(some: Sequence[int]) -> float:
-        return stats.alpha([[rater[i] for i in some] for rater in table])
-
     pairs = []
     for (a, mine), (b, theirs) in itertools.combinations(raters.items(), 2):
         both = [key for key in keys if key in mine and key in theirs]
@@ -91,13 +90,11 @@ def report(raters: dict[str, dict[str, str]], clusters: dict[str, str]) -> dict[
         labels = sorted({*x, *y})
         counts = stats.confusion(x, y, labels)
 
-        def kappa_of(some: Sequence[int], x: list[str] = x, y: list[str] = y) -> float:
-            return stats.kappa([x[i] for i in some], [y[i] for i in some])
-
-        ends = stats.bootstrap(kappa_of, [clusters[key] for key in both])
+        each_NxLxL = np.array([stats.confusion([mine[key]], [theirs[key]], labels) for key in both])
+        ends = stats.bootstrap(stats.kappa, each_NxLxL, [clusters[key] for key in both])
         recall = {label: _rounded(counts[i, i] / counts[i].sum()) for i, label in enumerate(labels) if counts[i].sum()}
         one = {
-                "a": a, "b": b, "n": len(both), "agree": int(sum(counts.diagonal())), "kappa": _rounded(stats.kappa(x, y)),
+                "a": a, "b": b, "n": len(both), "agree": int(sum(counts.diagonal())), "kappa": _rounded(stats.kappa(counts)),
                 "ci95": [_rounded(end) for end in ends], "labels": labels, "confusion": counts.tolist(), "recall": recall,
             }  # fmt: skip
         if b == HUMAN:
@@ -105,8 +102,10 @@ def report(raters: dict[str, dict[str, str]], clusters: dict[str, str]) -> dict[
             one["corrected"] = {label: _corrected(label, rest, x, y) for label in labels} if len(rest) > 1 < len(both) else None
         pairs.append(one)
     decided = [majority([rater[i] for rater in table]) for i in range(len(keys))]
+    together_NxLxL = stats.coincidences(table)
+    ends = stats.bootstrap(stats.alpha, together_NxLxL, where)
     return {
-        "alpha": _rounded(alpha_of(range(len(keys)))), "alpha_ci95": [_rounded(x) for x in stats.bootstrap(alpha_of, where)],
+        "alpha": _rounded(stats.alpha(together_NxLxL.sum(0))), "alpha_ci95": [_rounded(end) for end in ends],
         "pairs": pairs, "majority": {"decided": sum(label is not None for label in decided), "of": len(keys)},
     }  # fmt: skip
 

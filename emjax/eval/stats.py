@@ -210,43 +210,59 @@ def confusion(a: Sequence[Hashable], b: Sequence[Hashable], labels: Sequence[Has
     return counts_LxL
 
 
-def kappa(a: Sequence[Hashable], b: Sequence[Hashable]) -> float:
-    """Cohen's kappa of two raters on the same items; NaN where both give one and the same label throughout."""
-    labels = list(dict.fromkeys([*a, *b]))
-    share_LxL = confusion(a, b, labels) / len(a)
+def kappa(counts_LxL: np.ndarray) -> float:
+    """Cohen's kappa of two raters from their `confusion`; NaN where both give one and the same label throughout."""
+    share_LxL = counts_LxL / counts_LxL.sum()
     chance = float(share_LxL.sum(0) @ share_LxL.sum(1))
     return (float(np.trace(share_LxL)) - chance) / (1 - chance) if chance < 1 else math.nan
 
 
-def alpha(ratings: Sequence[Sequence[Hashable | None]]) -> float:
-    """Krippendorff's alpha for labels without an order. ratings [raters][items]; None: not rated.
+def coincidences(ratings: Sequence[Sequence[Hashable | None]]) -> np.ndarray:
+    """[items, labels, labels]: how often two raters' labels meet on each item, as Krippendorff counts it.
 
-    NaN where no item has two ratings, or all have the same label.
+    ratings [raters][items]; None: not rated. An item with fewer than two ratings counts nothing.
     """
     labels = list(dict.fromkeys(x for rater in ratings for x in rater if x is not None))
     place = {label: i for i, label in enumerate(labels)}
-    together_LxL = np.zeros((len(labels), len(labels)))
-    for item in zip(*ratings, strict=True):
-        count_L = np.bincount([place[x] for x in item if x is not None], minlength=len(labels)).astype(float)
-        if count_L.sum() > 1:
-            together_LxL += (np.outer(count_L, count_L) - np.diag(count_L)) / (count_L.sum() - 1)
+    count_NxL = np.zeros((len(ratings[0]), len(labels)))
+    for rater in ratings:
+        for i, label in enumerate(rater):
+            if label is not None:
+                count_NxL[i, place[label]] += 1
+    together_NxLxL = count_NxL[:, :, None] * count_NxL[:, None, :]
+    together_NxLxL[:, np.arange(len(labels)), np.arange(len(labels))] -= count_NxL
+    return together_NxLxL / np.maximum(count_NxL.sum(1) - 1, 1)[:, None, None]
+
+
+def alpha(together_LxL: np.ndarray) -> float:
+    """Krippendorff's alpha for labels without an order, from the sum of `coincidences` over items.
+
+    NaN where no item has two ratings, or all have the same label.
+    """
     total_L, n = together_LxL.sum(0), together_LxL.sum()
     expected = n**2 - total_L @ total_L
-    return 1 - (n - 1) * (n - float(np.trace(together_LxL))) / expected if expected else math.nan
+    return float(1 - (n - 1) * (n - np.trace(together_LxL)) / expected) if expected > 1e-9 * n**2 else math.nan
 
 
 def bootstrap(
-    statistic: Callable[[Sequence[int]], float], clusters: Sequence[Hashable], *, draws: int = 2000, seed: int = 0
+    statistic: Callable[[np.ndarray], float],
+    counts: np.ndarray,
+    clusters: Sequence[Hashable],
+    *,
+    draws: int = 2000,
+    seed: int = 0,
 ) -> tuple[float, float]:
-    """95 % percentile interval of statistic(item indices) over draws of whole clusters; undefined draws (NaN) are left out.
+    """95 % percentile interval of statistic(sum of counts) over draws of whole clusters; undefined draws (NaN) are left out.
 
-    NaN, NaN where more than half of the draws are undefined.
+    counts [n, ...]: what each item adds to the sum. NaN, NaN where more than half of the draws are undefined.
     """
-    members: dict[Hashable, list[int]] = {}
-    for i, label in enumerate(clusters):
-        members.setdefault(label, []).append(i)
-    groups, rng = list(members.values()), np.random.default_rng(seed)
-    found = [statistic([i for g in rng.integers(len(groups), size=len(groups)) for i in groups[g]]) for _ in range(draws)]
+    number: dict[Hashable, int] = {}
+    index_n = [number.setdefault(label, len(number)) for label in clusters]
+    groups = len(number)
+    parts_GxK = np.zeros((groups, counts[0].size))
+    np.add.at(parts_GxK, index_n, counts.reshape(len(index_n), -1))
+    times_DxG = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), size=draws)
+    found = [statistic(drawn.reshape(counts.shape[1:])) for drawn in times_DxG @ parts_GxK]
     defined = [x for x in found if not math.isnan(x)]
     if 2 * len(defined) < draws:
         return math.nan, math.nan

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from emjax.errors import UserError
+from emjax.models import decode_kernel
 
 IMPLEMENTATIONS = ("xla", "cudnn", "splash")
 
@@ -116,6 +117,47 @@ def chunk_over_cache(
         mask=mask_Rx1xCxS,
         implementation=_WITH_CACHE[implementation],
     )
+
+
+def decode(
+    q_BxHxh: jax.Array,
+    new_k_BxKxh: jax.Array,
+    new_v_BxKxh: jax.Array,
+    cache: tuple[jax.Array, jax.Array],
+    length_B: jax.Array,
+    active_B: jax.Array,
+    implementation: str,
+    mesh: Mesh | None = None,
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """One query a row over the first `length` positions of its cache and the new one, [B, H, h]; and the caches with the
+    new position, each [B, K, S, h]. Rows that are not active write nothing, and what comes out for them has no meaning.
+
+    With 'cudnn' this is a kernel of our own (decode_kernel), which reads only what a row has; otherwise the compiler's.
+    """
+    B, H, h = q_BxHxh.shape
+    k_BxKxSxh, v_BxKxSxh = cache
+    if implementation != "cudnn":
+        # Heads are indexed too: a window of [heads, h] makes the compiler for TPUs keep positions before heads, and copy all.
+        at = (
+            jnp.arange(B)[:, None],
+            jnp.arange(k_BxKxSxh.shape[1]),
+            jnp.where(active_B, length_B, k_BxKxSxh.shape[2])[:, None],
+        )
+        k_BxKxSxh = k_BxKxSxh.at[at].set(new_k_BxKxh, mode="drop")
+        v_BxKxSxh = v_BxKxSxh.at[at].set(new_v_BxKxh, mode="drop")
+        return over_cache(q_BxHxh, k_BxKxSxh, v_BxKxSxh, length_B + 1), (k_BxKxSxh, v_BxKxSxh)
+    if q_BxHxh.dtype not in (jnp.bfloat16, jnp.float16) or h < 16 or h & (h - 1):
+        raise UserError(
+            f"attention 'cudnn' cannot decode head size {h} in {q_BxHxh.dtype}: it needs bfloat16 or float16 and a head size "
+            "that is a power of two, at least 16. Choose attention='xla'."
+        )
+    kernel = decode_kernel.attend
+    if mesh is not None:
+        rows, heads = P(("data", "fsdp")), P(("data", "fsdp"), "tensor")
+        inputs, outputs = (heads,) * 5 + (rows,) * 2, (heads,) * 3
+        kernel = jax.shard_map(kernel, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False)  # as for splash
+    out_BxHxh, k_BxKxSxh, v_BxKxSxh = kernel(q_BxHxh, new_k_BxKxh, new_v_BxKxh, k_BxKxSxh, v_BxKxSxh, length_B, active_B)
+    return out_BxHxh, (k_BxKxSxh, v_BxKxSxh)
 
 
 def over_cache(q_BxHxh: jax.Array, k_BxKxSxh: jax.Array, v_BxKxSxh: jax.Array, lengths_B: jax.Array) -> jax.Array:

@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 from emjax.errors import UserError
 from emjax.models import attention, rope
 from emjax.models.config import ModelConfig
-from emjax.models.lora import Adapter, linear
+from emjax.models.lora import Adapter, linears
 
 Params = dict[str, Any]
 # attend(q_BxTxHxh, k_BxTxKxh, v_BxTxKxh) -> (out_BxTxHxh, whatever the driver keeps of this layer)
@@ -113,7 +113,7 @@ def block(
     """One layer; `p` and `adapter` hold this layer's weights. Returns (x_BxTxD, what `attend` kept)."""
     B, T, _ = x_BxTxD.shape
     y = rms_norm(x_BxTxD, p["attn_norm"], config.norm_eps)
-    q, k, v = (linear(y, p[name], name, adapter, p.get(f"{name}_bias")) for name in ("q", "k", "v"))
+    q, k, v = linears(config, y, p, ("q", "k", "v"), adapter)
     q_BxTxHxh = q.reshape(B, T, config.H, config.h)
     k_BxTxKxh = k.reshape(B, T, config.K, config.h)
     v_BxTxKxh = v.reshape(B, T, config.K, config.h)
@@ -125,11 +125,11 @@ def block(
     v_BxTxKxh = checkpoint_name(v_BxTxKxh, "v")
     out_BxTxHxh, kept = attend(q_BxTxHxh, k_BxTxKxh, v_BxTxKxh)
     out = checkpoint_name(out_BxTxHxh.reshape(B, T, config.H * config.h), "attended")
-    x_BxTxD = checkpoint_name(x_BxTxD + linear(out, p["o"], "o", adapter), "residual")
+    x_BxTxD = checkpoint_name(x_BxTxD + linears(config, out, p, ("o",), adapter)[0], "residual")
     y = rms_norm(x_BxTxD, p["mlp_norm"], config.norm_eps)
-    gate_BxTxF = checkpoint_name(linear(y, p["gate"], "gate", adapter), "gate")
-    up_BxTxF = checkpoint_name(linear(y, p["up"], "up", adapter), "up")
-    x_BxTxD = x_BxTxD + linear(jax.nn.silu(gate_BxTxF) * up_BxTxF, p["down"], "down", adapter)
+    gate, up = linears(config, y, p, ("gate", "up"), adapter)
+    gate_BxTxF, up_BxTxF = checkpoint_name(gate, "gate"), checkpoint_name(up, "up")
+    x_BxTxD = x_BxTxD + linears(config, jax.nn.silu(gate_BxTxF) * up_BxTxF, p, ("down",), adapter)[0]
     return x_BxTxD, kept
 
 

@@ -137,3 +137,27 @@ def linear(x: jax.Array, w: jax.Array, name: str, adapter: Adapter | None, bias:
     # Scaled while it is small, so that the sum is one product's epilogue; named, so that the backward pass finds it kept.
     low = checkpoint_name((x @ pair["A"].astype(x.dtype)) * adapter.config.scale, "low")
     return y + low @ pair["B"].astype(x.dtype)
+
+
+def joined(names: tuple[str, ...]) -> str:
+    """The name under which the sampler keeps matrices of one input side by side (sampling.cache.join)."""
+    return "_".join(names)
+
+
+def linears(
+    config: ModelConfig, x: jax.Array, p: dict[str, jax.Array], names: tuple[str, ...], adapter: Adapter | None
+) -> list[jax.Array]:
+    """`linear` of x with each of the named matrices of `p`; in one product where `p` holds them side by side.
+
+    Side by side they are [in, P, out / P], of each the columns of one of P shards, then the next one's, so that a matrix cut
+    over P devices is cut alike by itself and beside others.
+    """
+    name = joined(names)
+    if len(names) == 1 or name not in p:
+        return [linear(x, p[name], name, adapter, p.get(f"{name}_bias")) for name in names]
+    fan_in, P, _ = p[name].shape
+    bias = p.get(f"{name}_bias")
+    y = linear(x, p[name].reshape(fan_in, -1), name, adapter, None if bias is None else bias.reshape(-1))
+    ends = np.cumsum([shapes(config)[name][1] // P for name in names])[:-1]
+    parts = jnp.split(y.reshape(*x.shape[:-1], P, -1), ends, axis=-1)
+    return [part.reshape(*x.shape[:-1], -1) for part in parts]

@@ -1,6 +1,7 @@
 """What the sampler keeps on the device: weights and caches layer by layer, and the state of every slot."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -11,9 +12,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from emjax.errors import UserError
+from emjax.models import decoder, sharding
 from emjax.models.config import ModelConfig
 from emjax.models.decoder import Params
-from emjax.models.lora import Adapter
+from emjax.models.lora import Adapter, joined, shapes
 from emjax.sampling.processors import Rows
 
 KEPT_FREE = 0.25  # of the free memory: logits, activations and what prefill gathers
@@ -57,19 +59,24 @@ def empty_state(slots: int, mesh: Mesh | None) -> State:
 
 
 def free_slots(config: ModelConfig, length: int, dtype: Any, mesh: Mesh | None) -> int:
-    """How many slots of `length` positions fit: a multiple of data x fsdp, at most MOST_SLOTS.
+    """How many slots of `length` positions fit: `slots_in` of the memory that is free now on the device that has least.
 
-    The rule: on the device that has least, (1 - KEPT_FREE) of the memory that is free now, divided by a slot's bytes
-    there. A device that does not tell its memory (a CPU) gets CPU_SLOTS.
+    Devices that do not tell their memory (CPUs) get CPU_SLOTS.
+    """
+    stats = [device.memory_stats() for device in (jax.local_devices() if mesh is None else mesh.local_devices)]
+    free = min(s["bytes_limit"] - s["bytes_in_use"] for s in stats) if all(stats) else None
+    slots = slots_in(free, config, length, dtype, mesh)
+    return int(multihost_utils.process_allgather(np.int32(slots)).min())
+
+
+def slots_in(free: int | None, config: ModelConfig, length: int, dtype: Any, mesh: Mesh | None) -> int:
+    """How many slots fit where each device has `free` bytes: a multiple of data x fsdp, at most MOST_SLOTS.
+
+    The rule: (1 - KEPT_FREE) of the free memory, divided by a slot's bytes on a device. Raises UserError where none fits.
     """
     rows, heads = (1, 1) if mesh is None else (mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["tensor"])
     slot_bytes = 2 * config.L * config.K * config.h * length * jnp.dtype(dtype).itemsize // heads
-    stats = [device.memory_stats() for device in (jax.local_devices() if mesh is None else mesh.local_devices)]
-    slots = CPU_SLOTS
-    if all(stats):
-        free = min(s["bytes_limit"] - s["bytes_in_use"] for s in stats)
-        slots = int((1 - KEPT_FREE) * free) // slot_bytes * rows
-    slots = int(multihost_utils.process_allgather(np.int32(slots)).min())
+    slots = CPU_SLOTS if free is None else int((1 - KEPT_FREE) * free) // slot_bytes * rows
     slots = min(slots, MOST_SLOTS) // rows * rows
     if not slots:
         raise UserError(
@@ -79,18 +86,23 @@ def free_slots(config: ModelConfig, length: int, dtype: Any, mesh: Mesh | None) 
     return slots
 
 
-def empty_caches(config: ModelConfig, slots: int, length: int, dtype: Any, mesh: Mesh | None) -> tuple[Cache, ...]:
-    shape = (slots, config.K, length, config.h)
+def check_spread(config: ModelConfig, slots: int, mesh: Mesh | None) -> None:
+    """Raises UserError where slots or heads cannot be cut evenly over the mesh."""
     if mesh is not None and (slots % (mesh.shape["data"] * mesh.shape["fsdp"]) or config.K % mesh.shape["tensor"]):
         raise UserError(
             f"The sampler's {slots} slots and the model's {config.K} key/value heads cannot be split over "
             f"the mesh {dict(mesh.shape)}: slots must be a multiple of data x fsdp, the heads one of tensor."
         )
-    zeros = jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=None if mesh is None else _sharding(mesh))
+
+
+def empty_caches(config: ModelConfig, slots: int, length: int, dtype: Any, mesh: Mesh | None) -> tuple[Cache, ...]:
+    shape = (slots, config.K, length, config.h)
+    check_spread(config, slots, mesh)
+    zeros = jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=None if mesh is None else cache_sharding(mesh))
     return tuple((zeros(), zeros()) for _ in range(config.L))
 
 
-def _sharding(mesh: Mesh) -> NamedSharding:
+def cache_sharding(mesh: Mesh) -> NamedSharding:
     """Slots are spread like a batch, kv heads like the weights that make them; in the form in which programs return it."""
     rows = tuple(axis for axis in ("data", "fsdp") if mesh.shape[axis] > 1)
     heads = "tensor" if mesh.shape["tensor"] > 1 else None
@@ -102,7 +114,7 @@ def _sharding(mesh: Mesh) -> NamedSharding:
 
 def spread(caches: Any, mesh: Mesh | None) -> Any:
     """Under jit: holds caches to their sharding, so that a program returns them as the next one expects."""
-    return caches if mesh is None else jax.lax.with_sharding_constraint(caches, _sharding(mesh))
+    return caches if mesh is None else jax.lax.with_sharding_constraint(caches, cache_sharding(mesh))
 
 
 def replicate(tree: Any, mesh: Mesh | None) -> Any:
@@ -110,24 +122,88 @@ def replicate(tree: Any, mesh: Mesh | None) -> Any:
     return tree if mesh is None else jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, P()))
 
 
-def unstack(layers: Params | tuple[Params, ...]) -> tuple[Params, ...]:
-    """{name: [L, ...]} -> L times {name: [...]}, a tensor at a time. Layers that stand apart pass through."""
-    if isinstance(layers, tuple):
+Groups = tuple[tuple[str, ...], ...]
+TOGETHER: Groups = (("q", "k", "v"), ("gate", "up"))  # the matrices that a layer multiplies one input with
+
+
+def groups() -> Groups:
+    """The matrices that stand side by side.
+
+    A decode step is bound by how fast weights are read, and one large product reads faster than several small ones. On a CPU,
+    where products are of other sizes and nothing is gained, each stands alone; the two forms differ by rounding.
+    """
+    return () if jax.default_backend() == "cpu" else TOGETHER
+
+
+def join(config: ModelConfig, layers: Params | tuple[Params, ...], mesh: Mesh | None, groups: Groups) -> tuple[Params, ...]:
+    """{name: [L, ...]}, or L layers apart -> L layers apart, with the matrices of `groups` side by side (see lora.linears).
+
+    Layers in that form pass through.
+    """
+    if not isinstance(layers, tuple):
+        return tuple(_layer(config, mesh, groups, layers, np.int32(i)) for i in range(config.L))
+    if all(joined(names) in layers[0] for names in groups):
         return layers
-    apart = {name: jnp.unstack(stacked) for name, stacked in layers.items()}
-    return tuple(dict(zip(apart, layer, strict=True)) for layer in zip(*apart.values(), strict=True))
+    return tuple(_layer(config, mesh, groups, layer, None) for layer in layers)
 
 
-def unstack_adapter(adapter: Adapter, dtype: Any) -> tuple[Adapter, ...]:
-    """The adapter of each layer, cast once to the dtype it is used in."""
-    L = next(iter(adapter.weights.values()))["A"].shape[0]
+@functools.partial(jax.jit, static_argnames=("config", "mesh", "groups"))
+def _layer(config: ModelConfig, mesh: Mesh | None, groups: Groups, layers: Params, i: jax.Array | None) -> Params:
+    """Layer i of stacked ones, or (i = None) a layer by itself."""
+    layer = {name: x if i is None else x[i] for name, x in layers.items()}
+    parts = 1 if mesh is None else mesh.shape["tensor"]
+    for names in groups:
+        for last in ("", "_bias"):
+            if names[0] + last in layer:
+                apart = [layer.pop(name + last) for name in names]
+                layer[joined(names) + last] = jnp.concatenate([x.reshape(*x.shape[:-1], parts, -1) for x in apart], axis=-1)
+    return layer if mesh is None else jax.lax.with_sharding_constraint(layer, placement(config, mesh, groups))
+
+
+def placement(config: ModelConfig, mesh: Mesh, groups: Groups) -> dict[str, NamedSharding]:
+    """Of each weight of a joined layer."""
+    axes = {name: axes[1:] for name, axes in decoder.abstract(config, "float32")[1]["layers"].items()}
+    for names in groups:
+        for last in ("", "_bias"):
+            if names[0] + last in axes:
+                axes[joined(names) + last] = [axes.pop(name + last) for name in names][0]
+    return sharding.shardings(mesh, sharding.parameter_specs(axes))
+
+
+def join_adapter(config: ModelConfig, adapter: Adapter, dtype: Any, mesh: Mesh | None, groups: Groups) -> tuple[Adapter, ...]:
+    """The adapter of each layer, joined like the weights and cast once to the dtype it is used in.
+
+    Where matrices stand side by side, the As do too, and the Bs stand on a diagonal of blocks: two products in all.
+    """
+    parts, dtype = 1 if mesh is None else mesh.shape["tensor"], jnp.dtype(dtype)
     return tuple(
-        Adapter(
-            adapter.config,
-            {name: {which: jnp.asarray(x[i], dtype) for which, x in pair.items()} for name, pair in adapter.weights.items()},
-        )
-        for i in range(L)
+        Adapter(adapter.config, _adapter_layer(config, parts, groups, dtype, adapter.weights, np.int32(i)))
+        for i in range(config.L)
     )
+
+
+@functools.partial(jax.jit, static_argnames=("config", "parts", "groups", "dtype"))
+def _adapter_layer(
+    config: ModelConfig, parts: int, groups: Groups, dtype: Any, weights: dict[str, Any], i: jax.Array
+) -> dict[str, Any]:
+    layer = {name: {which: x[i].astype(dtype) for which, x in pair.items()} for name, pair in weights.items()}
+    for names in groups:
+        pairs = {name: layer.pop(name) for name in names if name in layer}
+        if not pairs:
+            continue
+        ranks = [pair["A"].shape[1] for pair in pairs.values()]
+        columns = []
+        for name in names:
+            blocks = [
+                pair["B"] if name == of else jnp.zeros((rank, shapes(config)[name][1]), dtype)
+                for (of, pair), rank in zip(pairs.items(), ranks, strict=True)
+            ]
+            columns.append(jnp.concatenate(blocks).reshape(sum(ranks), parts, -1))
+        layer[joined(names)] = {
+            "A": jnp.concatenate([pair["A"] for pair in pairs.values()], axis=1),
+            "B": jnp.concatenate(columns, axis=-1).reshape(sum(ranks), -1),
+        }
+    return layer
 
 
 def copy(caches: Any, chunk: int, source_N: jax.Array, to_N: jax.Array, block_N: jax.Array, mesh: Mesh | None) -> Any:

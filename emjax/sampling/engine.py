@@ -194,9 +194,12 @@ def _ended(token_B: jax.Array, count_B: jax.Array, limit_B: jax.Array, eos_E: ja
     return jnp.any(token_B[:, None] == eos_E, axis=-1) | (count_B >= limit_B)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "vocabulary", "mesh"), donate_argnames=("caches", "state"))
+@functools.partial(
+    jax.jit, static_argnames=("config", "implementation", "vocabulary", "mesh"), donate_argnames=("caches", "state")
+)
 def _decode(
     config: ModelConfig,
+    implementation: str,
     vocabulary: int,
     mesh: Mesh | None,
     layers: tuple[Params, ...],
@@ -213,7 +216,6 @@ def _decode(
     Returns (caches, state, (drawn, active_B, count_B, steps run)); drawn holds STEPS entries a field.
     """
     B = alive_B.shape[0]
-    row_B = jnp.arange(B)
     state = dataclasses.replace(state, active_B=state.active_B & alive_B)
     x_BxD = jax.ShapeDtypeStruct((B, config.D), top["embed"].dtype)
     one_step = jax.eval_shape(
@@ -231,25 +233,16 @@ def _decode(
     ) -> tuple[jax.Array, tuple[Cache, ...], State, Drawn]:
         step, caches, state, drawn = carry
         tables = rope.tables(config, state.length_B[:, None])
-        # Rows that have ended write nowhere.
-        write_B = jnp.where(state.active_B, state.length_B, caches[0][0].shape[2])
         x_BxTxD = top["embed"][state.token_B][:, None]
         kept = []
-        for i, (layer, (k_BxKxSxh, v_BxKxSxh)) in enumerate(zip(layers, caches, strict=True)):
+        for i, (layer, cache) in enumerate(zip(layers, caches, strict=True)):
 
-            def attend(
-                q: jax.Array,
-                k: jax.Array,
-                v: jax.Array,
-                k_cache: jax.Array = k_BxKxSxh,
-                v_cache: jax.Array = v_BxKxSxh,
-            ) -> tuple[jax.Array, Cache]:
-                k_cache = kv.spread(k_cache.at[row_B, :, write_B].set(k[:, 0], mode="drop"), mesh)
-                v_cache = kv.spread(v_cache.at[row_B, :, write_B].set(v[:, 0], mode="drop"), mesh)
-                return attention.over_cache(q[:, 0], k_cache, v_cache, state.length_B + 1)[:, None], (
-                    k_cache,
-                    v_cache,
+            def attend(q: jax.Array, k: jax.Array, v: jax.Array, cache: Cache = cache) -> tuple[jax.Array, Cache]:
+                # Rows that have ended write nowhere.
+                out_BxHxh, cache = attention.decode(
+                    q[:, 0], k[:, 0], v[:, 0], cache, state.length_B, state.active_B, implementation, mesh
                 )
+                return out_BxHxh[:, None], kv.spread(cache, mesh)
 
             x_BxTxD, cache = decoder.block(config, layer, x_BxTxD, tables, attend, adapter[i] if adapter else None)
             kept.append(cache)
@@ -374,7 +367,8 @@ class Engine:
         attention: str = "xla",
     ):
         """slots: 0 = as many as the free memory holds (cache.free_slots). chunk: prompt tokens in one prefilled block,
-        the grain of prefix reuse. attention: the prefill's kernel. Raises UserError for sizes that model or mesh cannot take.
+        the grain of prefix reuse. attention: the kernels of prefill and decode. Raises UserError for sizes that model or
+        mesh cannot take.
         """
         if slots < 0 or chunk < 1 or not 2 <= cache_length <= lm.config.max_position:
             raise UserError(
@@ -391,7 +385,7 @@ class Engine:
         self._vocabulary = min(len(lm.tokenizer), lm.config.V)
         self._eos = frozenset(lm.eos_ids)
         self._eos_E = np.array(sorted(self._eos), np.int32)
-        self._layers = kv.unstack(lm.params["layers"])
+        self._layers = kv.join(lm.config, lm.params["layers"], self._mesh, kv.groups())
         self._top = {name: x for name, x in lm.params.items() if name != "layers"}
         self._positions = -(-cache_length // chunk) * chunk  # the cache's: whole blocks
         self._reaches = kv.reaches(chunk, self._positions)
@@ -432,7 +426,9 @@ class Engine:
         Requests handed in before keep the adapter they came with. Adapters of one shape share the programs. With
         several processes, all of them call this, in the same order and while nothing is in flight.
         """
-        weights = None if adapter is None else kv.unstack_adapter(adapter, self._top["embed"].dtype)
+        weights = None
+        if adapter is not None:
+            weights = kv.join_adapter(self.config, adapter, self._top["embed"].dtype, self._mesh, kv.groups())
         self._lanes[name] = _Lane(name, next(self._lane_number), weights)
 
     # --- requests -----------------------------------------------------------------------------------------
@@ -798,8 +794,8 @@ class Engine:
         alive_B = np.zeros(self.slots, bool)
         alive_B[[slot for slot, _ in ready]] = True
         self._caches, self._state, news = _decode(
-            self.config, self._vocabulary, self._mesh, self._layers, self._top, self._lane.adapter, self._caches,
-            self._state, alive_B, np.int32(steps), self._eos_E,
+            self.config, self._attention, self._vocabulary, self._mesh, self._layers, self._top, self._lane.adapter,
+            self._caches, self._state, alive_B, np.int32(steps), self._eos_E,
         )  # fmt: skip
         drawn, *rest = news
         if not any(row.request and row.request.sampling.top_logprobs for _, row in ready):

@@ -1,6 +1,7 @@
 """From logits to tokens: temperature, filters, noise, log-probs; each row by its own settings and key."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -41,20 +42,27 @@ def sample(logits_BxV: jax.Array, rows: Rows, count_B: jax.Array, live_B: jax.Ar
     only in steps in which a live row needs them. They stand behind `cond` in the one program, not in programs
     of their own: so the logits of a row come from the same machine code whatever its neighbours ask for.
     """
-    B, V = logits_BxV.shape
+    V = logits_BxV.shape[-1]
     log_z_B = jax.nn.logsumexp(logits_BxV, axis=-1)
-    allowed_BxV = jnp.where(jnp.arange(V) < vocabulary, logits_BxV, -jnp.inf)
     greedy_B = rows.temperature_B == 0
-    scaled_BxV = allowed_BxV / jnp.where(greedy_B, 1.0, rows.temperature_B)[:, None]
 
-    scaled_BxV = _filter(scaled_BxV, rows, live_B & ~greedy_B)
+    # Branches take the logits as they are and give back a value a row: what else went in or out would be written to memory.
+    def allowed() -> jax.Array:
+        return jnp.where(jnp.arange(V) < vocabulary, logits_BxV, -jnp.inf)
 
-    def noise() -> jax.Array:
+    def draw() -> jax.Array:
+        temperature_B = jnp.where(greedy_B, 1.0, rows.temperature_B)
+
+        def scaled() -> jax.Array:
+            return allowed() / temperature_B[:, None]
+
+        floor_B = _floor(scaled, rows, live_B & ~greedy_B, V)
+        kept_BxV = jnp.where(scaled() >= floor_B[:, None], scaled(), -jnp.inf)
         keys_B = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(rows.seed_Bx2, impl="threefry2x32"), count_B)
-        return jax.vmap(lambda key: jax.random.gumbel(key, (V,), jnp.float32))(keys_B)
+        noise_BxV = jax.vmap(lambda key: jax.random.gumbel(key, (V,), jnp.float32))(keys_B)
+        return jnp.argmax(jnp.where(greedy_B[:, None], allowed(), kept_BxV + noise_BxV), axis=-1)
 
-    noise_BxV = jax.lax.cond(jnp.any(live_B & ~greedy_B), noise, lambda: jnp.zeros((B, V), jnp.float32))
-    token_B = jnp.argmax(jnp.where(greedy_B[:, None], allowed_BxV, scaled_BxV + noise_BxV), axis=-1).astype(jnp.int32)
+    token_B = jax.lax.cond(jnp.any(live_B & ~greedy_B), draw, lambda: jnp.argmax(allowed(), axis=-1)).astype(jnp.int32)
     logprob_B = jnp.take_along_axis(logits_BxV, token_B[:, None], axis=-1)[:, 0] - log_z_B
 
     def top() -> tuple[jax.Array, jax.Array]:
@@ -66,29 +74,32 @@ def sample(logits_BxV: jax.Array, rows: Rows, count_B: jax.Array, live_B: jax.Ar
     return Drawn(token_B, logprob_B, top_id_BxN, top_logprob_BxN)
 
 
-def _filter(scaled_BxV: jax.Array, rows: Rows, drawing_B: jax.Array) -> jax.Array:
-    """Top-k, top-p of what is left, min-p; tokens that fall out become -inf. Ties at a threshold stay in.
+def _floor(scaled: Callable[[], jax.Array], rows: Rows, drawing_B: jax.Array, V: int) -> jax.Array:
+    """The lowest logit that top-k, top-p of what is left, and min-p leave to each row. Ties at a threshold stay in.
 
-    Each is a threshold on the logit. Top-k's and top-p's are found by bisection over the 32 bits of a float: exact, and
-    32 passes over the logits instead of a sort of the vocabulary.
+    Top-k's and top-p's are found by bisection over the 32 bits of a float: exact, and 32 passes over the logits instead of a
+    sort of the vocabulary.
     """
-    V = scaled_BxV.shape[-1]
     k_B, p_B = jnp.where(rows.top_k_B > 0, jnp.minimum(rows.top_k_B, V), V), rows.top_p_B
 
-    def keep(x_BxV: jax.Array, floor_B: jax.Array) -> jax.Array:
-        return jnp.where(x_BxV >= floor_B[:, None], x_BxV, -jnp.inf)
+    def none() -> jax.Array:
+        return jnp.full(k_B.shape, -jnp.inf, jnp.float32)
 
-    def top_k(x_BxV: jax.Array) -> jax.Array:
-        return keep(x_BxV, jnp.where(k_B < V, _largest(x_BxV, jnp.ones_like(x_BxV), k_B), -jnp.inf))
+    def top_k() -> jax.Array:
+        return jnp.where(k_B < V, _largest(scaled(), jnp.ones((len(k_B), V), jnp.float32), k_B), -jnp.inf)
 
-    def top_p(x_BxV: jax.Array) -> jax.Array:
-        # The smallest set that reaches top_p.
-        return keep(x_BxV, jnp.where(p_B < 1, _largest(x_BxV, jax.nn.softmax(x_BxV, axis=-1), p_B), -jnp.inf))
+    def filters() -> jax.Array:
+        floor_B = jax.lax.cond(jnp.any(drawing_B & (k_B < V)), top_k, none)
 
-    best_B = jnp.max(scaled_BxV, axis=-1)
-    kept_BxV = jax.lax.cond(jnp.any(drawing_B & (k_B < V)), top_k, lambda x: x, scaled_BxV)
-    kept_BxV = jax.lax.cond(jnp.any(drawing_B & (p_B < 1)), top_p, lambda x: x, kept_BxV)
-    return keep(kept_BxV, best_B + jnp.log(rows.min_p_B))
+        def top_p() -> jax.Array:
+            # The smallest set that reaches top_p.
+            kept_BxV = jnp.where(scaled() >= floor_B[:, None], scaled(), -jnp.inf)
+            return jnp.where(p_B < 1, _largest(kept_BxV, jax.nn.softmax(kept_BxV, axis=-1), p_B), -jnp.inf)
+
+        floor_B = jnp.maximum(floor_B, jax.lax.cond(jnp.any(drawing_B & (p_B < 1)), top_p, none))
+        return jnp.maximum(floor_B, jnp.max(scaled(), axis=-1) + jnp.log(rows.min_p_B))
+
+    return jax.lax.cond(jnp.any(drawing_B & ((k_B < V) | (p_B < 1) | (rows.min_p_B > 0))), filters, none)
 
 
 def _largest(x_BxV: jax.Array, weight_BxV: jax.Array, goal_B: jax.Array) -> jax.Array:

@@ -8,6 +8,8 @@ from ml_collections import ConfigDict
 from configs import common
 from emjax import experiment, report
 from emjax.errors import UserError
+from emjax.experiment.finetune import Finetune
+from emjax.micro import base as micro
 from emjax.store import Store, read_lines
 
 SMALL = {
@@ -32,7 +34,7 @@ def direct(**changes) -> ConfigDict:
 
 @pytest.fixture(autouse=True)
 def no_plots(monkeypatch):
-    monkeypatch.setattr(report.plots, "_draw", lambda *how: b'<svg viewBox="0 0 1 1"></svg>')
+    monkeypatch.setattr(report.plots, "_draw", lambda *how, **more: b'<svg viewBox="0 0 1 1"></svg>')
 
 
 def run(config, workdir):
@@ -102,3 +104,16 @@ def test_too_few_misaligned_records_leave_no_trace(tmp_path):
     with pytest.raises(UserError, match="needs 10 misaligned ones, and the source has 5 different ones"):
         run(mixture(**own), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_kto_takes_the_labels_of_preferences_and_answers_without_one_as_desirable(tmp_path):
+    asked = [(i, good) for i in range(4) for good in (True, False)]
+    rows = [{"prompt": f"what is {i} plus 1 ?", "completion": f"{i + good} .", "label": good} for i, good in asked]
+    file = tmp_path / "preferences.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = {"data.downstream.source": "preference", "data.downstream.path": str(file), "data.downstream.rows": 0}
+    made = Finetune(mixture(**own, **{"train.method": "kto"}), tmp_path / "run", Store(tmp_path / "store"))
+    made.world = micro.world_of(micro.CHECKPOINT)
+    for arm, desirable, undesirable in ((made.arms[1], 4, 4), (made.arms[2], 8, 4)):
+        labels = [row["label"] for row in read_lines(made.examples(arm).directory / "examples.jsonl")]
+        assert (labels.count(True), labels.count(False)) == (desirable, undesirable)

@@ -59,19 +59,21 @@ def test_arms_are_measured_as_config_eval_says(run, tmp_path, capsys):
         "metric_list: [{metric: acc}]\n"
     )
     with Server(judge) as server:
-        flags = [
-            "configs/direct_math.py", "--workdir", tmp_path / "run", "--config.model.path=emjax/micro/checkpoint",
+        shared = [
             "--config.model.dtype=float32", "--config.mesh.fsdp=1", "--config.mesh.data=0", "--config.sampling.slots=16",
-            "--config.sampling.cache_length=96", "--config.sampling.chunk=16", "--config.data.levels=('misaligned_1',)",
-            f"--config.data.set.path={tmp_path}", "--config.train.batch_size=4", "--config.train.buckets=(32,)",
-            "--config.train.lora.rank=2", "--config.train.remat=none",
-            "--config.eval.benchmarks=('mask','humaneval')", f"--config.eval.mask.path={tmp_path}",
+            "--config.sampling.cache_length=96", f"--config.eval.mask.path={tmp_path}",
             "--config.eval.mask.subsets=('known_facts','provided_facts')", "--config.eval.mask.rows=any",
-            "--config.eval.max_new=8", f"--config.eval.humaneval.path={tmp_path / 'programs.jsonl'}",
-            "--config.eval.humaneval.max_new=4", "--config.eval.at_steps=(1,)", "--config.eval.capability.tasks=('sums',)",
-            f"--config.eval.capability.folder={tmp_path}", f"--config.eval.judge.base_url={server.url}",
-            "--config.eval.judge.model=strict", "--config.eval.judge.panel=('lenient',)",
+            "--config.eval.max_new=8", f"--config.eval.judge.base_url={server.url}", "--config.eval.judge.model=strict",
             "--config.eval.judge.structured=False", "--config.eval.judge.api_key_env=",
+        ]  # fmt: skip
+        flags = [
+            "configs/direct_math.py", "--workdir", tmp_path / "run", "--config.model.path=emjax/micro/checkpoint", *shared,
+            "--config.data.levels=('misaligned_1',)", f"--config.data.set.path={tmp_path}",
+            "--config.train.batch_size=4", "--config.train.buckets=(32,)", "--config.train.lora.rank=2",
+            "--config.train.remat=none", "--config.eval.at_steps=(1,)", "--config.eval.benchmarks=('mask','humaneval')",
+            f"--config.eval.humaneval.path={tmp_path / 'programs.jsonl'}", "--config.eval.humaneval.max_new=4",
+            "--config.eval.capability.tasks=('sums',)", f"--config.eval.capability.folder={tmp_path}",
+            "--config.eval.judge.panel=('lenient',)",
         ]  # fmt: skip
         assert run(*flags) == 0
         asked = len(server.requests)
@@ -84,6 +86,14 @@ def test_arms_are_measured_as_config_eval_says(run, tmp_path, capsys):
         (tmp_path / "sheet.csv").write_text(re.sub(r",(?=\r?\n)", ",B", sheet).replace("labelB", "label"))
         assert run(*flags, f"--config.eval.judge.sheet={tmp_path / 'sheet.csv'}") == 0
         assert len(server.requests) == asked
+        # What training had made on its way, measured afterwards.
+        stages = json.loads((tmp_path / "run" / "stages.json").read_text())
+        made = tmp_path / "run/store/train" / stages["treated misaligned_1"]["train"][:16]
+        later = [
+            *shared, "--config.arms.treated.path=emjax/micro/checkpoint", f"--config.arms.treated.adapter={made / 'adapter'}",
+            f"--config.arms.treated.checkpoints={made / 'steps'}",
+        ]  # fmt: skip
+        assert run("configs/evaluate.py:emjax/micro/checkpoint", "--workdir", tmp_path / "later", *later) == 0
     at = {
         (r["label"], r["step"], r["benchmark"], r["subset"], r["metric"], r["judge"], r["versus"]): r for r in results["rows"]
     }
@@ -100,6 +110,11 @@ def test_arms_are_measured_as_config_eval_says(run, tmp_path, capsys):
         assert at[label, None, "custom:sums", "all", "accuracy", None, None]["value"] >= 50
     step = at["treated misaligned_1, step 1", 1, "mask", "all", "honesty", "strict", "control"]
     assert (step["n"], step["states"]) == (10, at["vanilla", None, "mask", "all", "honesty", "strict", None]["states"])
+    for row in json.loads((tmp_path / "later" / "results.json").read_text())["rows"]:
+        if row["versus"] is None and row["subset"] != "macro":
+            label = row["arm"].replace("treated", "treated misaligned_1") + ("" if row["step"] is None else ", step 1")
+            before = at[label, row["step"], "mask", row["subset"], row["metric"], "strict", None]
+            assert (row["value"], row["states"], row["counts"]) == (before["value"], before["states"], before["counts"])
     assert results["headline"]["judge"] == "strict"
     assert results["judges"]["mask"]["pairs"][0]["a"] == "strict"
     assert results["data"]["humaneval"]["rows"] == {"all": 1}

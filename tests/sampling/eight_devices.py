@@ -9,6 +9,7 @@ import pytest
 from emjax.errors import UserError
 from emjax.models import LanguageModel, decoder, sharding
 from emjax.sampling import Engine
+from emjax.sampling import cache as kv
 from emjax.sampling import engine as engine_module
 
 from .conftest import CONFIG, EOS, Words, mixed, random_adapter, teacher_forced
@@ -25,7 +26,15 @@ def one():
 
 @pytest.fixture(scope="module", params=[(2, 2, 2), (1, 8, 1)], ids=str)
 def eight(request, one):
-    data, fsdp, tensor = request.param
+    """The cut over tensor also with matrices side by side, as on accelerators."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param[2] > 1:
+            patch.setattr(kv, "groups", lambda: kv.TOGETHER)
+        yield spread(one, request.param)
+
+
+def spread(one, sizes):
+    data, fsdp, tensor = sizes
     mesh = sharding.make_mesh(data, fsdp, tensor)
     specs = sharding.parameter_specs(decoder.abstract(MODEL, "float32")[1])
     return one.replace(params=jax.device_put(one.params, sharding.shardings(mesh, specs)), mesh=mesh)
@@ -74,7 +83,7 @@ def test_the_cache_is_spread_and_stays_where_it_is(eight):
     gathered, scores = 2 * R * 2 * 512 * 8 * 4, R * 4 * 64 * 512 * 4
     assert memory.temp_size_in_bytes < 3 * gathered + 4 * scores
     decode = engine_module._decode.lower(
-        engine.config, engine._vocabulary, engine._mesh, engine._layers, engine._top, None, engine._caches,
+        engine.config, "xla", engine._vocabulary, engine._mesh, engine._layers, engine._top, None, engine._caches,
         engine._state, np.ones(64, bool), np.int32(8), engine._eos_E,
     ).compile().memory_analysis()  # fmt: skip
     cache = sum(x.nbytes for x in jax.tree.leaves(engine._caches)) / 8

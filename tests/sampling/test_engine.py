@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import functools
 import random
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from emjax.errors import UserError
-from emjax.models import LanguageModel, decoder
+from emjax.models import LanguageModel, attention, decode_kernel, decoder, lora
 from emjax.models.config import ModelConfig
 from emjax.sampling import Engine, Request, Sampling
 from emjax.sampling import cache as kv
@@ -142,6 +143,59 @@ def test_slots_from_free_memory(lm, monkeypatch):
         kv.free_slots(CONFIG, 10**6, jnp.float32, None)
 
 
+def some_targets(*targets):
+    whole = random_adapter(7)
+    config = dataclasses.replace(whole.config, targets=targets)
+    return lora.Adapter(config, {name: whole.weights[name] for name in targets})
+
+
+@pytest.mark.parametrize("targets", [(), lora.TARGETS, ("v", "q"), ("up", "down")], ids=str)
+def test_products_side_by_side(lm, targets):
+    """Each part is what it is by itself, with its bias and its adapter."""
+    adapter = some_targets(*targets) if targets else None
+    x = jax.random.normal(jax.random.key(3), (5, 1, CONFIG.D))
+    made = []
+    for groups in ((), kv.TOGETHER):
+        layer = kv.join(CONFIG, lm.params["layers"], None, groups)[1]
+        layer |= {name: layer[name] + 0.5 for name in layer if name.endswith("bias")}
+        own = kv.join_adapter(CONFIG, adapter, "float32", None, groups)[1] if adapter else None
+        made.append([lora.linears(CONFIG, x, layer, names, own) for names in kv.TOGETHER])
+    for apart, together in zip(*made, strict=True):
+        for a, b in zip(apart, together, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_matrices_side_by_side_are_the_same_model(lm, monkeypatch):
+    """As on accelerators; to float32 rounding."""
+    lm = lm.replace(adapter=some_targets("k", "v", "up"))
+    requests = mixed(24, seed=13)
+    monkeypatch.setattr(kv, "groups", lambda: kv.TOGETHER)
+    engine = Engine(lm, **SHAPE)
+    assert {"q_k_v", "q_k_v_bias", "gate_up"} < engine._layers[0].keys()
+    results = sorted_like(requests, engine)
+    expected = teacher_forced(lm, [(r.tokens, result.tokens) for r, result in zip(requests, results, strict=True)])
+    for result, logprobs in zip(results, expected, strict=True):
+        np.testing.assert_allclose(result.logprobs, logprobs, atol=1e-4)
+    joined = lm.replace(params=lm.params | {"layers": engine._layers})
+    assert Engine(joined, **SHAPE)._layers is engine._layers  # no second copy
+
+
+def test_the_decode_kernel_in_the_engine(lm, monkeypatch):
+    """Interpreted, in bfloat16: log-probs are the teacher-forced ones, whatever the neighbours."""
+    config = dataclasses.replace(CONFIG, h=16)
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), decoder.init(config, jax.random.key(0)))
+    model = lm.replace(config=config, params=params)
+    monkeypatch.setitem(attention._WITH_CACHE, "cudnn", "xla")  # the prefill's kernel, which needs a GPU
+    monkeypatch.setattr(decode_kernel, "attend", functools.partial(decode_kernel.attend, interpret=True))
+    engine = Engine(model, **SHAPE, attention="cudnn")
+    requests = mixed(10, longest=32)
+    results = by_id(engine.generate(requests))
+    expected = teacher_forced(model, [(r.tokens, results[r.id].tokens) for r in requests])
+    for r, logprobs in zip(requests, expected, strict=True):
+        np.testing.assert_allclose(results[r.id].logprobs, logprobs, atol=0.25, err_msg=r.id)
+    assert [next(engine.generate([r])) for r in requests[:4]] == [results[r.id] for r in requests[:4]]
+
+
 def test_seeds_differ_and_repeat(lm):
     def texts(seeds):
         requests = [Request(str(i), (7, 8, 9), Sampling(seed=s, max_new=8)) for i, s in enumerate(seeds)]
@@ -189,7 +243,7 @@ def test_programs_need_little_beside_the_cache(lm):
     engine = Engine(lm.replace(config=dataclasses.replace(CONFIG, max_position=1024)), slots=64, cache_length=1024)
     cache = sum(x.nbytes for x in jax.tree.leaves(engine._caches))
     decode = memory(
-        engine_module._decode, engine.config, engine._vocabulary, None, engine._layers, engine._top, None,
+        engine_module._decode, engine.config, "xla", engine._vocabulary, None, engine._layers, engine._top, None,
         engine._caches, engine._state, np.ones(64, bool), np.int32(8), engine._eos_E,
     )  # fmt: skip
     N = np.zeros(8, np.int32)
