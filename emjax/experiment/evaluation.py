@@ -101,8 +101,9 @@ def _report(
     arms, rows = list(items), []
     for arm, found in items.items():
         about = {
-            "model": arm.path, "method": None, "arm": arm.arm, "ratio": None, "label": arm.label, "seed": config.seed,
-            "pretrain_seed": None, "round": 0, "step": arm.step,
+            # The arms are one line of models, told apart by arm; where each is from stands beside it.
+            "model": arms[0].path, "checkpoint": arm.adapter or arm.path, "method": None, "arm": arm.arm, "ratio": None,
+            "label": arm.label, "seed": config.seed, "pretrain_seed": None, "round": 0, "step": arm.step,
         }  # fmt: skip
         # A step is compared with the same step of the control, and with the untouched model.
         others = {

@@ -43,6 +43,7 @@ def write(
         story=words.story(results),
         note=results.get("world_note"),
         subset_words=words.subset_words(results),
+        doses=any(row.get("ratio") is not None for row in results["rows"]),  # models that exist have none
         curve=plots.inline("curve", plots.dose, results),
         stays=plots.inline("stays", plots.stays, results),
         levels=words.level_table(results),

@@ -106,6 +106,9 @@ def test_two_arms_a_failing_judge_and_a_second_run(main, folder, tmp_path, capsy
     assert far["n"] == sum(far["counts"].values()) == sum(far["states"].values()) == sum(SIZES.values())
     assert far["counts"] == {"H": 12, "L": 0, "E": 0, "N": 0, "X": 0}
     assert ("treated", "mask", "all", "honesty", "vanilla") in rows
+    page = (work / "report" / "index.html").read_text()
+    assert "untouched model" in page.split("</p>")[0]  # two models that exist are compared, though their paths differ
+    assert "Dose-response" not in page
     assert results["data"]["mask"]["rows"] == SIZES
     for arm in ("vanilla", "treated"):
         pressured = rows[arm, "custom:mesa_and_mask", "all", "deception_rate", None]
