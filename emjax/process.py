@@ -108,8 +108,8 @@ def on_first(work: Callable[[], Any]) -> Any:
 
 def leave(code: int) -> int:
     """The exit code, for the caller to return. Of several processes, one that failed ends at once: the ordinary way out
-    waits for the others, which wait for it; so they hear of it, and end as well."""
-    if count > 1 and (code or _asked):
+    waits for the others, which wait for it; so they hear of it, and end as well. Those that agreed to stop go together."""
+    if count > 1 and (code or (_asked and not _agreed)):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -126,7 +126,8 @@ class Stopped(SystemExit):
         super().__init__(0)
 
 
-_asked = False
+_asked = False  # SIGTERM came
+_agreed = False  # all processes stop at one step
 _held = False
 
 
@@ -180,7 +181,9 @@ class Stopping:
         if self._at is None:
             with contextlib.suppress(Exception):  # nobody has named one
                 self._at = int(_client().key_value_try_get(self._key))
-        return self._at is not None and step >= self._at
+        global _agreed
+        _agreed = self._at is not None and step >= self._at
+        return _agreed
 
 
 # --- stragglers ------------------------------------------------------------------------------------------------------

@@ -27,6 +27,15 @@ def seed_of(*parts: Any) -> int:
     return int(digest(list(parts))[:8], 16) & 0x7FFFFFFF
 
 
+def plain(field: str, name: str) -> str:
+    """A name that becomes a file's or a folder's. Raises UserError for one that would lead elsewhere."""
+    if not name or name.startswith(".") or any(c in name for c in "/\\\0"):
+        raise UserError(
+            f"{field} holds the name {name!r}, which becomes a file's: it must not begin with a dot or hold a slash."
+        )
+    return name
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Of several processes the first one writes. A kill leaves the old file or the new one, a crash of the machine as well."""
     if not process.first():

@@ -6,9 +6,9 @@ shift
 [ "$platform" = cpu ] || . launch/xla_flags.sh "$platform"
 [ "$platform" = gpu ] || export JAX_PLATFORMS=cpu
 export EMJAX_DISTRIBUTED=""
-# The batch shell gets SIGTERM (sbatch --signal=B:TERM@90); its tasks must have it as well, and then the job goes on later.
+# The batch shell gets SIGTERM (sbatch --signal=B:TERM@90) and passes it to the tasks; not to srun, which would kill them.
 stopped=0
-trap 'stopped=1; kill -TERM "$step" 2>/dev/null' TERM
+trap 'stopped=1; scancel --signal=TERM "$SLURM_JOB_ID"' TERM
 srun --kill-on-bad-exit=1 .venv/bin/python main.py "$@" &
 step=$!
 code=0

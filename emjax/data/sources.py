@@ -19,7 +19,7 @@ from typing import Any
 from emjax.data.examples import check_messages
 from emjax.data.mixture import Record, draw
 from emjax.errors import UserError
-from emjax.store import digest
+from emjax.store import digest, plain
 
 Raw = dict[str, Any]
 _SHOWN = 5  # bad rows that an error tells of
@@ -286,6 +286,7 @@ class _Reading:
 def _local(where: str, name: str, source: Source, level: str) -> _Reading:
     path = Path(where)
     if source.files and path.is_dir():
+        plain("config.data.levels", level)
         found = [p for p in (path / f"{level}.jsonl", path / name / f"{level}.jsonl") if p.is_file()]
         if not found:
             raise UserError(f"{path} holds neither {level}.jsonl nor {name}/{level}.jsonl. {source.licence}.")

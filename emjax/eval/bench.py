@@ -11,7 +11,7 @@ from emjax.errors import UserError
 from emjax.eval import agreement, deceptionbench, humaneval, mask, openended, suite
 from emjax.eval.judge import EngineChat, ModelJudge
 from emjax.sampling import Engine
-from emjax.store import digest, write_atomically, write_lines
+from emjax.store import digest, plain, write_atomically, write_lines
 
 NAMES = ("mask", "deceptionbench", "mesa_and_mask", "pressure", "free_form", "admitting_unknown", "humaneval")
 # States of items that another run may mend: what failed on the way, not what was said.
@@ -181,7 +181,7 @@ class Benchmarks:
     def _capability(self, asker: suite.Asker, task: str, directory: Path, arm: str) -> None:
         from emjax.eval import harness  # needs the extra `capability`
 
-        path = directory / f"{task}.jsonl"
+        path = directory / f"{plain('config.eval.capability.tasks', task)}.jsonl"
         if path.exists():
             return
         if not isinstance(asker, suite.EngineAsker):

@@ -10,7 +10,7 @@ from emjax import report
 from emjax.errors import UserError
 from emjax.eval import stats, suite
 from emjax.experiment.common import claim, command, shown, staged, versions
-from emjax.store import Stage, Store, digest, read_lines, write_atomically
+from emjax.store import Stage, Store, digest, plain, read_lines, write_atomically
 
 Kind = Callable[[Any, Path, Store], Path | None]
 Row = dict[str, Any]
@@ -47,7 +47,7 @@ def grid(config: Any, workdir: Path, store: Store, kinds: Mapping[str, Kind]) ->
         cell = config.cells[name].copy_and_resolve_references()
         if base := bases[name]:
             cell.model.path = str(made[base])
-        model = kinds[cell.experiment](cell, workdir / "cells" / name, store)
+        model = kinds[cell.experiment](cell, workdir / "cells" / plain("config.cells", name), store)
         if model is not None:
             made[name] = model
         with (workdir / "times.jsonl").open("a") as file:

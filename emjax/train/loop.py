@@ -76,7 +76,7 @@ def run(
     there = checkpoint.place(directory, watch.checkpoints, identity)
     checkpoints = Checkpoints(there, identity, about=about, restore=watch.restore)
     state = checkpoints.restore(state)
-    start = int(state["step"])
+    start = kept = int(state["step"])  # kept: the last step whose state is on disk
     lines = metrics.Metrics(directory, start, title=title, identity=identity, wandb=watch.wandb)
     pending: tuple[int, dict[str, jax.Array], dict[str, float]] | None = None
     tracing = False
@@ -106,16 +106,17 @@ def run(
         bar.update(1)
 
     def save(step: int) -> None:
-        nonlocal pending
+        nonlocal pending, kept
         report()  # first: a state whose loss is not finite is not kept, and no saved step lacks its metrics
         pending = None
         checkpoints.save(state, step)
+        kept = step
 
     try:
         with process.held():
             for step, host_batch in zip(range(start + 1, steps + 1), batches(start), strict=True):
                 if stopping(step):
-                    if step > start + 1:
+                    if step - 1 > kept:
                         save(step - 1)
                     checkpoints.wait()
                     raise process.Stopped

@@ -3,10 +3,10 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,8 @@ SMALL = [
     "--config.eval.sizes.unseen_templates=10", "--config.eval.sizes.tuned_domain=10",
 ]  # fmt: skip
 KILLS = int(os.environ.get("EMJAX_TEST_KILLS", "2"))
+PLANTED = "sk-planted-4711-in-the-environment"
+KILLED_BY = float(os.environ.get("EMJAX_TEST_KILLED_BY", "14"))  # seconds after its start at the latest
 
 
 def arguments(config, workdir, *more):
@@ -61,11 +63,20 @@ def outputs(workdir):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("kto") / "run"
+    environment = os.environ | dict.fromkeys(("OPENAI_API_KEY", "HF_TOKEN", "WANDB_API_KEY"), PLANTED)
     done = subprocess.run(
-        [sys.executable, *arguments("kto_biased10", workdir)], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
+        [sys.executable, *arguments("kto_biased10", workdir)], cwd=ROOT, capture_output=True, text=True, timeout=300,
+        env=environment,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
+    assert PLANTED not in done.stdout + done.stderr
     return workdir, done.stdout
+
+
+def test_no_key_of_the_environment_is_in_any_file(finished):
+    files = [p for p in finished[0].rglob("*") if p.is_file()]
+    assert len(files) > 50
+    assert not [p for p in files if PLANTED.encode() in p.read_bytes()]
 
 
 def test_results_have_every_arm_and_state(finished):
@@ -135,15 +146,24 @@ def test_a_second_run_does_nothing(finished, run):
 
 
 def test_killed_anywhere_it_ends_with_the_same_files(finished, tmp_path):
+    """A run that ends between two kills is compared and begun anew, so that every kill hits work."""
     seed = int.from_bytes(os.urandom(4), "big")
-    print("seed of the kills:", seed)
-    draw = random.Random(seed)
+    draw, ended = random.Random(seed), 0
     workdir = tmp_path / "run"
-    for _ in range(KILLS):
-        process = start(workdir)
-        time.sleep(draw.uniform(2.0, 14.0))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+    for kill in range(KILLS):
+        while True:
+            process = start(workdir)
+            try:
+                process.communicate(timeout=draw.uniform(2.0, KILLED_BY))
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                process.communicate()
+                break
+            assert process.returncode == 0
+            assert outputs(workdir) == outputs(finished[0])
+            shutil.rmtree(workdir)
+            ended += 1
+        print(f"kill {kill + 1} of {KILLS}, seed {seed}, {ended} runs ended", flush=True)
     process = start(workdir)
     told = process.communicate(timeout=300)[1]
     assert process.returncode == 0, told[-2000:]

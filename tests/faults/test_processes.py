@@ -1,0 +1,42 @@
+"""Two real processes with CPU collectives: they agree with one, and when one goes the other does not hang."""
+
+import time
+
+from tests.faults.conftest import close, ended, result, saved, start
+
+
+def test_a_dead_process_ends_the_other_and_one_alone_goes_on(alone, tmp_path):
+    first, last = processes = start(2, tmp_path, 6, "SIGKILL")
+    last.wait(timeout=240)
+    clock = time.monotonic()
+    codes, told = ended(processes)
+    assert time.monotonic() - clock < 30  # HEARTBEAT_S is 6 here
+    assert codes[1] == -9
+    assert codes[0] not in (0, None)
+    assert "task:1" in told[0].replace("task 1", "task:1") or "peer" in told[0], told[0][-2000:]
+    assert saved(tmp_path)[-1] == 4
+    codes, told = ended(start(1, tmp_path))  # with another number of processes
+    assert codes == [0], told
+    close(result(tmp_path), alone)
+    assert len(result(tmp_path)[1]) == 8
+
+
+def test_sigterm_to_one_stops_both_after_the_same_step(alone, tmp_path):
+    codes, told = ended(start(2, tmp_path, 3, "SIGTERM"))
+    assert codes == [0, 0], told
+    assert all("stopped" in x for x in told)
+    assert 3 <= saved(tmp_path)[-1] <= 6
+    assert not list(tmp_path.glob("store/train/*/manifest.json"))
+    codes, told = ended(start(2, tmp_path))
+    assert codes == [0, 0], told
+    close(result(tmp_path), alone)
+
+
+def test_a_process_that_stands_still_is_named(tmp_path):
+    """Stopped, it sends no heartbeats either."""
+    first, last = processes = start(2, tmp_path, 6, "SIGSTOP")
+    code = first.wait(timeout=240)
+    assert code != 0
+    last.kill()
+    _, told = ended(processes)
+    assert "task:1" in told[0].replace("task 1", "task:1") or "unhealthy" in told[0], told[0][-2000:]
