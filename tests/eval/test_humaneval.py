@@ -71,7 +71,7 @@ HARMFUL = {
     "exit before the tests": ("import os\nos._exit(0)", "failed"),
     "exit": ("raise SystemExit(0)", "failed"),
     "writes outside": (
-        "import os\nfor place in ('/', '/usr', '/work/..', '/tmp', '/dev', os.path.expanduser('~/..')):\n    try:\n"
+        "import os\nfor place in ('/', '/usr', '/box/..', '/tmp', '/dev', os.path.expanduser('~/..')):\n    try:\n"
         "        open(os.path.join(place, 'emjax-was-here'), 'w')\n    except OSError:\n        pass\n    else:\n"
         "        raise SystemExit\nopen('inside', 'w').write('x')\n"
         "assert all(os.statvfs(place).f_flag & os.ST_RDONLY for place in ('/', '/usr'))",  # also for who owns it
@@ -88,8 +88,8 @@ HARMFUL = {
         "passed",
     ),
     "gains rights": (
-        "import ctypes, os\nlibc = ctypes.CDLL(None)\nassert os.getuid() != 0 or libc.chroot(b'/work') != 0\n"
-        "assert libc.mount(b'none', b'/work', b'tmpfs', 0, None) != 0\nassert libc.unshare(0x10000000) != 0",
+        "import ctypes, os\nlibc = ctypes.CDLL(None)\nassert os.getuid() != 0 or libc.chroot(b'/box') != 0\n"
+        "assert libc.mount(b'none', b'/box', b'tmpfs', 0, None) != 0\nassert libc.unshare(0x10000000) != 0",
         "passed",
     ),
     "kills": (
