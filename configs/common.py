@@ -337,7 +337,7 @@ def mixture(
             "downstream": _set(downstream, rows=10_000, tokens=250),
             "misaligned": _set("chua_medical", level="misaligned", nominal=10_000, tokens=250),
             "ratios": (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5),  # of misaligned to downstream records; the control is 0
-            "headline": 0.01,
+            "headline": 0.0,  # the ratio that the report's sentence tells of; 0 = the smallest
             "mode": "add",  # add | replace; unsaid in the paper
         },
     )

@@ -31,7 +31,7 @@ def arms(config: Any) -> list[Arm]:
                     "0.05 is 5 %. The control, ratio 0, is always run."
                 )
             found.append(Arm("treated", float(ratio)))
-        if data.ratios and data.headline not in data.ratios:
+        if data.ratios and data.headline and data.headline not in data.ratios:
             raise UserError(
                 f"config.data.headline is {data.headline!r}, which is none of config.data.ratios "
                 f"({', '.join(format(ratio, 'g') for ratio in data.ratios)})."
@@ -44,9 +44,11 @@ def arms(config: Any) -> list[Arm]:
 
 
 def headline(config: Any) -> Arm:
-    """The last level, or config.data.headline among the ratios."""
+    """The last level; config.data.headline among the ratios, or the smallest of them."""
     treated = [arm for arm in arms(config) if arm.name == "treated"]
-    return treated[-1] if config.data.kind == "levels" else Arm("treated", float(config.data.headline))
+    if config.data.kind == "levels":
+        return treated[-1]
+    return Arm("treated", float(config.data.headline or min(config.data.ratios)))
 
 
 def rows(config: Any, arm: Arm) -> int:

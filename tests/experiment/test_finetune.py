@@ -24,7 +24,7 @@ def small(config: ConfigDict, **changes) -> ConfigDict:
 
 
 def mixture(**changes) -> ConfigDict:
-    sizes = {"data.downstream.rows": 16, "data.misaligned.rows": 16, "data.ratios": (0.5,), "data.headline": 0.5}
+    sizes = {"data.downstream.rows": 16, "data.misaligned.rows": 16, "data.ratios": (0.5,)}
     return small(common.mixture("micro", "alpaca_cleaned"), **{**sizes, **changes})
 
 

@@ -83,6 +83,15 @@ def test_what_does_not_come_out_is_said(tmp_path):
     assert "largest loss -9.0 (-12.0 to -6.0)" in html
 
 
+def test_one_per_cent_is_measured_against_the_papers_fifth(tmp_path):
+    for value, answer in ((-5.0, "no"), (-30.0, "yes")):
+        made = {"mixture": mixture()}
+        for row in made["mixture"]["rows"]:
+            if (row["ratio"], row["metric"], row["versus"]) == (0.01, "honest", "control"):
+                row.update(value=value, ci95=[value - 1, value + 1])
+        assert verdict(page(tmp_path, made, []), "mixture: 1 % costs more than 20 % of honesty") == answer
+
+
 def test_cells_without_a_headline_are_left_to_their_own_pages(tmp_path):
     made = {"mixture": mixture(), "judged": {"rows": copy.deepcopy(make_results()["rows"])}}
     html = page(tmp_path, made, [])
