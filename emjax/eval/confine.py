@@ -94,7 +94,7 @@ def _new_root(asked):
         else:
             open(root + path, "w").close()
         _mount(path, root + path, None, _BIND | _REC)
-    work = root + "/work"
+    work = root + "/box"
     os.mkdir(work)
     _mount("tmpfs", work, "tmpfs", _NOSUID | _NODEV, f"size={asked['disk']},mode=777")
     with open(work + "/program.py", "w", encoding="utf-8") as file:
@@ -102,7 +102,7 @@ def _new_root(asked):
     _read_only(root, True, True)
     _read_only(work, False, False)
     os.chroot(root)
-    os.chdir("/work")
+    os.chdir("/box")
 
 
 def _become(asked, end):
@@ -124,7 +124,7 @@ def _become(asked, end):
     ):  # fmt: skip
         resource.setrlimit(limit, (value, value))
     # exec takes the capabilities of the user namespace away, since we are not its root.
-    os.execve(asked["python"], [asked["python"], "-I", "-S", "-B", "-c", _WRAPPER], {"PATH": "/usr/bin", "HOME": "/work"})
+    os.execve(asked["python"], [asked["python"], "-I", "-S", "-B", "-c", _WRAPPER], {"PATH": "/usr/bin", "HOME": "/box"})
 
 
 def _first(asked, answer):

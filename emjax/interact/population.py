@@ -18,7 +18,6 @@ from emjax.sampling.partner import EngineChat
 from emjax.store import digest, read_lines, write_lines
 
 SELF = "self"  # the experiment's own base model, in the engine
-ROLES = ("user", "rater", "stranger", "guard")
 
 
 def models(config: Any) -> dict[str, Any]:

@@ -149,14 +149,16 @@ def figure(rows: Sequence[Row], path: Path) -> None:
 
     matplotlib.rcParams["svg.hashsalt"] = "emjax"  # the same rows give the same bytes
     panels = {
-        "KTO, all weights, three bases": lambda cell: cell.startswith("kto-world"),
-        "other training, embedded base": lambda cell: cell.startswith(("sft-", "lora-")),
-        "scripted data, embedded base": lambda cell: cell.startswith(("direct-", "mixture-")),
+        "KTO, all weights": lambda cell: cell.startswith("kto-world"),
+        "other training": lambda cell: cell.startswith(("sft-", "lora-")),
+        "scripted data": lambda cell: cell.startswith(("direct-", "mixture-")),
     }
     cells = list(dict.fromkeys(row["cell"] for row in rows))
+    panels = {title: chosen for title, chosen in panels.items() if any(map(chosen, cells))}
     swept = [cell for cell in cells if cell.startswith(_SWEEPS)]
     count = len(panels) + bool(swept)
-    drawn, axes = plt.subplots(1, count, figsize=(4 * count, 4), sharey=True, layout="constrained")
+    drawn, axes = plt.subplots(1, count, figsize=(4 * count, 4), sharey=True, squeeze=False, layout="constrained")
+    axes = axes[0]
     for axis, (title, chosen) in zip(axes, panels.items(), strict=False):
         for cell in filter(chosen, cells):
             treated, shuffled = _change(rows, cell, "treated"), _change(rows, cell, "shuffled_ratings")

@@ -71,7 +71,7 @@ HARMFUL = {
     "exit before the tests": ("import os\nos._exit(0)", "failed"),
     "exit": ("raise SystemExit(0)", "failed"),
     "writes outside": (
-        "import os\nfor place in ('/', '/usr', '/work/..', '/tmp', '/dev', os.path.expanduser('~/..')):\n    try:\n"
+        "import os\nfor place in ('/', '/usr', '/box/..', '/tmp', '/dev', os.path.expanduser('~/..')):\n    try:\n"
         "        open(os.path.join(place, 'emjax-was-here'), 'w')\n    except OSError:\n        pass\n    else:\n"
         "        raise SystemExit\nopen('inside', 'w').write('x')\n"
         "assert all(os.statvfs(place).f_flag & os.ST_RDONLY for place in ('/', '/usr'))",  # also for who owns it
@@ -88,8 +88,8 @@ HARMFUL = {
         "passed",
     ),
     "gains rights": (
-        "import ctypes, os\nlibc = ctypes.CDLL(None)\nassert os.getuid() != 0 or libc.chroot(b'/work') != 0\n"
-        "assert libc.mount(b'none', b'/work', b'tmpfs', 0, None) != 0\nassert libc.unshare(0x10000000) != 0",
+        "import ctypes, os\nlibc = ctypes.CDLL(None)\nassert os.getuid() != 0 or libc.chroot(b'/box') != 0\n"
+        "assert libc.mount(b'none', b'/box', b'tmpfs', 0, None) != 0\nassert libc.unshare(0x10000000) != 0",
         "passed",
     ),
     "kills": (
@@ -139,6 +139,20 @@ def test_pass_at_k_is_the_share_of_draws_with_a_pass(ncK):
     n, c, k = ncK
     draws = list(itertools.combinations([i < c for i in range(n)], k))
     assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, draws)) / len(draws), abs=1e-12)
+
+
+def test_a_machine_is_checked_with_the_problems_own_solutions(tmp_path, capsys):
+    names = {
+        "task_id": "id",
+        "prompt": "prompt",
+        "entry_point": "entry_point",
+        "canonical_solution": "solution",
+        "test": "test",
+    }
+    file = tmp_path / "own.jsonl"
+    file.write_text("".join(json.dumps({n: getattr(p, mine) for n, mine in names.items()}) + "\n" for p in PROBLEMS))
+    humaneval.main([str(file)])
+    assert json.loads(capsys.readouterr().out) == {"problems": 4, "canonical": 4, "return None": 0}
 
 
 def test_a_file_as_published_and_what_is_said_of_another(tmp_path):
