@@ -141,6 +141,20 @@ def test_pass_at_k_is_the_share_of_draws_with_a_pass(ncK):
     assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, draws)) / len(draws), abs=1e-12)
 
 
+def test_a_machine_is_checked_with_the_problems_own_solutions(tmp_path, capsys):
+    names = {
+        "task_id": "id",
+        "prompt": "prompt",
+        "entry_point": "entry_point",
+        "canonical_solution": "solution",
+        "test": "test",
+    }
+    file = tmp_path / "own.jsonl"
+    file.write_text("".join(json.dumps({n: getattr(p, mine) for n, mine in names.items()}) + "\n" for p in PROBLEMS))
+    humaneval.main([str(file)])
+    assert json.loads(capsys.readouterr().out) == {"problems": 4, "canonical": 4, "return None": 0}
+
+
 def test_a_file_as_published_and_what_is_said_of_another(tmp_path):
     row = {"task_id": "Own/0", "prompt": "def f():\n", "entry_point": "f", "canonical_solution": "    return 1\n", "test": "x"}
     packed = tmp_path / "some.jsonl.gz"
