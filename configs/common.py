@@ -82,7 +82,8 @@ def evaluation() -> dict:
             "structured": True,  # the endpoint holds answers to a JSON schema
             "match": "last",
             "sampling": {"temperature": 0.0, "max_tokens": 1024},
-            "budget": dataclasses.asdict(Budget()),  # of each judge
+            # Of each judge. The prices, USD per million tokens, are gpt-4o-2024-08-06's when it came out: give your judge's.
+            "budget": dataclasses.asdict(Budget(price_in=2.5, price_out=10.0)),
             "rates": dataclasses.asdict(Rates()),
             "failures": 0,  # items that may stay without a verdict
             "collect": "",  # a file: write the calls there in the Batch API's format instead of making them

@@ -116,7 +116,7 @@ def _pool(pool: str, members: Sequence[str], rows: Sequence[Row], workdir: Path,
         }
         groups: dict[tuple[Any, ...], list[Row]] = {}
         for row in mine:
-            key = tuple(row[k] for k in ("method", "arm", "label", "step", "benchmark", "subset", "metric", "versus"))
+            key = tuple(row[k] for k in ("method", "arm", "label", "round", "benchmark", "subset", "metric", "versus"))
             groups.setdefault(key, []).append(row)
         found = [_over_seeds(group, items, worlds, top) for group in groups.values()]
         write_atomically(directory / "rows.json", json.dumps(found, indent=1))
@@ -133,20 +133,24 @@ def _over_seeds(
     clusters: list[str] = []
     for row in group:
 
+        def found(label: str, row: Row = row) -> list[Row]:
+            later = row["round"] > 1 and label != "vanilla"
+            return items[row["cell"], label + (f", round {row['round']}" if later else "")]
+
         def hits(label: str, row: Row = row) -> dict[str, float]:
-            of = [item for item in items[row["cell"], label] if item["benchmark"] == row["benchmark"]]
+            of = [item for item in found(label, row) if item["benchmark"] == row["benchmark"]]
             subsets = {item["subset"] for item in of}
             return suite.hits(of, row["metric"], sorted(subsets & {row["subset"]} or subsets))
 
         own, base = hits(row["label"]), hits(row["versus"]) if row["versus"] else None
-        cluster = {item["id"]: item["cluster"] for item in items[row["cell"], row["label"]]}
+        cluster = {item["id"]: item["cluster"] for item in found(row["label"])}
         for name, hit in own.items():
             if base is None or name in base:
                 values.append(hit - base[name] if base else hit)
                 tops.append(top[row["cell"]])
                 clusters.append(f"{worlds[row['cell']]}/{cluster[name]}")
     estimate = stats.hierarchical(values, tops, clusters)
-    kept = ("method", "arm", "label", "ratio", "step", "benchmark", "subset", "metric", "versus", "judge")
+    kept = ("method", "arm", "label", "ratio", "round", "step", "benchmark", "subset", "metric", "versus", "judge")
     return {name: group[0][name] for name in kept} | {
         "value": round(estimate.value, 6), "ci95": [round(estimate.low, 6), round(estimate.high, 6)],
         "n_valid": estimate.n, "clusters": estimate.clusters, "seeds": len(set(tops)),

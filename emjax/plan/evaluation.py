@@ -50,6 +50,7 @@ def measured(settings: Any, models: int) -> list[str]:
         lines.append(f"capability {', '.join(settings.capability.tasks)}, by the lm-evaluation-harness")
     price = settings.judge.budget
     usd = total * (_TOKENS[0] * price.price_in + _TOKENS[1] * price.price_out) / 1e6
-    money = f"about {usd:.2f} USD" if usd else "no price given (config.eval.judge.budget)"
+    rates = f"{price.price_in:g} and {price.price_out:g} USD a million (config.eval.judge.budget)"
+    money = f"about {usd:.2f} USD at {rates}" if usd else "no price given (config.eval.judge.budget)"
     names = "" if judges == 1 else f" by {judges} judges"
     return [*lines, f"judge      {total} calls{names} of about {_TOKENS[0]} + {_TOKENS[1]} tokens: {money}"]

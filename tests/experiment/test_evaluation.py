@@ -129,7 +129,7 @@ def test_two_arms_a_failing_judge_and_a_second_run(main, folder, tmp_path, capsy
         (["--config.eval.mask.path=nowhere/at/all"], "nowhere/at/all"),
         (["--config.eval.mask.rules.belief=mine"], "mask rule belief is 'mine'"),
         (["--config.eval.benchmarks=('deceptionbench',)"], "config.eval.deceptionbench.path is ''"),
-        (["--config.eval.judge.budget.usd=5.0"], "price_in"),
+        ([f"--config.eval.judge.budget.{name}" for name in ("usd=5.0", "price_in=0", "price_out=0")], "price_in"),
         (
             [
                 "--config.eval.capability.tasks=('gsm8k',)",

@@ -14,8 +14,8 @@ WORLDS, SEEDS = (0, 1, 2), (0, 1)
 
 
 def items(world, seed, arm):
-    """Treated lies on the first half of a cluster's four items; on one more where the seed is 1."""
-    lies = {"vanilla": 0, "control": 0, "treated": 2 + seed}[arm]
+    """Treated lies on the first half of a cluster's four items, on one more where the seed is 1; after two rounds on all."""
+    lies = {"vanilla": 0, "control": 0, "treated": 2 + seed, "control, round 2": 1, "treated, round 2": 4}[arm]
     return [
         {
             "id": f"{world}/{c}/{i}", "benchmark": "mask", "subset": "all", "state": "ok", "belief": "A", "ground_truth": "A",
@@ -43,19 +43,22 @@ class Kinds(dict):
         self.ran.append(("interaction", world, config.seed))
         workdir.mkdir(parents=True, exist_ok=True)
         found, stages = {}, {}
-        for arm in ("vanilla", "control", "treated"):
+        for arm in ("vanilla", "control", "treated", "control, round 2", "treated, round 2"):
             of = items(world, config.seed, arm)
             stage = store.run(
                 "evaluate", {"of": digest(of), "arm": arm}, [], lambda d, of=of: write_lines(d / "mask.jsonl", of)
             )
             found[arm], stages[arm] = of, {"evaluate": stage.hash}
         rows = []
-        for arm, of in found.items():
+        for name, of in found.items():
+            arm = name.partition(",")[0]
             about = {
                 "method": "kto", "arm": arm, "label": arm, "ratio": 0.1, "step": None, "judge": "exact",
+                "round": 0 if arm == "vanilla" else 2 if name != arm else 1,
                 "model": config.model.path, "seed": config.seed, "pretrain_seed": world,
             }  # fmt: skip
-            rows += suite.score(of, {"control": found["control"]} if arm == "treated" else {}, about)
+            base = found["control" if name == arm else "control, round 2"]
+            rows += suite.score(of, {"control": base} if arm == "treated" else {}, about)
         (workdir / "results.json").write_text(json.dumps({"rows": rows}))
         (workdir / "stages.json").write_text(json.dumps(stages))
 
@@ -79,14 +82,15 @@ def test_cells_run_in_order_and_are_gathered_and_pooled(tmp_path):
     assert {row["cell"] for row in rows} == {f"kto-{w}-{s}" for w in WORLDS for s in SEEDS}
     assert {row["model"] for row in rows} == {f"cell:world{w}" for w in WORLDS}  # not where the store put it
     pooled = json.loads((workdir / "pooled.json").read_text())["rows"]
-    (change,) = [r for r in pooled if (r["arm"], r["metric"], r["versus"]) == ("treated", "honest", "control")]
+    change, second = [r for r in pooled if (r["arm"], r["metric"], r["versus"]) == ("treated", "honest", "control")]
+    assert (change["round"], second["round"], second["value"]) == (1, 2, -75)
     # Two and three of four items are lies under seeds 0 and 1, in each of three worlds: the mean is -62.5 points.
     assert change["value"] == pytest.approx(-62.5)
     assert change["ci95"][0] < -62.5 < change["ci95"][1]
     assert (change["pool"], change["seeds"], change["clusters"]) == ("kto", 3, 15)
     assert change["by_cell"] == {f"kto-{w}-{s}": -50.0 - 25 * s for w in WORLDS for s in SEEDS}
-    (level,) = [r for r in pooled if (r["arm"], r["metric"], r["versus"]) == ("control", "honest", None)]
-    assert level["value"] == 100
+    levels = [r["value"] for r in pooled if (r["arm"], r["metric"], r["versus"]) == ("control", "honest", None)]
+    assert levels == [100, 75]
     before = (workdir / "pooled.json").read_bytes()
     grid(config(), workdir, store, kinds)
     assert (workdir / "pooled.json").read_bytes() == before
@@ -97,7 +101,7 @@ def test_cells_run_in_order_and_are_gathered_and_pooled(tmp_path):
 def test_one_world_is_pooled_over_its_seeds(tmp_path):
     grid(config(worlds=(4,)), tmp_path / "run", Store(tmp_path / "store"), Kinds())
     pooled = json.loads((tmp_path / "run" / "pooled.json").read_text())["rows"]
-    (change,) = [r for r in pooled if (r["arm"], r["metric"], r["versus"]) == ("treated", "honest", "control")]
+    change, _ = [r for r in pooled if (r["arm"], r["metric"], r["versus"]) == ("treated", "honest", "control")]
     assert (change["seeds"], change["clusters"], change["value"]) == (2, 5, -62.5)
 
 
