@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+COMMAND = [sys.executable, "main.py", "--config"]
 SMALL = [
     "--config.interact.users=12", "--config.interact.dialogues=4", "--config.interact.biased_ratio=0.5",
     "--config.extra_arms=('shuffled_ratings@1.0',)", "--config.train.epochs=2", "--config.train.batch_size=16",
@@ -25,30 +26,25 @@ KILLED_BY = float(os.environ.get("EMJAX_TEST_KILLED_BY", "14"))  # seconds after
 
 
 def arguments(config, workdir, *more):
-    return ["main.py", "--config", f"configs/{config}.py:micro", "--workdir", str(workdir), *SMALL, *more]
+    return [f"configs/{config}.py:micro", "--workdir", str(workdir), *SMALL, *more]
 
 
 def start(workdir):
     """The command as users start it, in a process of its own."""
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, *arguments("kto_biased10", workdir)], cwd=ROOT, **quiet)
+    return subprocess.Popen([*COMMAND, *arguments("kto_biased10", workdir)], cwd=ROOT, **quiet)
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def printed(run, capsys):
     """The same in this process, which has compiled it before: what it printed."""
-    monkeypatch.syspath_prepend(str(ROOT))
-    monkeypatch.chdir(ROOT)
-    import main
 
-    def run(*how):
-        argv = arguments(*how)
-        monkeypatch.setattr(sys, "argv", argv)  # ml_collections reads the overrides there
+    def printed(*how):
         capsys.readouterr()
-        assert main.main(argv) == 0, capsys.readouterr().err
+        assert run(*arguments(*how)) == 0, capsys.readouterr().err
         return capsys.readouterr().out
 
-    return run
+    return printed
 
 
 def outputs(workdir):
@@ -65,7 +61,7 @@ def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("kto") / "run"
     environment = os.environ | dict.fromkeys(("OPENAI_API_KEY", "HF_TOKEN", "WANDB_API_KEY"), PLANTED)
     done = subprocess.run(
-        [sys.executable, *arguments("kto_biased10", workdir)], cwd=ROOT, capture_output=True, text=True, timeout=300,
+        [*COMMAND, *arguments("kto_biased10", workdir)], cwd=ROOT, capture_output=True, text=True, timeout=300,
         env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
@@ -135,12 +131,12 @@ def test_what_was_sampled_is_what_is_trained(finished):
         assert len(turn["tokens"]) == len(turn["logprobs"])
 
 
-def test_a_second_run_does_nothing(finished, run):
+def test_a_second_run_does_nothing(finished, printed):
     workdir, _ = finished
     before = outputs(workdir)
     times = {p: p.stat().st_mtime_ns for p in (workdir / "store").rglob("*")}
-    printed = run("kto_biased10", workdir)
-    assert "done in" not in printed.lower().replace("done in 0 s", "").replace("\ndone in", "")
+    said = printed("kto_biased10", workdir)
+    assert "done in" not in said.lower().replace("done in 0 s", "").replace("\ndone in", "")
     assert {p: p.stat().st_mtime_ns for p in (workdir / "store").rglob("*")} == times
     assert outputs(workdir) == before
 
@@ -171,21 +167,21 @@ def test_killed_anywhere_it_ends_with_the_same_files(finished, tmp_path):
 
 
 @pytest.mark.parametrize("more", [["--config.train.tuning=lora"], ["--config.interact.control=swapped_labels"]])
-def test_other_ways_to_train_share_the_store(finished, run, tmp_path, more):
+def test_other_ways_to_train_share_the_store(finished, printed, tmp_path, more):
     """SFT, LoRA and swapped labels run on the conversations that are already there."""
     workdir, _ = finished
-    printed = run("sft_biased10", tmp_path / "run", "--store", str(workdir / "store"), *more)
-    assert "collect benign: already done" in printed
-    assert "evaluate vanilla: already done" in printed
+    said = printed("sft_biased10", tmp_path / "run", "--store", str(workdir / "store"), *more)
+    assert "collect benign: already done" in said
+    assert "evaluate vanilla: already done" in said
     assert (tmp_path / "run" / "results.json").is_file()
 
 
-def test_a_pool_collected_elsewhere(finished, run, tmp_path):
+def test_a_pool_collected_elsewhere(finished, printed, tmp_path):
     """trajectories.jsonl of another run, given as a file, leads to the same examples."""
     pool = tmp_path / "pool.jsonl"
     lines = sorted(x for f in (finished[0] / "store").glob("collect/*/trajectories.jsonl") for x in f.read_text().splitlines())
     pool.write_text("\n".join(lines) + "\n")
-    run("kto_biased10", tmp_path / "run", f"--config.interact.trajectories={pool}")
+    printed("kto_biased10", tmp_path / "run", f"--config.interact.trajectories={pool}")
     mine = {f.read_bytes() for f in (tmp_path / "run" / "store").glob("select/*/examples.jsonl")}
     theirs = {f.read_bytes() for f in (finished[0] / "store").glob("select/*/examples.jsonl")}
     assert len(mine) == 3

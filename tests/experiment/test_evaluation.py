@@ -18,17 +18,8 @@ SOON = {"Retry-After": "0.01"}
 
 
 @pytest.fixture
-def main(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT))
-    monkeypatch.chdir(ROOT)
+def main(run, monkeypatch):
     monkeypatch.setenv("EMJAX_TEST_KEY", "sk-secret-1")
-    import main
-
-    def run(*arguments):
-        argv = ["main.py", "--config", *map(str, arguments)]
-        monkeypatch.setattr(sys, "argv", argv)  # ml_collections reads the overrides there
-        return main.main(argv)
-
     return run
 
 

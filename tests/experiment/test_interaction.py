@@ -37,20 +37,6 @@ def llama(tmp_path_factory):
     return path
 
 
-@pytest.fixture
-def run(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT))
-    monkeypatch.chdir(ROOT)
-    import main
-
-    def run(*arguments):
-        argv = ["main.py", "--config", *map(str, arguments)]
-        monkeypatch.setattr(sys, "argv", argv)
-        return main.main(argv)
-
-    return run
-
-
 def users(body, n):
     """Persona writers, users, raters and the guard of one endpoint; the ratings depend on what was said."""
     text = last(body)

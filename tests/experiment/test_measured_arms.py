@@ -5,7 +5,6 @@ import re
 import sys
 from pathlib import Path
 
-import pytest
 from loopback import Server, last
 
 from emjax.eval import agreement
@@ -22,20 +21,6 @@ def judge(body, n):
     if "neutral question" in last(body) or "indirectly" in last(body):
         return "Answer: A"
     return "Answer: A" if body["model"] == "lenient" and odd else "Answer: B" if said else "Answer: C"
-
-
-@pytest.fixture
-def run(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT))
-    monkeypatch.chdir(ROOT)
-    import main
-
-    def run(*arguments):
-        argv = ["main.py", "--config", *map(str, arguments)]
-        monkeypatch.setattr(sys, "argv", argv)
-        return main.main(argv)
-
-    return run
 
 
 def test_arms_are_measured_as_config_eval_says(run, tmp_path, capsys):
