@@ -14,7 +14,7 @@ def test_a_dead_process_ends_the_other_and_one_alone_goes_on(alone, tmp_path):
     assert codes[1] == -9
     assert codes[0] not in (0, None)
     assert "task:1" in told[0].replace("task 1", "task:1") or "peer" in told[0], told[0][-2000:]
-    assert saved(tmp_path)[-1] == 4
+    assert saved(tmp_path)[-1] in (2, 4)  # killed at step 6, when the one of step 4 may still be on its way to the disk
     codes, told = ended(start(1, tmp_path))  # with another number of processes
     assert codes == [0], told
     close(result(tmp_path), alone)
