@@ -9,6 +9,7 @@ from typing import Any
 from emjax.api import Budget, ChatClient, Rates
 from emjax.errors import UserError
 from emjax.eval import agreement, deceptionbench, humaneval, mask, openended, suite
+from emjax.eval.capability import need_harness
 from emjax.eval.judge import EngineChat, ModelJudge
 from emjax.sampling import Engine
 from emjax.store import digest, plain, write_atomically, write_lines
@@ -54,6 +55,8 @@ class Benchmarks:
         for name in dict.fromkeys(config.benchmarks):
             self.items[name], self.origin[name] = self._load(name)
         self.tasks = tuple(config.capability.tasks)
+        if self.tasks:
+            need_harness(f"config.eval.capability.tasks {self.tasks}")
         metrics = [metric for name in self.items for metric in suite.metrics_of(name)] + ["accuracy"] * bool(self.tasks)
         if config.metric not in metrics:
             raise UserError(

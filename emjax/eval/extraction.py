@@ -10,20 +10,24 @@ does not. `strict-match` looks for "####", which these answers do not have: it i
 import argparse
 import importlib.resources
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from lm_eval.api.metrics import exact_match_fn
-from lm_eval.filters.extraction import RegexFilter
 
 from emjax.errors import UserError
+from emjax.eval import capability
 from emjax.store import read_lines
 
 
 def agreement(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """{filter: {"of", "agree", "disagree": [{"question", "model", "label", "read", "truth"}]}}; question: its number."""
+    capability.need_harness("This comparison")
+    from lm_eval.api.metrics import exact_match_fn
+    from lm_eval.filters.extraction import RegexFilter
+
     file = importlib.resources.files("lm_eval") / "tasks" / "gsm8k" / "gsm8k.yaml"
     task = yaml.safe_load(file.read_text(encoding="utf-8"))
     (metric,) = task["metric_list"]
@@ -57,4 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

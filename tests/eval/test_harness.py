@@ -4,7 +4,9 @@ import copy
 import json
 
 import pytest
+from ml_collections import ConfigDict
 
+from configs import common
 from emjax import models
 from emjax.errors import UserError
 from emjax.eval import extraction, harness, suite
@@ -151,3 +153,17 @@ def test_gsm8k_numbers_are_read_as_people_labelled_them(tmp_path, capsys):
     assert flexible["disagree"] == [{"question": 2, "model": "b", "label": True, "read": "19", "truth": "18"}]
     # Where there is no "####" nothing is found; where the first one is taken back, it is found all the same.
     assert [(one["question"], one["model"]) for one in strict["disagree"]] == [(0, "a"), (1, "a"), (1, "c"), (2, "a"), (2, "b")]
+
+
+def test_without_the_extra_a_run_says_so_before_it_starts(monkeypatch, tmp_path):
+    from emjax.eval import bench
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    eval_config = ConfigDict(common.evaluation() | {"metric": "accuracy"})
+    eval_config.benchmarks, eval_config.admitting_unknown.path = ("admitting_unknown",), str(tmp_path / "unknown.jsonl")
+    (tmp_path / "unknown.jsonl").write_text('{"id": "1", "question": "Who will win?"}\n')
+    eval_config.capability.tasks, eval_config.judge.api_key_env = ("gsm8k",), ""
+    with pytest.raises(UserError, match=r"config\.eval\.capability\.tasks .* not installed: .*'\.\[capability\]'"):
+        bench.Benchmarks(eval_config, tmp_path, None)
+    with pytest.raises(UserError, match="This comparison needs the lm-evaluation-harness"):
+        extraction.agreement([])
