@@ -53,6 +53,7 @@ def run(options: flags.FlagValues) -> None:
 
 def main(argv: list[str]) -> int:
     """0, also where SIGTERM ended the run; or 2 with one paragraph where the user can mend what is wrong."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no PyTorch, which nothing here needs
     try:
         run(parse(argv))
     except process.Stopped:
