@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from emjax import models, plan, process, report
 from emjax.data.examples import read_examples, tokenized
 from emjax.eval import bench, suite
-from emjax.experiment.common import answers, claim, command, lead, lora_of, mesh_of, one_of, say, shown, staged, versions
+from emjax.experiment.common import answers, claim, command, lead, lora_of, mesh_of, named, one_of, say, shown, staged, versions
 from emjax.experiment.fit import fit
 from emjax.kto import loss as kto_loss
 from emjax.kto import pairing
@@ -72,7 +72,7 @@ class Arms:
         trained = {arm: [] if arm.ratio is None else self.rounds(arm) for arm in self.arms}
         # What every round made is measured; the vanilla model has made none.
         evaluated = {
-            arm: [self._evaluate(_named(arm, number), [stage], stage) for number, (_, stage) in enumerate(rounds, 1)]
+            arm: [self._evaluate(named(arm.label, number), [stage], stage) for number, (_, stage) in enumerate(rounds, 1)]
             or [self._evaluate(arm.label, [], None)]
             for arm, rounds in trained.items()
         }
@@ -120,7 +120,7 @@ class Arms:
             "model": {"dtype": c.model.dtype, "attention": c.model.attention}, "seed": seed,
             "rate_factor": rate_factor, "reference": reference if before else "base", "at_steps": self.at_steps,
         }  # fmt: skip
-        title = f"train {_named(arm, number)}"
+        title = f"train {named(arm.label, number)}"
         inputs = [self.base_hash, selected.hash, settings, *(stage.hash for stage in before[-1:])]
         identity = digest(inputs)
 
@@ -144,7 +144,7 @@ class Arms:
 
             def visit(step: int, lm: LanguageModel) -> None:
                 self._save(lm, _step(directory, step), f"{card} Step {step}.")
-                self._evaluate(_named(arm, number, step), [identity, str(step)], lm)
+                self._evaluate(named(arm.label, number, step), [identity, str(step)], lm)
 
             tuned = fit(
                 lm, examples, pace, method=c.train.method, lora_config=self.lora,
@@ -158,7 +158,7 @@ class Arms:
         stage = self.stage(title, "train", settings, [self.base_hash, selected, *before[-1:]], make)
         for step in self.at_steps:
             kept = _step(stage.directory, step)
-            self.on_the_way[arm, number, step] = self._evaluate(_named(arm, number, step), [identity, str(step)], kept)
+            self.on_the_way[arm, number, step] = self._evaluate(named(arm.label, number, step), [identity, str(step)], kept)
         return stage
 
     def _save(self, lm: LanguageModel, directory: Path, card: str) -> None:
@@ -218,7 +218,7 @@ class Arms:
             about = {
                 "model": c.model.path, "method": None if arm.ratio is None else c.train.method,
                 "arm": arm.name, "ratio": arm.ratio, "level": arm.level or None,
-                "label": _named(arm, 1, step),
+                "label": named(arm.label, 1, step),
                 "seed": c.seed, "pretrain_seed": self.world.seed if "sizes" in c.eval else None,
                 "round": 0 if arm.ratio is None else number, "step": step,
             }  # fmt: skip
@@ -251,11 +251,11 @@ class Arms:
         stages: dict[str, dict[str, str]] = {}
         for arm, made in evaluated.items():
             for number, stage in enumerate(made, 1):
-                of = _named(arm, number)
+                of = named(arm.label, number)
                 stages[of] = {"evaluate": stage.hash}
                 if trained[arm]:
                     stages[of] |= {"select": trained[arm][number - 1][0].hash, "train": trained[arm][number - 1][1].hash}
-        stages |= {_named(*key): {"evaluate": stage.hash} for key, stage in self.on_the_way.items()}
+        stages |= {named(key[0].label, *key[1:]): {"evaluate": stage.hash} for key, stage in self.on_the_way.items()}
         write_atomically(self.workdir / "stages.json", json.dumps(stages, indent=1))
         page = report.write(
             self.workdir / "report",
@@ -267,10 +267,6 @@ class Arms:
         )
         print(_summary([row for row in rows if row["step"] is None], self.arms, results["headline"]))
         print(f"results  {self.workdir / 'results.json'}\nreport   {page}", flush=True)
-
-
-def _named(arm: Arm, number: int, step: int | None = None) -> str:
-    return arm.label + (f", round {number}" if number > 1 else "") + ("" if step is None else f", step {step}")
 
 
 def _step(directory: Path, step: int) -> Path:

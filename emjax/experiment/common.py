@@ -67,6 +67,11 @@ def one_of(field: str, value: Any, choices: Sequence[str]) -> None:
         raise UserError(f"config.{field} is {value!r}; choose {', '.join(choices)}.")
 
 
+def named(label: str, number: int, step: int | None = None) -> str:
+    """An arm's model by its round, and by the step where training had not ended: its stages' name."""
+    return label + (f", round {number}" if number > 1 else "") + ("" if step is None else f", step {step}")
+
+
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in tree.items():

@@ -9,7 +9,7 @@ from typing import Any
 from emjax import report
 from emjax.errors import UserError
 from emjax.eval import stats, suite
-from emjax.experiment.common import claim, command, shown, staged, versions
+from emjax.experiment.common import claim, command, named, shown, staged, versions
 from emjax.store import Stage, Store, digest, plain, read_lines, write_atomically
 
 Kind = Callable[[Any, Path, Store], Path | None]
@@ -134,8 +134,7 @@ def _over_seeds(
     for row in group:
 
         def found(label: str, row: Row = row) -> list[Row]:
-            later = row["round"] > 1 and label != "vanilla"
-            return items[row["cell"], label + (f", round {row['round']}" if later else "")]
+            return items[row["cell"], named(label, 1 if label == "vanilla" else row["round"])]
 
         def hits(label: str, row: Row = row) -> dict[str, float]:
             of = [item for item in found(label, row) if item["benchmark"] == row["benchmark"]]
