@@ -7,6 +7,7 @@ files are written by process 0 alone, in a directory that all of them see.
 import contextlib
 import itertools
 import json
+import math
 import os
 import signal
 import sys
@@ -192,7 +193,7 @@ class Stopping:
 class Watchdog:
     """Ends this process where no step was finished for `limit` seconds: one of the others hangs without being dead.
 
-    Each process tells the others which step it has finished last, so that the message names who is behind.
+    Each process tells the others which step it has begun last, so that the message names who did not come along.
     """
 
     def __init__(self, what: str, limit: float):
@@ -203,10 +204,21 @@ class Watchdog:
         if self._on:
             threading.Thread(target=self._watch, daemon=True).start()
 
-    def done(self, step: int) -> None:
-        self._last = time.monotonic()
+    def begin(self, step: int) -> None:
         if self._on:
             _client().key_value_set(f"{self._prefix}/{index}", str(step), allow_overwrite=True)
+
+    def done(self) -> None:
+        self._last = time.monotonic()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, no step is expected."""
+        self._last = math.inf
+        try:
+            yield
+        finally:
+            self.done()
 
     def close(self) -> None:
         self._closed.set()
@@ -219,7 +231,8 @@ class Watchdog:
                 told = ", ".join(f"process {i}: step {steps.get(i, 0)}" for i in range(count))
                 print(
                     f"error: {self._what}: no step was finished for {self._limit:g} s (config.watch.stall). Furthest behind is "
-                    f"process {behind} ({told}). Look at that host, then start the run again: it goes on from its checkpoint.",
+                    f"process {behind} (begun by {told}). Look at that host, then start the run again: it goes on from its "
+                    "checkpoint.",
                     file=sys.stderr,
                 )
                 leave(1)

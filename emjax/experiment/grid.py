@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from emjax import report
+from emjax import process, report
 from emjax.errors import UserError
 from emjax.eval import stats, suite
-from emjax.experiment.common import claim, command, named, shown, staged, versions
+from emjax.experiment.common import claim, command, named, say, shown, staged, versions
 from emjax.store import Stage, Store, digest, plain, read_lines, write_atomically
 
 Kind = Callable[[Any, Path, Store], Path | None]
@@ -43,27 +43,31 @@ def grid(config: Any, workdir: Path, store: Store, kinds: Mapping[str, Kind]) ->
         sorted(wanted, key=lambda name: (config.cells[name].experiment != "pretrain", order[name])), 1
     ):
         started = time.perf_counter()
-        print(f"\n=== {name} ({number} of {len(wanted)}) ===", flush=True)
+        say(f"\n=== {name} ({number} of {len(wanted)}) ===")
         cell = config.cells[name].copy_and_resolve_references()
         if base := bases[name]:
             cell.model.path = str(made[base])
         model = kinds[cell.experiment](cell, workdir / "cells" / plain("config.cells", name), store)
         if model is not None:
             made[name] = model
-        with (workdir / "times.jsonl").open("a") as file:
-            file.write(json.dumps({"cell": name, "seconds": round(time.perf_counter() - started, 1)}) + "\n")
+        if process.first():
+            with (workdir / "times.jsonl").open("a") as file:
+                file.write(json.dumps({"cell": name, "seconds": round(time.perf_counter() - started, 1)}) + "\n")
     if config.get("only"):
-        print("Only some cells were to be run: the same command without --config.only gathers them.", flush=True)
+        say("Only some cells were to be run: the same command without --config.only gathers them.")
         return
+    process.together("cells")  # process 0 has written what all read now
     rows = []
     for name, cell in config.cells.items():
         file = workdir / "cells" / name / "results.json"
         if file.is_file():  # a cell that makes a base has none
             named = {"model": cell.model.path} if "path" in cell.get("model", {}) else {}
             rows += [{"cell": name} | row | named for row in json.loads(file.read_text())["rows"]]
+    pooled = [row for pool, members in config.pools.items() for row in _pool(pool, members, rows, workdir, store)]
+    if not process.first():
+        return
     about = {"experiment": "grid", "config_hash": digest(shown(config)), "versions": versions()}
     write_atomically(workdir / "results.json", json.dumps(about | {"rows": rows}, indent=1))
-    pooled = [row for pool, members in config.pools.items() for row in _pool(pool, members, rows, workdir, store)]
     found = {name: workdir / "cells" / name / "results.json" for name in config.cells}
     page = report.write_grid(
         workdir / "report", {name: json.loads(file.read_text()) for name, file in found.items() if file.is_file()}, pooled,

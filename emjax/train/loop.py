@@ -101,7 +101,7 @@ def run(
         now = time.perf_counter()
         lines.write({"step": step, **line, **metrics.rates(done, now - clock, dtype)})
         clock = now
-        watchdog.done(step)
+        watchdog.done()
         bar.set_postfix(loss=f"{line['loss']:.4f}", refresh=False)
         bar.update(1)
 
@@ -123,6 +123,7 @@ def run(
                 if watch.profile and step == watch.profile[0]:
                     jax.profiler.start_trace(str(directory / "profile"))
                     tracing = True
+                watchdog.begin(step)
                 state, values = step_fn(state, put(host_batch), learning_rates[step - 1])
                 if evaluate and (step % watch.eval_every == 0 or step == steps):
                     values = values | evaluate(state)
@@ -135,7 +136,8 @@ def run(
                 if step in visits:
                     report()  # first: a model whose loss is not finite is not measured
                     pending = None
-                    visit(step, state)
+                    with watchdog.paused():
+                        visit(step, state)
                     clock = time.perf_counter()
                 if save_every and step % save_every == 0 and step < steps:
                     save(step)

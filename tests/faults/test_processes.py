@@ -40,3 +40,10 @@ def test_a_process_that_stands_still_is_named(tmp_path):
     last.kill()
     _, told = ended(processes)
     assert "task:1" in told[0].replace("task 1", "task:1") or "unhealthy" in told[0], told[0][-2000:]
+
+
+def test_a_process_that_lives_and_does_not_get_on_is_named(tmp_path):
+    """Its heartbeats go on; config.watch.stall, here 6 s, ends the run."""
+    codes, told = ended(start(2, tmp_path, 6, "HANG", STALL="6"), timeout=120)
+    assert all(codes)
+    assert "no step was finished for 6 s (config.watch.stall). Furthest behind is process 1" in told[0] + told[1]

@@ -1,6 +1,6 @@
 """One process of a small training; test_processes.py runs one or two of them.
 
-worker.py DIRECTORY [STEP SIGNAL]: on the last process, sends itself SIGNAL before STEP.
+worker.py DIRECTORY [STEP WHAT]: on the last process, sends itself the signal WHAT before STEP, or, for HANG, stands still.
 """
 
 import os
@@ -54,6 +54,8 @@ def main(root: Path, step: int, what: str) -> None:
     def serve(start):
         for number in range(start, STEPS):
             if number + 1 == step and process.index == process.count - 1:
+                if what == "HANG":
+                    time.sleep(3600)
                 os.kill(os.getpid(), getattr(signal, what))
                 time.sleep(0.1)
             yield build(number)
