@@ -16,6 +16,8 @@ import emjax
 from emjax import process
 from emjax.errors import UserError
 
+SCRATCH = "checkpoints"  # a stage's folder of what only an unfinished stage needs: no output, and gone soon after
+
 
 def digest(value: Any) -> str:
     """SHA-256 of a JSON value, independent of key order."""
@@ -92,8 +94,8 @@ class Store:
         return stage
 
     def _finish(self, stage: Stage, config: dict[str, Any], keys: list[str]) -> None:
-        files = sorted(p for p in stage.directory.rglob("*") if p.is_file())
-        sizes = {str(p.relative_to(stage.directory)): p.stat().st_size for p in files}
+        files = sorted(p.relative_to(stage.directory) for p in stage.directory.rglob("*") if p.is_file())
+        sizes = {str(p): (stage.directory / p).stat().st_size for p in files if p.parts[0] != SCRATCH}
         written = {
             "stage": stage.name,
             "hash": stage.hash,

@@ -153,9 +153,9 @@ class Arms:
                 visits=self.at_steps, visit=visit,
             )  # fmt: skip
             self._save(tuned, directory / ("model" if self.lora is None else "adapter"), card)
-            checkpoint.discard(directory, c.watch.checkpoints, identity)
 
         stage = self.stage(title, "train", settings, [self.base_hash, selected, *before[-1:]], make)
+        checkpoint.discard(stage.directory, c.watch.checkpoints, identity)
         for step in self.at_steps:
             kept = _step(stage.directory, step)
             self.on_the_way[arm, number, step] = self._evaluate(named(arm.label, number, step), [identity, str(step)], kept)

@@ -34,9 +34,9 @@ def pretraining(config: Any, workdir: Path, store: Store) -> Path:
             directory=directory, identity=digest(settings), title="pretrain", watch=config.watch, group=True,
         )  # fmt: skip
         micro.save(tuned, config, directory / "model")
-        checkpoint.discard(directory, config.watch.checkpoints, digest(settings))
 
     stage = store.run("pretrain", settings, [], make)
+    checkpoint.discard(stage.directory, config.watch.checkpoints, digest(settings))
     lm = models.load(str(stage.directory / "model"), mesh=mesh, dtype="float32")
     benchmarks = micro.Benchmarks(micro.world_of(stage.directory / "model"), config.eval.sizes)
 

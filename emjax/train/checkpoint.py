@@ -18,6 +18,7 @@ from etils import epath
 
 from emjax import process
 from emjax.errors import UserError
+from emjax.store import SCRATCH
 from emjax.train import state as train_state
 from emjax.train.state import State
 
@@ -28,11 +29,12 @@ def place(directory: Path, root: str, identity: str) -> epath.Path:
     """Where the checkpoints of a run are: in its own directory, or below `root` (config.watch.checkpoints), which may be gs://."""
     if root.startswith("gs://") and importlib.util.find_spec("gcsfs") is None:
         raise UserError(f"config.watch.checkpoints is {root!r}, which needs the package gcsfs: pip install 'emjax[gcs]'.")
-    return epath.Path(root) / identity[:16] if root else epath.Path(directory).absolute() / "checkpoints"
+    return epath.Path(root) / identity[:16] if root else epath.Path(directory).absolute() / SCRATCH
 
 
 def discard(directory: Path, root: str, identity: str) -> None:
-    """Removes a finished run's checkpoints."""
+    """Removes the checkpoints of a stage that has finished: before its manifest is written, a kill in the middle of this would
+    leave damaged ones to a stage that still needs them."""
     there = place(directory, root, identity)
     if process.first() and there.exists():
         there.rmtree()

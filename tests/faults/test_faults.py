@@ -4,6 +4,7 @@ import ast
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import emjax
 from emjax import process
 from emjax.errors import UserError
 from emjax.store import Store, plain, write_atomically
+from emjax.train import checkpoint
 from tests.faults.conftest import close, ended, result, saved, start
 
 PACKAGE = Path(emjax.__file__).parent
@@ -39,6 +41,33 @@ def test_a_pause_changes_nothing(alone, tmp_path):
     time.sleep(2)
     worker.send_signal(signal.SIGCONT)
     codes, told = ended([worker])
+    assert codes == [0], told
+    assert result(tmp_path) == alone
+
+
+def test_without_memory_it_ends_and_goes_on_when_there_is_some(alone, tmp_path):
+    (worker,) = start(1, tmp_path, 6, "STARVE")
+    codes, told = ended([worker])
+    assert codes[0] not in (0, None)
+    assert "Unable to allocate" in told[0], told[0][-2000:]
+    assert saved(tmp_path)[-1] in (2, 4)
+    codes, told = ended(start(1, tmp_path))
+    assert codes == [0], told
+    assert result(tmp_path) == alone
+
+
+def test_starved_of_processors_it_comes_to_the_same(alone, tmp_path):
+    """On half a core."""
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    core = min(os.sched_getaffinity(0))
+    try:
+        (worker,) = start(1, tmp_path)
+        for one in (worker, busy):
+            os.sched_setaffinity(one.pid, {core})
+        codes, told = ended([worker])
+    finally:
+        busy.kill()
+        busy.wait()
     assert codes == [0], told
     assert result(tmp_path) == alone
 
@@ -80,6 +109,21 @@ def test_a_file_that_is_gone_is_named(tmp_path):
     (stage.directory / "weights.json").unlink()
     with pytest.raises(UserError, match=r"weights\.json is missing or was changed"):
         store.run("train", {}, [], lambda directory: None)
+
+
+def test_checkpoints_are_kept_until_the_stage_has_finished_and_missed_by_nobody_then(tmp_path):
+    """Removed before, a kill in the middle would leave damaged ones to a stage that goes on from them."""
+
+    def make(directory):
+        (directory / "checkpoints" / "2").mkdir(parents=True)
+        for name in ("checkpoints/2/state", "weights"):
+            (directory / name).write_text("1")
+
+    stage = Store(tmp_path).run("train", {}, [], make)
+    assert (stage.directory / "checkpoints/2/state").is_file()
+    checkpoint.discard(stage.directory, "", "i" * 64)
+    assert {p.name for p in stage.directory.iterdir()} == {"manifest.json", "weights"}
+    assert Store(tmp_path).run("train", {}, [], make) == stage
 
 
 def test_a_clock_that_jumps_finishes_the_same_stage(tmp_path, monkeypatch):

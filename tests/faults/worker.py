@@ -1,9 +1,11 @@
 """One process of a small training; test_processes.py runs one or two of them.
 
-worker.py DIRECTORY [STEP WHAT]: on the last process, sends itself the signal WHAT before STEP, or, for HANG, stands still.
+worker.py DIRECTORY [STEP WHAT]: on the last process, before STEP, sends itself the signal WHAT, or stands still (HANG), or
+has no memory left (STARVE).
 """
 
 import os
+import resource
 import signal
 import sys
 import time
@@ -56,6 +58,10 @@ def main(root: Path, step: int, what: str) -> None:
             if number + 1 == step and process.index == process.count - 1:
                 if what == "HANG":
                     time.sleep(3600)
+                if what == "STARVE":
+                    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+                    resource.setrlimit(resource.RLIMIT_AS, (now, now))
+                    np.zeros(64 << 20).fill(1)
                 os.kill(os.getpid(), getattr(signal, what))
                 time.sleep(0.1)
             yield build(number)

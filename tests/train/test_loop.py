@@ -1,5 +1,6 @@
 """The loop: resume, metrics, checkpoints, and what stops a run."""
 
+import contextlib
 import functools
 import json
 import struct
@@ -147,6 +148,23 @@ def test_metrics_are_cut_at_the_resumed_step(tmp_path):
     file.write({"step": 3, "loss": 0.5})
     assert read_lines(path) == [{"step": 1}, {"step": 2}, {"step": 3, "loss": 0.5}]  # at once, not when it is closed
     file.close()
+
+
+def test_a_kill_while_metrics_are_cut_loses_no_line(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n')
+    written = iter([json.dumps, json.dumps])
+
+    def killed(line):
+        with contextlib.suppress(StopIteration):
+            return next(written)(line)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics, "json", types.SimpleNamespace(dumps=killed, loads=json.loads))
+        with pytest.raises(KeyboardInterrupt):
+            MetricsFile(path, 3)
+    assert read_lines(path) == [{"step": 1}, {"step": 2}, {"step": 3}]
 
 
 def test_rates_count_what_is_done(monkeypatch):
