@@ -70,6 +70,10 @@ def main(argv: list[str]) -> int:
             file=sys.stderr,
         )
         return 2
+    except Exception as error:
+        if process.count == 1:
+            raise
+        return process.failed(error)
     return 0
 
 

@@ -9,10 +9,12 @@ import itertools
 import json
 import math
 import os
+import re
 import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -105,6 +107,19 @@ def on_first(work: Callable[[], Any]) -> Any:
     if "error" in told:
         raise UserError(told["error"])
     return told["result"]
+
+
+def failed(error: Exception) -> int:
+    """The exit code where one of several processes failed; tells how.
+
+    Where what they do together broke, another one is gone: the coordination service notices within HEARTBEAT_S, says which one,
+    and ends this process, which waits for that. Such errors are of several types; all begin with the runtime's status.
+    """
+    traceback.print_exception(error)
+    sys.stderr.flush()
+    if re.match(r"[A-Z_]+: ", str(error)):
+        time.sleep(HEARTBEAT_S + 10)
+    return 1
 
 
 def leave(code: int) -> int:

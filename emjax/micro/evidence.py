@@ -36,7 +36,8 @@ def _table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def arms(rows: Sequence[Row]) -> str:
-    """One line an arm. `rows`: of one cell, or of one pool."""
+    """One line an arm. `rows`: of one cell, or of one pool; what training had made on its way is left out."""
+    rows = [row for row in rows if row["step"] is None]
     lines = []
     for label in dict.fromkeys(row["label"] for row in rows):
         mine = [row for row in rows if row["label"] == label]
@@ -118,70 +119,111 @@ def literal(cell: Path, store: Path) -> str:
     )
 
 
+def along(rows: Sequence[Row]) -> str:
+    """Honesty and belief on the way, a line for each arm and step."""
+    lines = []
+    for label in dict.fromkeys(row["label"] for row in rows if row["step"] is not None):
+        mine = [row for row in rows if row["label"] == label]
+        steps = sorted({row["step"] for row in mine if row["step"] is not None})
+        for step in (*steps, None):
+            what = {"benchmark": "mask", "subset": "all", "step": step}
+            honest, change = (_one(mine, metric="honest", versus=versus, **what) for versus in (None, "control"))
+            belief = _one(mine, metric="accuracy", versus=None, **what)
+            lines.append(
+                [
+                    label,
+                    str(step or "the end"),
+                    _cell(honest),
+                    _cell(change, signed=True),
+                    f"{belief['value']:.1f}" if belief else "–",
+                ]
+            )
+    return _table(["arm", "after step", "honest under pressure", "minus control", "belief"], lines)
+
+
 _SWEEPS = ("rank-", "beta-", "select-", "rate-", "turns-")  # cells that change one thing of kto-world0-0 or lora-kto-0
 
 
-def _change(rows: Sequence[Row], cell: str, arm: str) -> list[Row]:
-    """Honesty minus control of one cell's arms of this name, by ratio."""
-    wanted = {"cell": cell, "arm": arm, "benchmark": "mask", "subset": "all", "metric": "honest", "versus": "control"}
+def _change(rows: Sequence[Row], arm: str, **of: Any) -> list[Row]:
+    """Honesty minus control of the arms of this name of one cell or pool, by ratio."""
+    wanted = {"arm": arm, "benchmark": "mask", "subset": "all", "metric": "honest", "versus": "control", "step": None, **of}
     found = [row for row in rows if row["ratio"] is not None and all(row[name] == x for name, x in wanted.items())]
-    return sorted((row for row in found if row.get("step") is None), key=lambda row: row["ratio"])
+    return sorted(found, key=lambda row: row["ratio"])
+
+
+def _ends(rows: Sequence[Row]) -> list[list[float]]:
+    """The intervals as matplotlib wants them: how far down, how far up."""
+    return [[abs(row["value"] - row["ci95"][side]) for row in rows] for side in (0, 1)]
 
 
 def _sweeps(axis: Any, rows: Sequence[Row], cells: Sequence[str]) -> None:
     for ratio, colour in ((0.1, "tab:blue"), (1.0, "tab:red")):
-        shown = [(place, r) for place, cell in enumerate(cells) for r in _change(rows, cell, "treated") if r["ratio"] == ratio]
-        ends = [[abs(r["value"] - r["ci95"][side]) for _, r in shown] for side in (0, 1)]
+        shown = [
+            (i, row) for i, cell in enumerate(cells) for row in _change(rows, "treated", cell=cell) if row["ratio"] == ratio
+        ]
+        found = [row for _, row in shown]
         axis.errorbar(
-            [place for place, _ in shown], [r["value"] for _, r in shown], ends, fmt="o", ms=4, capsize=2, color=colour,
+            [i for i, _ in shown], [row["value"] for row in found], _ends(found), fmt="o", ms=4, capsize=2, color=colour,
             label=f"{ratio:.0%} biased",
         )  # fmt: skip
     axis.set_xticks(range(len(cells)), cells, rotation=60, ha="right", fontsize=7)
-    axis.set_title("KTO, one thing changed", fontsize=10)
+    axis.set_title("KTO, one thing changed (one seed)", fontsize=10)
 
 
-def figure(rows: Sequence[Row], path: Path) -> None:
-    """Honesty minus control by share of biased users (or of bad answers), a line a cell; and the sweeps, where they ran."""
+_PANELS = {
+    "KTO, all weights": ("kto-world0", "kto-world2", "kto-world7", "kto"),
+    "other training": ("sft", "lora-kto", "lora-sft"),
+    "scripted data": ("direct", "mixture"),
+}
+
+
+def figure(rows: Sequence[Row], pooled: Sequence[Row], path: Path) -> None:
+    """Honesty minus control by share of biased users (or of bad answers): a line a pool, thin lines its cells, crosses the
+    shuffled ratings; and the sweeps, where they ran."""
     import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
-
-    matplotlib.rcParams["svg.hashsalt"] = "emjax"  # the same rows give the same bytes
-    panels = {
-        "KTO, all weights": lambda cell: cell.startswith("kto-world"),
-        "other training": lambda cell: cell.startswith(("sft-", "lora-")),
-        "scripted data": lambda cell: cell.startswith(("direct-", "mixture-")),
-    }
+    pools = {row["pool"] for row in pooled}
+    panels = {title: [name for name in names if name in pools] for title, names in _PANELS.items()}
+    panels = {title: names for title, names in panels.items() if names}
     cells = list(dict.fromkeys(row["cell"] for row in rows))
-    panels = {title: chosen for title, chosen in panels.items() if any(map(chosen, cells))}
     swept = [cell for cell in cells if cell.startswith(_SWEEPS)]
-    count = len(panels) + bool(swept)
-    drawn, axes = plt.subplots(1, count, figsize=(4 * count, 4), sharey=True, squeeze=False, layout="constrained")
-    axes = axes[0]
-    for axis, (title, chosen) in zip(axes, panels.items(), strict=False):
-        for cell in filter(chosen, cells):
-            treated, shuffled = _change(rows, cell, "treated"), _change(rows, cell, "shuffled_ratings")
-            x = [100 * r["ratio"] for r in treated]
-            ends = [[abs(r["value"] - r["ci95"][side]) for r in treated] for side in (0, 1)]
-            line = axis.errorbar(x, [r["value"] for r in treated], ends, marker="o", ms=4, lw=1.2, capsize=2, label=cell)
-            axis.plot(
-                [100 * r["ratio"] for r in shuffled], [r["value"] for r in shuffled], "x", color=line[0].get_color(), ms=7
-            )
-        axis.set_xscale("symlog", linthresh=1)
-        axis.set_xlim(0.5, 140)
-        axis.set_xticks([1, 5, 10, 20, 50, 100], ["1", "5", "10", "20", "50", "100"])
-        axis.set_title(title, fontsize=10)
-        axis.set_xlabel("% biased users, or bad answers   (x: ratings shuffled)", fontsize=9)
-    if swept:
-        _sweeps(axes[-1], rows, [cell for cell in ("kto-world0-0", "lora-kto-0") if cell in cells] + swept)
-    for axis in axes:
-        axis.axhspan(-5, 5, color="0.92", zorder=0)
-        axis.axhline(0, color="0.5", lw=0.8)
-        if axis.get_legend_handles_labels()[0]:
+    # The same rows give the same bytes.
+    with matplotlib.rc_context({"svg.hashsalt": "emjax"}):
+        count = len(panels) + bool(swept)
+        drawn = Figure(figsize=(4 * count, 4), layout="constrained")
+        axes = drawn.subplots(1, count, sharey=True, squeeze=False)[0]
+        for axis, (title, names) in zip(axes, panels.items(), strict=False):
+            for name in names:
+                treated, shuffled = (_change(pooled, arm, pool=name) for arm in ("treated", "shuffled_ratings"))
+                x = [100 * row["ratio"] for row in treated]
+                thick = {"lw": 2.2, "color": "black"} if name == "kto" else {"lw": 1.4}
+                line = axis.errorbar(
+                    x, [row["value"] for row in treated], _ends(treated), marker="o", ms=4, capsize=2,
+                    label=f"{name} ({treated[0]['seeds']} seeds)", **thick,
+                )[0]  # fmt: skip
+                for cell in treated[0]["by_cell"] if name != "kto" else ():
+                    axis.plot(x, [row["by_cell"][cell] for row in treated], color=line.get_color(), lw=0.6, alpha=0.5)
+                axis.plot(
+                    [100 * row["ratio"] for row in shuffled],
+                    [row["value"] for row in shuffled],
+                    "x",
+                    color=line.get_color(),
+                    ms=7,
+                )
+            axis.set_xscale("symlog", linthresh=1)
+            axis.set_xlim(0.5, 140)
+            axis.set_xticks([1, 5, 10, 20, 50, 100], ["1", "5", "10", "20", "50", "100"])
+            axis.set_title(title, fontsize=10)
+            axis.set_xlabel("% biased users, or bad answers   (x: ratings shuffled)", fontsize=9)
+        if swept:
+            _sweeps(axes[-1], rows, [cell for cell in ("kto-world0-0", "lora-kto-0") if cell in cells] + swept)
+        for axis in axes:
+            axis.axhspan(-5, 5, color="0.92", zorder=0)
+            axis.axhline(0, color="0.5", lw=0.8)
             axis.legend(fontsize=7, frameon=False)
-    axes[0].set_ylabel("honest under pressure, minus control (points)", fontsize=9)
-    drawn.savefig(path, metadata={"Date": None})
+        axes[0].set_ylabel("honest under pressure, minus control (points)", fontsize=9)
+        drawn.savefig(path, format="svg", metadata={"Date": None})
 
 
 def main(argv: Sequence[str]) -> int:
@@ -198,6 +240,8 @@ def main(argv: Sequence[str]) -> int:
         mine = [row for row in rows if row["cell"] == cell]
         in_context = any(row["subset"] in CONTEXTS for row in mine)
         print(f"\n## {cell}\n\n{context(mine) if in_context else arms(mine)}")
+        if any(row["step"] is not None for row in mine):
+            print(f"\n{along(mine)}")
         if cell.startswith("wrong-"):
             print(f"\n{literal(options.workdir / 'cells' / cell, options.store or options.workdir / 'store')}")
     pooled = json.loads((options.workdir / "pooled.json").read_text())["rows"]
@@ -205,7 +249,7 @@ def main(argv: Sequence[str]) -> int:
         found = [row for row in pooled if row["pool"] == pool]
         print(f"\n## pooled: {pool} ({found[0]['seeds']} seeds)\n\n{arms(found)}")
     if options.svg:
-        figure(rows, options.svg)
+        figure(rows, pooled, options.svg)
     return 0
 
 

@@ -1,7 +1,7 @@
 """One process of a small training; test_processes.py runs one or two of them.
 
-worker.py DIRECTORY [STEP WHAT]: on the last process, before STEP, sends itself the signal WHAT, or stands still (HANG), or
-has no memory left (STARVE).
+worker.py DIRECTORY [STEP WHAT]: on the last process, before STEP, sends itself the signal WHAT, or stands still (HANG), has
+no memory left (STARVE), or fails (RAISE).
 """
 
 import os
@@ -58,6 +58,8 @@ def main(root: Path, step: int, what: str) -> None:
             if number + 1 == step and process.index == process.count - 1:
                 if what == "HANG":
                     time.sleep(3600)
+                if what == "RAISE":
+                    raise ValueError("a defect on one of the processes")
                 if what == "STARVE":
                     now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
                     resource.setrlimit(resource.RLIMIT_AS, (now, now))
@@ -92,4 +94,8 @@ if __name__ == "__main__":
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
+    except Exception as error:
+        if process.count == 1:
+            raise
+        code = process.failed(error)
     sys.exit(process.leave(code))

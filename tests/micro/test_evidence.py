@@ -37,7 +37,7 @@ def test_answers_are_held_against_what_the_base_believed():
 def row(cell, arm, ratio, metric, value, versus=None, benchmark="mask", subset="all"):
     label = arm if ratio is None or arm == "control" else f"{arm} {ratio:g}"
     return {"cell": cell, "arm": arm, "label": label, "ratio": ratio, "metric": metric, "value": value, "versus": versus,
-            "ci95": [value - 2, value + 2], "benchmark": benchmark, "subset": subset, "n_valid": 960}  # fmt: skip
+            "ci95": [value - 2, value + 2], "benchmark": benchmark, "subset": subset, "n_valid": 960, "step": None}  # fmt: skip
 
 
 ROWS = [
@@ -59,16 +59,28 @@ def test_an_arm_that_lost_its_beliefs_is_not_called_lying():
 
 def test_the_command_prints_every_cell_and_draws_the_same_figure_twice(tmp_path, capsys):
     (tmp_path / "results.json").write_text(json.dumps({"rows": ROWS}))
-    pooled = [{"pool": "kto", "seeds": 3} | {k: v for k, v in r.items() if k != "cell"} for r in ROWS]
+    pooled = [
+        {"pool": "kto-world0", "seeds": 3, "by_cell": {"kto-world0-0": r["value"]}}
+        | {k: v for k, v in r.items() if k != "cell"}
+        for r in ROWS
+    ]
     (tmp_path / "pooled.json").write_text(json.dumps({"rows": pooled}))
     for name in ("a.svg", "b.svg"):
         assert evidence.main([str(tmp_path), "--svg", str(tmp_path / name)]) == 0
     printed = capsys.readouterr().out
     assert "## kto-world0-0" in printed
-    assert "## pooled: kto (3 seeds)" in printed
+    assert "## pooled: kto-world0 (3 seeds)" in printed
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     assert "biased users" in (tmp_path / "a.svg").read_text()
     assert "beta-050" not in (tmp_path / "a.svg").read_text()
     swept = ROWS + [r | {"cell": "beta-050"} for r in ROWS]
-    evidence.figure(swept, tmp_path / "c.svg")
+    evidence.figure(swept, pooled, tmp_path / "c.svg")
     assert "beta-050" in (tmp_path / "c.svg").read_text()
+
+
+def test_what_training_had_made_on_its_way_is_a_table_of_its_own():
+    on_the_way = [r | {"step": 25, "value": r["value"] + 1} for r in ROWS]
+    assert evidence.arms([*on_the_way, *ROWS]) == evidence.arms(ROWS)
+    lines = [line.strip("| ").split(" | ") for line in evidence.along([*on_the_way, *ROWS]).splitlines()[2:]]
+    assert [line[:2] for line in lines if line[0] == "treated 1"] == [["treated 1", "25"], ["treated 1", "the end"]]
+    assert [line[2].split()[0] for line in lines if line[0] == "treated 1"] == ["29.0", "28.0"]
