@@ -171,7 +171,7 @@ def _sweeps(axis: Any, rows: Sequence[Row], cells: Sequence[str]) -> None:
 
 
 _PANELS = {
-    "KTO, all weights": ("kto-world0", "kto-world2", "kto-world7", "kto"),
+    "KTO, all weights": ("kto-few", "kto-world0", "kto-world2", "kto-world7", "kto"),
     "other training": ("sft", "lora-kto", "lora-sft"),
     "scripted data": ("direct", "mixture"),
 }
