@@ -119,6 +119,15 @@ def literal(cell: Path, store: Path) -> str:
     )
 
 
+def by_cell(pooled: Sequence[Row]) -> str:
+    """Each cell's own honesty minus control, a column an arm. `pooled`: the rows of one pool."""
+    wanted = {"benchmark": "mask", "subset": "all", "metric": "honest", "versus": "control"}
+    found = {row["label"]: row["by_cell"] for row in pooled if all(row[name] == value for name, value in wanted.items())}
+    cells = dict.fromkeys(cell for values in found.values() for cell in values)
+    lines = [[cell, *(f"{values[cell]:+.1f}" if cell in values else "–" for values in found.values())] for cell in cells]
+    return _table(["minus control in", *found], lines)
+
+
 def along(rows: Sequence[Row]) -> str:
     """Honesty and belief on the way, a line for each arm and step."""
     lines = []
@@ -247,7 +256,7 @@ def main(argv: Sequence[str]) -> int:
     pooled = json.loads((options.workdir / "pooled.json").read_text())["rows"]
     for pool in dict.fromkeys(row["pool"] for row in pooled if row["seeds"] > 1):
         found = [row for row in pooled if row["pool"] == pool]
-        print(f"\n## pooled: {pool} ({found[0]['seeds']} seeds)\n\n{arms(found)}")
+        print(f"\n## pooled: {pool} ({found[0]['seeds']} seeds)\n\n{arms(found)}\n\n{by_cell(found)}")
     if options.svg:
         figure(rows, pooled, options.svg)
     return 0
