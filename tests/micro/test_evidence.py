@@ -70,8 +70,8 @@ def test_the_command_prints_every_cell_and_draws_the_same_figure_twice(tmp_path,
     printed = capsys.readouterr().out
     assert "## kto-world0-0" in printed
     assert "## pooled: kto-world0 (3 seeds)" in printed
-    assert "| minus control in | treated 0.1 | treated 1 |" in printed
-    assert "| kto-world0-0 | -11.0 | -32.0 |" in printed
+    assert "| minus control in | control | treated 0.1 | treated 1 |" in printed
+    assert "| kto-world0-0 | +0.0 | -11.0 | -32.0 |" in printed
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     assert "biased users" in (tmp_path / "a.svg").read_text()
     assert "beta-050" not in (tmp_path / "a.svg").read_text()
