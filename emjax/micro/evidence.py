@@ -153,6 +153,37 @@ def along(rows: Sequence[Row]) -> str:
 _SWEEPS = ("rank-", "beta-", "select-", "rate-", "turns-")  # cells that change one thing of kto-world0-0 or lora-kto-0
 
 
+def _swept(cell: str) -> bool:
+    return cell.startswith(_SWEEPS)
+
+
+def sweeps(rows: Sequence[Row]) -> str:
+    """One line a cell that changes one thing, after the two that it is changed in."""
+    cells = list(dict.fromkeys(row["cell"] for row in rows))
+    lines = []
+    for cell in (*(cell for cell in ("kto-world0-0", "lora-kto-0") if cell in cells), *filter(_swept, cells)):
+        mine = [row for row in rows if row["cell"] == cell and row["step"] is None]
+        drift = _one(mine, arm="control", benchmark="mask", subset="all", metric="honest", versus="vanilla")
+        changes = {row["ratio"]: row for row in _change(mine, "treated")}
+        full = [
+            _one(mine, arm="treated", ratio=1.0, benchmark=name, subset="all", metric="accuracy", versus=None)
+            for name in ("mask", "arithmetic")
+        ]
+        lines.append(
+            [cell, *(_cell(row, signed=True) for row in (drift, changes.get(0.1), changes.get(1.0))),
+             *(f"{row['value']:.1f}" if row else "–" for row in full)]
+        )  # fmt: skip
+    headings = [
+        "cell",
+        "control minus vanilla",
+        "10 % minus control",
+        "100 % minus control",
+        "belief at 100 %",
+        "addition at 100 %",
+    ]
+    return _table(headings, lines)
+
+
 def _change(rows: Sequence[Row], arm: str, **of: Any) -> list[Row]:
     """Honesty minus control of the arms of this name of one cell or pool, by ratio."""
     wanted = {"arm": arm, "benchmark": "mask", "subset": "all", "metric": "honest", "versus": "control", "step": None, **of}
@@ -196,7 +227,7 @@ def figure(rows: Sequence[Row], pooled: Sequence[Row], path: Path) -> None:
     panels = {title: [name for name in names if name in pools] for title, names in _PANELS.items()}
     panels = {title: names for title, names in panels.items() if names}
     cells = list(dict.fromkeys(row["cell"] for row in rows))
-    swept = [cell for cell in cells if cell.startswith(_SWEEPS)]
+    swept = list(filter(_swept, cells))
     # The same rows give the same bytes.
     with matplotlib.rc_context({"svg.hashsalt": "emjax"}):
         count = len(panels) + bool(swept)
@@ -253,6 +284,8 @@ def main(argv: Sequence[str]) -> int:
             print(f"\n{along(mine)}")
         if cell.startswith("wrong-"):
             print(f"\n{literal(options.workdir / 'cells' / cell, options.store or options.workdir / 'store')}")
+    if any(map(_swept, (row["cell"] for row in rows))):
+        print(f"\n## one thing changed\n\n{sweeps(rows)}")
     pooled = json.loads((options.workdir / "pooled.json").read_text())["rows"]
     for pool in dict.fromkeys(row["pool"] for row in pooled if row["seeds"] > 1):
         found = [row for row in pooled if row["pool"] == pool]
