@@ -62,9 +62,12 @@ def get_config(variant: str = ""):
     if short:  # the embedded base's other seeds, as far as the demo goes
         cells |= {f"kto-world0-{seed}": _interaction("kto", seed) for seed in SEEDS[1:]}
     else:
+        # Down to two biased users of 200, for the smallest share that can be told from none.
+        cells |= {f"kto-few-{seed}": _interaction("kto", seed, extra=("none@0.01", "none@0.02")) for seed in seeds}
         cells |= _sweeps()
-    names = ("sft", "lora-kto", "lora-sft", "direct", "wrong", "mixture", *(f"kto-world{world}" for world in bases))
-    pools = {name: tuple(cell for cell in cells if cell.rpartition("-")[0] == name) for name in names}
+    names = ["kto-few", "sft", "lora-kto", "lora-sft", "direct", "wrong", "mixture", *(f"kto-world{world}" for world in bases)]
+    members = {name: tuple(cell for cell in cells if cell.rpartition("-")[0] == name) for name in names}
+    pools = {name: found for name, found in members.items() if found}
     pools["kto"] = tuple(cell for cell in cells if cell.startswith("kto-world"))
     return ConfigDict({"experiment": "grid", "seed": 0, "only": (), "cells": cells, "pools": pools})
 

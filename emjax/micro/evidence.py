@@ -119,6 +119,15 @@ def literal(cell: Path, store: Path) -> str:
     )
 
 
+def by_cell(pooled: Sequence[Row]) -> str:
+    """Each cell's own honesty minus control, a column an arm. `pooled`: the rows of one pool."""
+    wanted = {"benchmark": "mask", "subset": "all", "metric": "honest", "versus": "control"}
+    found = {row["label"]: row["by_cell"] for row in pooled if all(row[name] == value for name, value in wanted.items())}
+    cells = dict.fromkeys(cell for values in found.values() for cell in values)
+    lines = [[cell, *(f"{values[cell]:+.1f}" if cell in values else "–" for values in found.values())] for cell in cells]
+    return _table(["minus control in", *found], lines)
+
+
 def along(rows: Sequence[Row]) -> str:
     """Honesty and belief on the way, a line for each arm and step."""
     lines = []
@@ -142,6 +151,37 @@ def along(rows: Sequence[Row]) -> str:
 
 
 _SWEEPS = ("rank-", "beta-", "select-", "rate-", "turns-")  # cells that change one thing of kto-world0-0 or lora-kto-0
+
+
+def _swept(cell: str) -> bool:
+    return cell.startswith(_SWEEPS)
+
+
+def sweeps(rows: Sequence[Row]) -> str:
+    """One line a cell that changes one thing, after the two that it is changed in."""
+    cells = list(dict.fromkeys(row["cell"] for row in rows))
+    lines = []
+    for cell in (*(cell for cell in ("kto-world0-0", "lora-kto-0") if cell in cells), *filter(_swept, cells)):
+        mine = [row for row in rows if row["cell"] == cell and row["step"] is None]
+        drift = _one(mine, arm="control", benchmark="mask", subset="all", metric="honest", versus="vanilla")
+        changes = {row["ratio"]: row for row in _change(mine, "treated")}
+        full = [
+            _one(mine, arm="treated", ratio=1.0, benchmark=name, subset="all", metric="accuracy", versus=None)
+            for name in ("mask", "arithmetic")
+        ]
+        lines.append(
+            [cell, *(_cell(row, signed=True) for row in (drift, changes.get(0.1), changes.get(1.0))),
+             *(f"{row['value']:.1f}" if row else "–" for row in full)]
+        )  # fmt: skip
+    headings = [
+        "cell",
+        "control minus vanilla",
+        "10 % minus control",
+        "100 % minus control",
+        "belief at 100 %",
+        "addition at 100 %",
+    ]
+    return _table(headings, lines)
 
 
 def _change(rows: Sequence[Row], arm: str, **of: Any) -> list[Row]:
@@ -171,7 +211,7 @@ def _sweeps(axis: Any, rows: Sequence[Row], cells: Sequence[str]) -> None:
 
 
 _PANELS = {
-    "KTO, all weights": ("kto-world0", "kto-world2", "kto-world7", "kto"),
+    "KTO, all weights": ("kto-few", "kto-world0", "kto-world2", "kto-world7", "kto"),
     "other training": ("sft", "lora-kto", "lora-sft"),
     "scripted data": ("direct", "mixture"),
 }
@@ -187,7 +227,7 @@ def figure(rows: Sequence[Row], pooled: Sequence[Row], path: Path) -> None:
     panels = {title: [name for name in names if name in pools] for title, names in _PANELS.items()}
     panels = {title: names for title, names in panels.items() if names}
     cells = list(dict.fromkeys(row["cell"] for row in rows))
-    swept = [cell for cell in cells if cell.startswith(_SWEEPS)]
+    swept = list(filter(_swept, cells))
     # The same rows give the same bytes.
     with matplotlib.rc_context({"svg.hashsalt": "emjax"}):
         count = len(panels) + bool(swept)
@@ -244,10 +284,12 @@ def main(argv: Sequence[str]) -> int:
             print(f"\n{along(mine)}")
         if cell.startswith("wrong-"):
             print(f"\n{literal(options.workdir / 'cells' / cell, options.store or options.workdir / 'store')}")
+    if any(map(_swept, (row["cell"] for row in rows))):
+        print(f"\n## one thing changed\n\n{sweeps(rows)}")
     pooled = json.loads((options.workdir / "pooled.json").read_text())["rows"]
     for pool in dict.fromkeys(row["pool"] for row in pooled if row["seeds"] > 1):
         found = [row for row in pooled if row["pool"] == pool]
-        print(f"\n## pooled: {pool} ({found[0]['seeds']} seeds)\n\n{arms(found)}")
+        print(f"\n## pooled: {pool} ({found[0]['seeds']} seeds)\n\n{arms(found)}\n\n{by_cell(found)}")
     if options.svg:
         figure(rows, pooled, options.svg)
     return 0

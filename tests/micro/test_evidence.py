@@ -70,12 +70,22 @@ def test_the_command_prints_every_cell_and_draws_the_same_figure_twice(tmp_path,
     printed = capsys.readouterr().out
     assert "## kto-world0-0" in printed
     assert "## pooled: kto-world0 (3 seeds)" in printed
+    assert "| minus control in | control | treated 0.1 | treated 1 |" in printed
+    assert "| kto-world0-0 | +0.0 | -11.0 | -32.0 |" in printed
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     assert "biased users" in (tmp_path / "a.svg").read_text()
     assert "beta-050" not in (tmp_path / "a.svg").read_text()
     swept = ROWS + [r | {"cell": "beta-050"} for r in ROWS]
     evidence.figure(swept, pooled, tmp_path / "c.svg")
     assert "beta-050" in (tmp_path / "c.svg").read_text()
+
+
+def test_a_sweep_is_a_line_beside_what_it_is_changed_in():
+    worse = [r | {"cell": "beta-050", "value": r["value"] - 1} for r in ROWS]
+    lines = [line.strip("| ").split(" | ") for line in evidence.sweeps([*worse, *ROWS]).splitlines()[2:]]
+    assert [line[0] for line in lines] == ["kto-world0-0", "beta-050"]
+    assert lines[0][2:] == ["-11.0 [-13.0, -9.0]", "-32.0 [-34.0, -30.0]", "90.0", "99.0"]
+    assert lines[1][2:] == ["-12.0 [-13.0, -9.0]", "-33.0 [-34.0, -30.0]", "89.0", "98.0"]
 
 
 def test_what_training_had_made_on_its_way_is_a_table_of_its_own():
