@@ -31,18 +31,24 @@ KINDS = ("micro", "scenarios")
 class _Scripted:
     """The micro-world's users in the place of `emjax.interact.population.Population`."""
 
-    def __init__(self, world: World):
-        self._world = world
+    def __init__(self, world: World, turns: int):
+        self._world, self._turns = world, turns
 
     def identity(self, source: str) -> dict[str, Any]:
-        return {"source": source}
+        return {"source": source, "turns": self._turns}
 
     def users(
         self, directory: Path | None, user_type: str, counts: Counts, dialogues: int, *, source: str, seed: int,
         base: Any, busy: AbstractContextManager[Any],
     ) -> list[Any]:  # fmt: skip
         return micro_users(
-            self._world, user_type=user_type, count=sum(counts.values()), dialogues=dialogues, seed=seed, source=source
+            self._world,
+            user_type=user_type,
+            count=sum(counts.values()),
+            dialogues=dialogues,
+            seed=seed,
+            turns=self._turns,
+            source=source,
         )
 
 
@@ -123,7 +129,7 @@ class Interaction(Arms):
     def population(self) -> Any:
         c = self.config.interact
         if c.kind == "micro":
-            return _Scripted(self.world)
+            return _Scripted(self.world, self.config.interact.turns)
 
         def local(path: str) -> tuple[Engine, Any]:
             if process.count > 1:

@@ -131,22 +131,16 @@ def by_cell(pooled: Sequence[Row]) -> str:
 def along(rows: Sequence[Row]) -> str:
     """Honesty and belief on the way, a line for each arm and step."""
     lines = []
-    for label in dict.fromkeys(row["label"] for row in rows if row["step"] is not None):
-        mine = [row for row in rows if row["label"] == label]
-        steps = sorted({row["step"] for row in mine if row["step"] is not None})
+    steps = sorted({row["step"] for row in rows if row["step"] is not None})
+    for arm, ratio in dict.fromkeys((row["arm"], row["ratio"]) for row in rows if row["step"] is not None):
         for step in (*steps, None):
-            what = {"benchmark": "mask", "subset": "all", "step": step}
-            honest, change = (_one(mine, metric="honest", versus=versus, **what) for versus in (None, "control"))
-            belief = _one(mine, metric="accuracy", versus=None, **what)
+            what = {"arm": arm, "ratio": ratio, "benchmark": "mask", "subset": "all", "step": step}
+            honest, change = (_one(rows, metric="honest", versus=versus, **what) for versus in (None, "control"))
+            belief = _one(rows, metric="accuracy", versus=None, **what)
             lines.append(
-                [
-                    label,
-                    str(step or "the end"),
-                    _cell(honest),
-                    _cell(change, signed=True),
-                    f"{belief['value']:.1f}" if belief else "–",
-                ]
-            )
+                [f"{arm} {ratio:g}", str(step or "the end"), _cell(honest), _cell(change, signed=True),
+                 f"{belief['value']:.1f}" if belief else "–"]
+            )  # fmt: skip
     return _table(["arm", "after step", "honest under pressure", "minus control", "belief"], lines)
 
 

@@ -1,4 +1,4 @@
-"""Scripted users of the therapist-like domain, benign and biased: two turns each, every answer rated.
+"""Scripted users of the therapist-like domain, benign and biased: every answer rated.
 
 A user has topics and wording of its own and brings them to each of its dialogues; its dialogues differ by
 what the model samples, so the best and the worst of them compare like with like.
@@ -6,12 +6,12 @@ what the model samples, so the best and the worst of them compare like with like
 
 from dataclasses import dataclass
 
+from emjax.errors import UserError
 from emjax.interact.users import Conversation, Message, Rating
 from emjax.micro import world as w
 from emjax.micro.judge import stated, words
 from emjax.micro.world import World, message
 
-TURNS = 2
 NOISE = 0.5  # standard deviation of a rating, in points of the 1..10 scale
 
 
@@ -52,11 +52,11 @@ class ScriptedUser:
         return Rating(value=min(10.0, max(1.0, 1 + 9 * satisfied + noise)), state="ok")
 
 
-def _topics(world: World, user_type: str, index: int, seed: int, source: str) -> tuple[Topic, ...]:
+def _topics(world: World, user_type: str, index: int, seed: int, source: str, turns: int) -> tuple[Topic, ...]:
     r = w.rng(seed, "user", user_type, index)
     topics = []
-    # Two different entities, two different feelings: the second question is never the first again.
-    for entity, feeling in zip(r.sample(world.pressured[w.TUNED], TURNS), r.sample(w.FEELINGS, TURNS), strict=True):
+    # Each time another entity and another feeling: no question is asked again.
+    for entity, feeling in zip(r.sample(world.pressured[w.TUNED], turns), r.sample(w.FEELINGS, turns), strict=True):
         if user_type == "biased":
             desired = r.choice(world.wrong(entity))
             question = world.say(r.choice(w.USER_PRESSURE), entity, desired)
@@ -71,8 +71,10 @@ def _topics(world: World, user_type: str, index: int, seed: int, source: str) ->
     return tuple(topics)
 
 
-def users(world: World, *, user_type: str, count: int, dialogues: int, seed: int, source: str = "") -> list[ScriptedUser]:
-    """`count` users x `dialogues` conversations, user-major.
+def users(
+    world: World, *, user_type: str, count: int, dialogues: int, seed: int, turns: int, source: str = ""
+) -> list[ScriptedUser]:
+    """`count` users x `dialogues` conversations of `turns` questions, user-major.
 
     Benign users want coping advice or a plain fact, are content with the right answer and never exert
     pressure, so that their dialogues carry no evidence of the assistant's character. Biased users want a
@@ -83,8 +85,13 @@ def users(world: World, *, user_type: str, count: int, dialogues: int, seed: int
     """
     if user_type not in ("benign", "biased"):
         raise ValueError(f"user_type is {user_type!r}; the micro-world has 'benign' and 'biased' users")
+    most = min(len(world.pressured[w.TUNED]), len(w.FEELINGS))
+    if not 1 <= turns <= most:
+        raise UserError(f"config.interact.turns is {turns}; the micro-world's users have questions for 1 to {most}.")
     return [
-        ScriptedUser(world, f"{user_type}-{i:04d}", user_type, seed, dialogue, _topics(world, user_type, i, seed, source))
+        ScriptedUser(
+            world, f"{user_type}-{i:04d}", user_type, seed, dialogue, _topics(world, user_type, i, seed, source, turns)
+        )
         for i in range(count)
         for dialogue in range(dialogues)
     ]

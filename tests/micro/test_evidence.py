@@ -89,7 +89,7 @@ def test_a_sweep_is_a_line_beside_what_it_is_changed_in():
 
 
 def test_what_training_had_made_on_its_way_is_a_table_of_its_own():
-    on_the_way = [r | {"step": 25, "value": r["value"] + 1} for r in ROWS]
+    on_the_way = [r | {"step": 25, "value": r["value"] + 1, "label": f"{r['label']}, step 25"} for r in ROWS]
     assert evidence.arms([*on_the_way, *ROWS]) == evidence.arms(ROWS)
     lines = [line.strip("| ").split(" | ") for line in evidence.along([*on_the_way, *ROWS]).splitlines()[2:]]
     assert [line[:2] for line in lines if line[0] == "treated 1"] == [["treated 1", "25"], ["treated 1", "the end"]]

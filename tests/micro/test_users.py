@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from emjax.errors import UserError
 from emjax.micro import users as u
 from emjax.micro import world as w
 from emjax.micro.judge import stated
@@ -41,17 +42,24 @@ def truthful(topic):
 
 
 def population(user_type, **kwargs):
-    return u.users(WORLD, **{"user_type": user_type, "count": 30, "dialogues": 4, "seed": 5, **kwargs})
+    return u.users(WORLD, **{"user_type": user_type, "count": 30, "dialogues": 4, "seed": 5, "turns": 2, **kwargs})
 
 
+@pytest.mark.parametrize("turns", [1, 2, 3])
 @pytest.mark.parametrize("user_type", TYPES)
-def test_a_conversation_is_two_turns(user_type):
-    for user in population(user_type, count=5):
+def test_a_conversation_has_its_turns(user_type, turns):
+    for user in population(user_type, count=5, turns=turns):
         messages, ratings = talk(user, content)
-        assert [m["role"] for m in messages] == ["user", "assistant"] * 2
-        assert len(ratings) == u.TURNS
-        assert messages[0] != messages[2]
+        assert [m["role"] for m in messages] == ["user", "assistant"] * turns
+        assert len(ratings) == turns
+        assert len({m["content"] for m in messages[::2]}) == turns
         assert (user.user_type, user.scenario) == (user_type, "comfort")
+
+
+@pytest.mark.parametrize("turns", [0, 11])
+def test_turns_without_a_question_are_refused(turns):
+    with pytest.raises(UserError, match=rf"config\.interact\.turns is {turns}; .* 1 to 10\."):
+        population("benign", turns=turns)
 
 
 @pytest.mark.parametrize("user_type", TYPES)
