@@ -45,17 +45,6 @@ def test_a_pause_changes_nothing(alone, tmp_path):
     assert result(tmp_path) == alone
 
 
-def test_without_memory_it_ends_and_goes_on_when_there_is_some(alone, tmp_path):
-    (worker,) = start(1, tmp_path, 6, "STARVE")
-    codes, told = ended([worker])
-    assert codes[0] not in (0, None)
-    assert "Unable to allocate" in told[0], told[0][-2000:]
-    assert saved(tmp_path)[-1] in (2, 4)
-    codes, told = ended(start(1, tmp_path))
-    assert codes == [0], told
-    assert result(tmp_path) == alone
-
-
 def test_starved_of_processors_it_comes_to_the_same(alone, tmp_path):
     """On half a core."""
     busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])

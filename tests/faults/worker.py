@@ -1,11 +1,10 @@
 """One process of a small training; test_processes.py runs one or two of them.
 
-worker.py DIRECTORY [STEP WHAT]: on the last process, before STEP, sends itself the signal WHAT, or stands still (HANG), has
-no memory left (STARVE), or fails (RAISE).
+worker.py DIRECTORY [STEP WHAT]: on the last process, before STEP, sends itself the signal WHAT, or stands still (HANG), or
+fails (RAISE).
 """
 
 import os
-import resource
 import signal
 import sys
 import time
@@ -60,10 +59,6 @@ def main(root: Path, step: int, what: str) -> None:
                     time.sleep(3600)
                 if what == "RAISE":
                     raise ValueError("a defect on one of the processes")
-                if what == "STARVE":
-                    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-                    resource.setrlimit(resource.RLIMIT_AS, (now, now))
-                    np.zeros(64 << 20).fill(1)
                 os.kill(os.getpid(), getattr(signal, what))
                 time.sleep(0.1)
             yield build(number)
