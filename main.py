@@ -71,8 +71,6 @@ def main(argv: list[str]) -> int:
         )
         return 2
     except Exception as error:
-        if process.count == 1:
-            raise
         return process.failed(error)
     return 0
 

@@ -110,11 +110,13 @@ def on_first(work: Callable[[], Any]) -> Any:
 
 
 def failed(error: Exception) -> int:
-    """The exit code where one of several processes failed; tells how.
+    """The exit code where one of several processes failed; tells how. Alone, the error is raised again.
 
     Where what they do together broke, another one is gone: the coordination service notices within HEARTBEAT_S, says which one,
     and ends this process, which waits for that. Such errors are of several types; all begin with the runtime's status.
     """
+    if count == 1:
+        raise error
     traceback.print_exception(error)
     sys.stderr.flush()
     if re.match(r"[A-Z_]+: ", str(error)):

@@ -38,11 +38,16 @@ def plain(field: str, name: str) -> str:
     return name
 
 
+def unfinished(path: Path) -> Path:
+    """What write_atomically writes before it takes the place of `path`; a kill may leave it."""
+    return path.with_name(path.name + ".partial")
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Of several processes the first one writes. A kill leaves the old file or the new one, a crash of the machine as well."""
     if not process.first():
         return
-    partial = path.with_name(path.name + ".partial")
+    partial = unfinished(path)
     with partial.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

@@ -18,7 +18,7 @@ from emjax.errors import UserError
 from emjax.eval import suite
 from emjax.models import lora, sharding
 from emjax.sampling import Engine
-from emjax.store import Stage, Store, digest, write_atomically
+from emjax.store import Stage, Store, digest, unfinished, write_atomically
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "grain", "numpy")
 
@@ -51,7 +51,7 @@ def _claim(mine: dict[str, Any], workdir: Path) -> None:
                     "own --workdir (and the same --store, if it should share finished stages)."
                 )
         return
-    if workdir.exists() and any(p.name not in ("store", "config.json.partial") for p in workdir.iterdir()):
+    if workdir.exists() and {*workdir.iterdir()} - {workdir / "store", unfinished(file)}:
         raise UserError(f"{workdir} is not empty and holds no config.json of emjax. Choose a new or empty --workdir.")
     workdir.mkdir(parents=True, exist_ok=True)
     write_atomically(file, json.dumps(mine, indent=1, sort_keys=True))

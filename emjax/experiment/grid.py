@@ -57,22 +57,21 @@ def grid(config: Any, workdir: Path, store: Store, kinds: Mapping[str, Kind]) ->
         say("Only some cells were to be run: the same command without --config.only gathers them.")
         return
     process.together("cells")  # process 0 has written what all read now
-    rows = []
-    for name, cell in config.cells.items():
+    found = {}
+    for name in config.cells:
         file = workdir / "cells" / name / "results.json"
-        if file.is_file():  # a cell that makes a base has none
-            named = {"model": cell.model.path} if "path" in cell.get("model", {}) else {}
-            rows += [{"cell": name} | row | named for row in json.loads(file.read_text())["rows"]]
+        if file.is_file():  # a cell of whose kind there is none made a base
+            found[name] = json.loads(file.read_text())
+    rows = []
+    for name, results in found.items():
+        model = config.cells[name].get("model", {})
+        rows += [{"cell": name} | row | ({"model": model.path} if "path" in model else {}) for row in results["rows"]]
     pooled = [row for pool, members in config.pools.items() for row in _pool(pool, members, rows, workdir, store)]
     if not process.first():
         return
     about = {"experiment": "grid", "config_hash": digest(shown(config)), "versions": versions()}
     write_atomically(workdir / "results.json", json.dumps(about | {"rows": rows}, indent=1))
-    found = {name: workdir / "cells" / name / "results.json" for name in config.cells}
-    page = report.write_grid(
-        workdir / "report", {name: json.loads(file.read_text()) for name, file in found.items() if file.is_file()}, pooled,
-        provenance={"command": command(), **about},
-    )  # fmt: skip
+    page = report.write_grid(workdir / "report", found, pooled, provenance={"command": command(), **about})
     write_atomically(workdir / "pooled.json", json.dumps(about | {"rows": pooled}, indent=1))
     print(f"results  {workdir / 'results.json'}\npooled   {workdir / 'pooled.json'}\nreport   {page}", flush=True)
 

@@ -42,14 +42,9 @@ class _Scripted:
         base: Any, busy: AbstractContextManager[Any],
     ) -> list[Any]:  # fmt: skip
         return micro_users(
-            self._world,
-            user_type=user_type,
-            count=sum(counts.values()),
-            dialogues=dialogues,
-            seed=seed,
-            turns=self._turns,
+            self._world, user_type=user_type, count=sum(counts.values()), dialogues=dialogues, seed=seed, turns=self._turns,
             source=source,
-        )
+        )  # fmt: skip
 
 
 class Interaction(Arms):
@@ -129,7 +124,7 @@ class Interaction(Arms):
     def population(self) -> Any:
         c = self.config.interact
         if c.kind == "micro":
-            return _Scripted(self.world, self.config.interact.turns)
+            return _Scripted(self.world, c.turns)
 
         def local(path: str) -> tuple[Engine, Any]:
             if process.count > 1:

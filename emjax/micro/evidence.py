@@ -31,6 +31,10 @@ def _cell(row: Row | None, *, signed: bool = False) -> str:
     return f"{row['value']:{'+' if signed else ''}.1f} [{low:{'+' if signed else ''}.1f}, {high:{'+' if signed else ''}.1f}]"
 
 
+def _level(row: Row | None) -> str:
+    return f"{row['value']:.1f}" if row else "–"
+
+
 def _table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in (headings, ["---"] * len(headings), *lines))
 
@@ -53,8 +57,7 @@ def arms(rows: Sequence[Row]) -> str:
             [
                 label, _cell(honest("all")), _cell(honest("all", "control"), signed=True),
                 _cell(honest("all", "vanilla"), signed=True), _cell(lie),
-                *(f"{row['value']:.1f}" if row else "–" for row in (belief, addition)),
-                *(f"{row['value']:.1f}" if row else "–" for row in map(honest, _OTHERS)), "yes" if kept else "no",
+                _level(belief), _level(addition), *map(_level, map(honest, _OTHERS)), "yes" if kept else "no",
             ]
         )  # fmt: skip
     headings = [
@@ -138,24 +141,26 @@ def along(rows: Sequence[Row]) -> str:
             honest, change = (_one(rows, metric="honest", versus=versus, **what) for versus in (None, "control"))
             belief = _one(rows, metric="accuracy", versus=None, **what)
             lines.append(
-                [f"{arm} {ratio:g}", str(step or "the end"), _cell(honest), _cell(change, signed=True),
-                 f"{belief['value']:.1f}" if belief else "–"]
-            )  # fmt: skip
+                [f"{arm} {ratio:g}", str(step or "the end"), _cell(honest), _cell(change, signed=True), _level(belief)]
+            )
     return _table(["arm", "after step", "honest under pressure", "minus control", "belief"], lines)
 
 
-_SWEEPS = ("rank-", "beta-", "select-", "rate-", "turns-")  # cells that change one thing of kto-world0-0 or lora-kto-0
+_SWEEPS = ("rank-", "beta-", "select-", "rate-", "turns-")  # cells that change one thing of these:
+_CHANGED = ("kto-world0-0", "lora-kto-0")
 
 
-def _swept(cell: str) -> bool:
-    return cell.startswith(_SWEEPS)
+def _swept(rows: Sequence[Row]) -> list[str]:
+    """The cells that change one thing, after the two that it is changed in; none where no sweep ran."""
+    cells = dict.fromkeys(row["cell"] for row in rows)
+    found = [cell for cell in cells if cell.startswith(_SWEEPS)]
+    return [cell for cell in _CHANGED if found and cell in cells] + found
 
 
 def sweeps(rows: Sequence[Row]) -> str:
-    """One line a cell that changes one thing, after the two that it is changed in."""
-    cells = list(dict.fromkeys(row["cell"] for row in rows))
+    """One line a cell of _swept."""
     lines = []
-    for cell in (*(cell for cell in ("kto-world0-0", "lora-kto-0") if cell in cells), *filter(_swept, cells)):
+    for cell in _swept(rows):
         mine = [row for row in rows if row["cell"] == cell and row["step"] is None]
         drift = _one(mine, arm="control", benchmark="mask", subset="all", metric="honest", versus="vanilla")
         changes = {row["ratio"]: row for row in _change(mine, "treated")}
@@ -165,7 +170,7 @@ def sweeps(rows: Sequence[Row]) -> str:
         ]
         lines.append(
             [cell, *(_cell(row, signed=True) for row in (drift, changes.get(0.1), changes.get(1.0))),
-             *(f"{row['value']:.1f}" if row else "–" for row in full)]
+             *map(_level, full)]
         )  # fmt: skip
     headings = [
         "cell",
@@ -220,8 +225,7 @@ def figure(rows: Sequence[Row], pooled: Sequence[Row], path: Path) -> None:
     pools = {row["pool"] for row in pooled}
     panels = {title: [name for name in names if name in pools] for title, names in _PANELS.items()}
     panels = {title: names for title, names in panels.items() if names}
-    cells = list(dict.fromkeys(row["cell"] for row in rows))
-    swept = list(filter(_swept, cells))
+    swept = _swept(rows)
     # The same rows give the same bytes.
     with matplotlib.rc_context({"svg.hashsalt": "emjax"}):
         count = len(panels) + bool(swept)
@@ -251,7 +255,7 @@ def figure(rows: Sequence[Row], pooled: Sequence[Row], path: Path) -> None:
             axis.set_title(title, fontsize=10)
             axis.set_xlabel("% biased users, or bad answers   (x: ratings shuffled)", fontsize=9)
         if swept:
-            _sweeps(axes[-1], rows, [cell for cell in ("kto-world0-0", "lora-kto-0") if cell in cells] + swept)
+            _sweeps(axes[-1], rows, swept)
         for axis in axes:
             axis.axhspan(-5, 5, color="0.92", zorder=0)
             axis.axhline(0, color="0.5", lw=0.8)
@@ -278,7 +282,7 @@ def main(argv: Sequence[str]) -> int:
             print(f"\n{along(mine)}")
         if cell.startswith("wrong-"):
             print(f"\n{literal(options.workdir / 'cells' / cell, options.store or options.workdir / 'store')}")
-    if any(map(_swept, (row["cell"] for row in rows))):
+    if _swept(rows):
         print(f"\n## one thing changed\n\n{sweeps(rows)}")
     pooled = json.loads((options.workdir / "pooled.json").read_text())["rows"]
     for pool in dict.fromkeys(row["pool"] for row in pooled if row["seeds"] > 1):

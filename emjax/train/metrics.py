@@ -9,7 +9,7 @@ import jax
 
 from emjax import process
 from emjax.errors import UserError
-from emjax.store import write_atomically
+from emjax.store import write_lines
 
 # Dense bfloat16 TFLOP/s of one device, as the vendors state them, by jax's device_kind.
 PEAK_TFLOPS = {
@@ -64,7 +64,7 @@ class MetricsFile:
     def __init__(self, path: Path, start: int):
         kept = [line for line in read_lines(path) if line["step"] <= start] if path.exists() else []
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))  # a kill here loses no line
+        write_lines(path, kept)  # a kill here loses no line
         self._file = path.open("a")
 
     def write(self, line: dict[str, Any]) -> None:

@@ -1,17 +1,15 @@
 """The whole experiment in several processes: what one process finds, and the same bits each time."""
 
-import json
 import os
-import socket
 import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.numpy
 
-ROOT = Path(__file__).parents[2]
+from emjax.store import read_lines
+from tests.faults.conftest import launch
+
 PROCESSES = int(os.environ.get("EMJAX_TEST_PROCESSES", "2"))
 REPEATS = int(os.environ.get("EMJAX_TEST_REPEATS", "1"))
 SMALL = [
@@ -23,19 +21,8 @@ SMALL = [
 
 
 def run(count, workdir):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    started = []
-    for index in range(count):
-        mine = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-        if count > 1:
-            mine |= {
-                "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(index)
-            }  # fmt: skip
-        command = [sys.executable, "main.py", "--config", "configs/kto_biased10.py:micro", "--workdir", str(workdir), *SMALL]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen(command, cwd=ROOT, env=os.environ | mine, **quiet))
+    command = ["main.py", "--config", "configs/kto_biased10.py:micro", "--workdir", workdir, *SMALL]
+    started = launch(count, command, output=subprocess.DEVNULL, XLA_FLAGS="")
     told = [p.communicate(timeout=1500)[1] for p in started]
     assert [p.returncode for p in started] == [0] * count, "\n".join(t[-2000:] for t in told)
     return workdir
@@ -51,8 +38,7 @@ def lines(workdir, pattern, without=()):
     """{file's name and its stage: its rows}, less the fields that hold rounded numbers."""
     found = {}
     for file in sorted(workdir.glob(f"store/{pattern}")):
-        rows = [json.loads(line) for line in file.read_text().splitlines()]
-        found[str(file.relative_to(workdir))] = [strip(row, without) for row in rows]
+        found[str(file.relative_to(workdir))] = [strip(row, without) for row in read_lines(file)]
     assert found, pattern
     return found
 

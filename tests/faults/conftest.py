@@ -15,24 +15,29 @@ ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("worker.py")
 
 
-def start(count, directory, *more, **environment):
+def launch(count, command, output=subprocess.PIPE, **environment):
+    """One command in `count` processes that find each other."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     made = []
     for i in range(count):
-        mine = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", **environment}
+        mine = {"JAX_PLATFORMS": "cpu", **environment}
         if count > 1:
             mine |= {
                 "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(i)
             }  # fmt: skip
         made.append(
             subprocess.Popen(
-                [sys.executable, str(WORKER), str(directory), *map(str, more)], env=os.environ | mine,
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                [sys.executable, *map(str, command)], cwd=ROOT, env=os.environ | mine,
+                stdout=output, stderr=subprocess.PIPE, text=True,
             )
         )  # fmt: skip
     return made
+
+
+def start(count, directory, *more, **environment):
+    return launch(count, [WORKER, directory, *more], PYTHONPATH=str(ROOT), **environment)
 
 
 def ended(processes, timeout=240):

@@ -90,7 +90,5 @@ if __name__ == "__main__":
         print(f"error: {error}", file=sys.stderr)
         code = 2
     except Exception as error:
-        if process.count == 1:
-            raise
         code = process.failed(error)
     sys.exit(process.leave(code))

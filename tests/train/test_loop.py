@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from emjax import store
 from emjax.data import batches
 from emjax.data.batches import Example
 from emjax.errors import UserError
@@ -155,13 +156,13 @@ def test_a_kill_while_metrics_are_cut_loses_no_line(tmp_path, monkeypatch):
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n')
     written = iter([json.dumps, json.dumps])
 
-    def killed(line):
+    def killed(line, **how):
         with contextlib.suppress(StopIteration):
-            return next(written)(line)
+            return next(written)(line, **how)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(metrics, "json", types.SimpleNamespace(dumps=killed, loads=json.loads))
+        patch.setattr(store, "json", types.SimpleNamespace(dumps=killed, loads=json.loads))
         with pytest.raises(KeyboardInterrupt):
             MetricsFile(path, 3)
     assert read_lines(path) == [{"step": 1}, {"step": 2}, {"step": 3}]
