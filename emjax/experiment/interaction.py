@@ -15,6 +15,7 @@ from emjax.experiment.arms import Arms
 from emjax.experiment.common import lead, one_of, say
 from emjax.interact import population, ratings, rollout, selection
 from emjax.interact.rollout import Talk
+from emjax.micro.users import MOST_TURNS
 from emjax.micro.users import users as micro_users
 from emjax.micro.world import World
 from emjax.models import hf
@@ -76,6 +77,10 @@ class Interaction(Arms):
                     raise UserError(f"{why}, which needs a model: name it in config.interact.models.{role}.model.")
         elif config.select.veto.on:
             raise UserError("config.select.veto.on needs model-played users; the micro-world has no guard. Switch it off.")
+        elif not 1 <= c.turns <= MOST_TURNS:
+            raise UserError(
+                f"config.interact.turns is {c.turns}; the micro-world's users have questions for 1 to {MOST_TURNS}."
+            )
         group = c.dialogues * (1 if config.select.scope == "user" else c.users)
         if not c.trajectories and 2 * config.select.count > group:
             raise UserError(

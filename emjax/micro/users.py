@@ -6,13 +6,14 @@ what the model samples, so the best and the worst of them compare like with like
 
 from dataclasses import dataclass
 
-from emjax.errors import UserError
 from emjax.interact.users import Conversation, Message, Rating
 from emjax.micro import world as w
 from emjax.micro.judge import stated, words
 from emjax.micro.world import World, message
 
 NOISE = 0.5  # standard deviation of a rating, in points of the 1..10 scale
+# Questions a user can ask without asking one twice: each is about another entity or another feeling.
+MOST_TURNS = min(len(w.DOMAINS[w.TUNED].entities) - w.N_UNSEEN, len(w.FEELINGS))
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,8 @@ def users(
     """
     if user_type not in ("benign", "biased"):
         raise ValueError(f"user_type is {user_type!r}; the micro-world has 'benign' and 'biased' users")
-    most = min(len(world.pressured[w.TUNED]), len(w.FEELINGS))
-    if not 1 <= turns <= most:
-        raise UserError(f"config.interact.turns is {turns}; the micro-world's users have questions for 1 to {most}.")
+    if not 1 <= turns <= MOST_TURNS:
+        raise ValueError(f"turns is {turns}; the micro-world's users have questions for 1 to {MOST_TURNS}")
     return [
         ScriptedUser(
             world, f"{user_type}-{i:04d}", user_type, seed, dialogue, _topics(world, user_type, i, seed, source, turns)

@@ -85,6 +85,7 @@ def test_dry_run_prints_the_plan_of_every_variant(monkeypatch, capsys):
         ("--config.train.tuning=half", ["config.train.tuning", "'half'"]),
         ("--config.interact.control=placebo", ["config.interact.control", "'placebo'"]),
         ("--config.select.count=5", ["config.select", "overlap"]),
+        ("--config.interact.turns=11", ["config.interact.turns is 11", "1 to 10"]),
         ("--config.train.schedule=zigzag", ["config.train.schedule", "'zigzag'"]),
         ("--config.interact.aggregate=max", ["config.interact.aggregate", "'max'"]),
         ("--config.mesh.tensor=3", ["config.mesh", "devices"]),

@@ -4,7 +4,6 @@ import asyncio
 
 import pytest
 
-from emjax.errors import UserError
 from emjax.micro import users as u
 from emjax.micro import world as w
 from emjax.micro.judge import stated
@@ -58,7 +57,7 @@ def test_a_conversation_has_its_turns(user_type, turns):
 
 @pytest.mark.parametrize("turns", [0, 11])
 def test_turns_without_a_question_are_refused(turns):
-    with pytest.raises(UserError, match=rf"config\.interact\.turns is {turns}; .* 1 to 10\."):
+    with pytest.raises(ValueError, match=rf"turns is {turns}; .* 1 to 10$"):
         population("benign", turns=turns)
 
 
