@@ -217,6 +217,41 @@ def copy(caches: Any, chunk: int, source_N: jax.Array, to_N: jax.Array, block_N:
     return jax.tree.map(one, caches)
 
 
+def write_and_read(
+    cache: Cache,
+    k_RxCxKxh: jax.Array,
+    v_RxCxKxh: jax.Array,
+    slot_R: jax.Array,
+    block_R: jax.Array,
+    reach: int,
+    mesh: Mesh | None,
+) -> tuple[Cache, Cache]:
+    """Under jit: puts R chunks into their blocks and gives (the cache, the first `reach` positions of each chunk's slot).
+
+    Several chunks may be of one slot: all are written before any is read. On a mesh every device has as many chunks as
+    others, of its own slots, and `slot` counts from the first of these, so that nothing is sent. Chunks that only fill a
+    call up have a slot beyond the last; their writes are dropped.
+    """
+    C = k_RxCxKxh.shape[1]
+
+    def local(
+        x_BxKxSxh: jax.Array, new_RxCxKxh: jax.Array, slot_R: jax.Array, block_R: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        _, K, _, h = x_BxKxSxh.shape
+        x_BxKxnxCxh = blocks(x_BxKxSxh, C).at[slot_R, :, block_R].set(new_RxCxKxh.swapaxes(1, 2), mode="drop")
+        read = x_BxKxnxCxh.at[slot_R, :, : reach // C].get(mode="clip").reshape(len(slot_R), K, reach, h)
+        return x_BxKxnxCxh.reshape(x_BxKxSxh.shape), read
+
+    if mesh is not None:
+        rows, heads = P(("data", "fsdp")), P(("data", "fsdp"), "tensor")
+        inputs = (heads, P(("data", "fsdp"), None, "tensor"), rows, rows)
+        local = jax.shard_map(local, mesh=mesh, in_specs=inputs, out_specs=(heads, heads))
+    (k, k_read), (v, v_read) = (
+        local(old, new, slot_R, block_R) for old, new in zip(cache, (k_RxCxKxh, v_RxCxKxh), strict=True)
+    )
+    return (spread(k, mesh), spread(v, mesh)), (k_read, v_read)
+
+
 def blocks(x_BxKxSxh: jax.Array, chunk: int) -> jax.Array:
     """[B, K, S, h] -> [B, K, S / chunk, chunk, h]: the same bytes, on the absolute grid."""
     B, K, S, h = x_BxKxSxh.shape

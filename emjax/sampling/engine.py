@@ -127,9 +127,9 @@ class Stats:
 # --- device functions --------------------------------------------------------------------------------------
 
 
-@jax.jit
-def _embed(top: Params, tokens_RxT: jax.Array) -> jax.Array:
-    return top["embed"][tokens_RxT]
+@functools.partial(jax.jit, static_argnames=("mesh",))
+def _embed(mesh: Mesh | None, top: Params, tokens_RxC: jax.Array) -> jax.Array:
+    return decoder.by_rows(top["embed"][tokens_RxC], mesh)
 
 
 # One program a reach serves all layers: compile time does not grow with depth, and nothing needs the weights
@@ -147,25 +147,17 @@ def _prefill_layer(
     slot_R: jax.Array,
     block_R: jax.Array,
 ) -> tuple[jax.Array, Cache]:
-    """One layer over R chunks, each of its slot; several may be of one slot, as all are written before any is read."""
+    """One layer over R chunks, each of its slot (kv.write_and_read)."""
     C = x_RxCxD.shape[1]
     start_R = block_R * C
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Cache]:
-        # Chunks that only fill the call up have a slot beyond the last; their writes are dropped.
-        written = tuple(
-            kv.blocks(old, C).at[slot_R, :, block_R].set(new.swapaxes(1, 2), mode="drop")
-            for old, new in zip(cache, (k, v), strict=True)
-        )
-        k_RxKxExh, v_RxKxExh = (
-            x.at[slot_R, :, : reach // C].get(mode="clip").reshape(x_RxCxD.shape[0], config.K, reach, config.h) for x in written
-        )
-        out = attention.chunk_over_cache(q, k_RxKxExh, v_RxKxExh, start_R, implementation)
-        k_cache, v_cache = (kv.spread(x.reshape(old.shape), mesh) for x, old in zip(written, cache, strict=True))
-        return out, (k_cache, v_cache)
+        written, (k_RxKxExh, v_RxKxExh) = kv.write_and_read(cache, k, v, slot_R, block_R, reach, mesh)
+        return attention.chunk_over_cache(q, k_RxKxExh, v_RxKxExh, start_R, implementation), written
 
     tables = rope.tables(config, start_R[:, None] + jnp.arange(C))
-    return decoder.block(config, layer, x_RxCxD, tables, attend, adapter)
+    x_RxCxD, cache = decoder.block(config, layer, x_RxCxD, tables, attend, adapter)
+    return decoder.by_rows(x_RxCxD, mesh), cache
 
 
 @functools.partial(jax.jit, static_argnames=("chunk", "mesh"), donate_argnames=("caches",))
@@ -269,7 +261,7 @@ def _target_logprobs(
     config: ModelConfig, mesh: Mesh | None, top: Params, x_RxCxD: jax.Array, target_RxC: jax.Array
 ) -> jax.Array:
     hidden_RxCxD = decoder.rms_norm(x_RxCxD, top["final_norm"], config.norm_eps)
-    return kv.replicate(token_logprobs(decoder.head(top), hidden_RxCxD, target_RxC), mesh)
+    return kv.replicate(token_logprobs(decoder.head(top, mesh), hidden_RxCxD, target_RxC), mesh)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "mesh"))
@@ -389,8 +381,11 @@ class Engine:
         self._top = {name: x for name, x in lm.params.items() if name != "layers"}
         self._positions = -(-cache_length // chunk) * chunk  # the cache's: whole blocks
         self._reaches = kv.reaches(chunk, self._positions)
-        # A few chunks fill two CPU cores; an accelerator needs thousands of tokens a call.
-        self._blocks_a_call = max(1, (512 if jax.default_backend() == "cpu" else 2048) // chunk)
+        # Of data x fsdp shards each prefills its own slots. A few chunks fill two CPU cores; an accelerator needs thousands of
+        # tokens a call.
+        self._shards = 1 if self._mesh is None else self._mesh.shape["data"] * self._mesh.shape["fsdp"]
+        self._blocks_a_shard = max(1, (512 // self._shards if jax.default_backend() == "cpu" else 2048) // chunk)
+        self._blocks_a_call = self._shards * self._blocks_a_shard
         dtype = self._top["embed"].dtype
         self.slots = slots or kv.free_slots(self.config, self._positions, dtype, self._mesh)
         self.stats = Stats(self.slots)
@@ -684,30 +679,37 @@ class Engine:
     def _pick(self, filling: list[tuple[int, _Row]], reach: int) -> list[tuple[int, _Row, int]]:
         """Blocks of one reach for one call. What one row of the call makes, another copies later."""
         picked: list[tuple[int, _Row, int]] = []
+        room = [self._blocks_a_shard] * self._shards
         made = set()
         for slot, row in filling:
-            if len(picked) == self._blocks_a_call:
-                break
+            shard, _ = self._place(slot)
             for block in range(row.next, len(row.names)):
                 first = next(r for r in self._reaches if (block + 1) * self.chunk <= r)
                 copied = row.names[block] in made and block < self._reusable(row)
-                if len(picked) == self._blocks_a_call or first != reach or copied:
+                if not room[shard] or first != reach or copied:
                     break
+                room[shard] -= 1
                 picked.append((slot, row, block))
                 made.add(row.names[block])
         return picked
 
+    def _place(self, slot: int) -> tuple[int, int]:
+        """(the shard that holds a slot, its number there)."""
+        return divmod(slot, self.slots // self._shards)
+
     def _call(self, picked: list[tuple[int, _Row, int]], reach: int) -> None:
         R, C = self._blocks_a_call, self.chunk
+        free = [iter(range(shard * self._blocks_a_shard, R)) for shard in range(self._shards)]
+        at = [next(free[self._place(slot)[0]]) for slot, _, _ in picked]  # a shard's chunks stand together
         tokens_RxC, target_RxC = np.zeros((R, C), np.int32), np.zeros((R, C), np.int32)
         slot_R, block_R, last_R = np.full(R, self.slots, np.int32), np.zeros(R, np.int32), np.zeros(R, np.int32)
-        for r, (slot, row, block) in enumerate(picked):
+        for r, (slot, row, block) in zip(at, picked, strict=True):
             part = row.tokens[block * C : (block + 1) * C]
             tokens_RxC[r, : len(part)] = part
-            slot_R[r], block_R[r], last_R[r] = slot, block, len(part) - 1
+            slot_R[r], block_R[r], last_R[r] = self._place(slot)[1], block, len(part) - 1
             if row.targets is not None:
                 target_RxC[r, : len(part)] = row.targets[block * C : (block + 1) * C]
-        x_RxCxD = _embed(self._top, tokens_RxC)
+        x_RxCxD = _embed(self._mesh, self._top, tokens_RxC)
         kept = []
         for i, (layer, cache) in enumerate(zip(self._layers, self._caches, strict=True)):
             adapter = self._lane.adapter[i] if self._lane.adapter else None
@@ -722,7 +724,7 @@ class Engine:
             self._blocks.add(slot, block, row.names[block])
 
         # What scores read.
-        read = [(r, row, block) for r, (_, row, block) in enumerate(picked) if block >= self._reusable(row)]
+        read = [(r, row, block) for r, (_, row, block) in zip(at, picked, strict=True) if block >= self._reusable(row)]
         if not read:
             return
         logprobs = alternatives = probs = None
