@@ -7,10 +7,11 @@ tokens_s           new tokens a second of one full batch, prefill included
 step_ms            one decode step, host time included: (time of `new` tokens - time of one token) / (new - 1)
 roofline_fraction  floor / step; floor = max(weight bytes / copy rate, 2 N batch / matmul rate)
                    + cache bytes / copy rate; N: the weights a step reads, all but the input embedding; cache:
-                   at the run's mean context; both rates are measured in this call
+                   at the run's mean context; both rates are measured in this call. On a mesh each device has its
+                   part of the rows and, over tensor, of the weights; what they send each other is not in it
 prefill_tokens_s   prompt tokens a second, first token drawn
 compile_s          the first batch's time less a later one's
-peak_gb            of 2^30 bytes, on the device (on a CPU: of the process)
+peak_gb            of 2^30 bytes, on the first device (on a CPU: of the process)
 
 With --ragged N, N requests of random lengths (prompts from prompt / 32 to prompt, answers from new / 32 to new tokens) go
 through the slots, and the figures above are taken at the mean lengths, in the same cache; further
@@ -57,6 +58,7 @@ def main() -> None:
     parser.add_argument("--new", type=int, required=True, help="tokens drawn for each prompt, at least 2")
     parser.add_argument("--lora_rank", type=int, default=0, help="0 = no adapter")
     parser.add_argument("--ragged", type=int, default=0, metavar="N", help="also times N requests of random lengths")
+    parser.add_argument("--mesh", default="", help="data,fsdp,tensor over all devices; default: one device")
     parser.add_argument("--chunk", type=int, default=64, help="prompt tokens in one prefilled block")
     args = parser.parse_args()
     if args.new < 2:
@@ -64,11 +66,12 @@ def main() -> None:
 
     _, config, dtype = KNOWN[args.model]
     copy_rate, matmul_rate = shapes.device_rates()
-    params = shapes.random_params(config, dtype, stacked=False)
+    mesh = shapes.mesh_of(args.mesh)
+    params = shapes.random_params(config, dtype, mesh, stacked=False)
     adapter = None
     if args.lora_rank:
         adapter = lora.init(lora.LoraConfig(args.lora_rank, 2.0 * args.lora_rank), config, jax.random.key(0))
-    lm = LanguageModel(config, params, _NoText(config.V), eos_ids=(), adapter=adapter)
+    lm = LanguageModel(config, params, _NoText(config.V), eos_ids=(), adapter=adapter, mesh=mesh)
     kernel = "cudnn" if jax.default_backend() == "gpu" and dtype == "bfloat16" else "xla"
     engine = Engine(lm, slots=args.batch, cache_length=args.prompt + args.new, chunk=args.chunk, attention=kernel)
     rng = np.random.default_rng(0)
@@ -113,7 +116,8 @@ def main() -> None:
     N = sum(x.size for x in jax.tree.leaves((params, adapter))) - sum(x.size for x in table)
     context = prompt + new / 2
     cache = args.batch * context * config.L * 2 * config.K * config.h * np.dtype(params["embed"].dtype).itemsize
-    floor = max(read / copy_rate, 2 * N * args.batch / matmul_rate) + cache / copy_rate
+    devices, shards = (1, 1) if mesh is None else (mesh.size, mesh.shape["tensor"])
+    floor = max(read / shards / copy_rate, 2 * N * args.batch / devices / matmul_rate) + cache / devices / copy_rate
     print(
         json.dumps(
             vars(args)

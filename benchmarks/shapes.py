@@ -9,8 +9,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from emjax.models import decoder
+from emjax.models import decoder, sharding
 from emjax.models.config import ModelConfig
 from emjax.sampling import cache
 
@@ -20,12 +21,18 @@ def _normal(shape: tuple[int, ...], dtype: Any, seed: int) -> jax.Array:
     return jax.random.normal(jax.random.key(seed), shape, dtype) * jnp.asarray(0.02, dtype)
 
 
-def random_params(config: ModelConfig, dtype: str, *, stacked: bool = True) -> decoder.Params:
+def mesh_of(sizes: str) -> Mesh | None:
+    """From "data,fsdp,tensor", over all devices; of an empty text none: the first device alone."""
+    return sharding.make_mesh(*map(int, sizes.split(","))) if sizes else None
+
+
+def random_params(config: ModelConfig, dtype: str, mesh: Mesh | None = None, *, stacked: bool = True) -> decoder.Params:
     """Random weights, a program for each shape of tensor: one for 32 layers would compile over a minute.
 
     With stacked=False, params["layers"] is a tuple of layers in the sampler's form, so that it makes no second copy.
     """
-    shapes, _ = decoder.abstract(config, dtype)
+    shapes, axes = decoder.abstract(config, dtype)
+    placed = None if mesh is None else sharding.shardings(mesh, sharding.parameter_specs(axes))
     seeds = iter(range(10**6))
 
     def make(name: str, shape: tuple[int, ...], kind: Any) -> jax.Array:
@@ -33,13 +40,20 @@ def random_params(config: ModelConfig, dtype: str, *, stacked: bool = True) -> d
             return jnp.full(shape, 1.0 if name.endswith("norm") else 0.0, kind)
         return _normal(shape, kind, next(seeds))
 
-    params: decoder.Params = {name: make(name, x.shape, x.dtype) for name, x in shapes.items() if name != "layers"}
+    def put(x: jax.Array, sharding: Any) -> jax.Array:
+        return x if sharding is None else jax.device_put(x, sharding)
+
+    params: decoder.Params = {
+        name: put(make(name, x.shape, x.dtype), placed and placed[name]) for name, x in shapes.items() if name != "layers"
+    }
     layer = shapes["layers"]
     if stacked:
-        params["layers"] = {name: make(name, x.shape, x.dtype) for name, x in layer.items()}
+        params["layers"] = {
+            name: put(make(name, x.shape, x.dtype), placed and placed["layers"][name]) for name, x in layer.items()
+        }
     else:
         layers = ({name: make(name, x.shape[1:], x.dtype) for name, x in layer.items()} for _ in range(config.L))
-        params["layers"] = tuple(cache.join(config, (one,), None, cache.groups())[0] for one in layers)
+        params["layers"] = tuple(cache.join(config, (one,), mesh, cache.groups())[0] for one in layers)
     return params
 
 

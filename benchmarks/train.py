@@ -8,7 +8,7 @@ model_tflops           the arithmetic of the passes that are made, over the time
                        tokens, the input embedding not. Attention, LoRA's own products and recomputation are not credited.
 step_s                 median of the steps after the first
 compile_s              the first step's time less a later one's
-peak_gb                of 2^30 bytes, on the device (on a CPU: of the process)
+peak_gb                of 2^30 bytes, on the first device (on a CPU: of the process)
 
 SFT scores every token, KTO the second half of each row. The live reference is computed in every step, as peers do.
 """
@@ -26,7 +26,7 @@ import numpy as np
 from benchmarks import shapes
 from emjax.kto import reference
 from emjax.kto import step as kto_step
-from emjax.models import lora
+from emjax.models import lora, sharding
 from emjax.models.known import KNOWN
 from emjax.train import metrics, optimizer, sft, state
 from emjax.train.state import Tuning
@@ -53,16 +53,18 @@ def main() -> None:
     parser.add_argument("--reference", choices=("live", "cached"), default="cached", help="KTO only")
     parser.add_argument("--remat", choices=("none", "projections", "full"), default="projections")
     parser.add_argument("--microbatches", type=int, default=1)
+    parser.add_argument("--mesh", default="", help="data,fsdp,tensor over all devices; default: one device")
     parser.add_argument("--steps", type=int, default=5)
     args = parser.parse_args()
     if args.batch % args.microbatches or (args.method == "kto" and args.batch < 2) or args.seq < 2 or args.steps < 1:
         parser.error("the batch must be a multiple of --microbatches (KTO: at least 2), --seq at least 2, --steps at least 1")
 
     _, config, dtype = KNOWN[args.model]
-    params = shapes.random_params(config, dtype)
+    mesh = shapes.mesh_of(args.mesh)
+    params = shapes.random_params(config, dtype, mesh)
     adapted = None if args.full else lora.LoraConfig(args.lora_rank, 2.0 * args.lora_rank)
     kernel = "cudnn" if jax.default_backend() == "gpu" and dtype == "bfloat16" else "xla"
-    tuning = Tuning(config, adapted, kernel, args.remat, dtype=dtype)
+    tuning = Tuning(config, adapted, kernel, args.remat, mesh, dtype=dtype)
     opt = optimizer.make(0.9, 0.999, 1e-8, 0.01, 1.0)
     if adapted is None:
         trainable, frozen = params, None
@@ -71,9 +73,10 @@ def main() -> None:
     current = state.create(trainable, opt, tuning)
     settings: dict[str, Any] = {"tuning": tuning, "optimizer": opt, "microbatches": args.microbatches}
     rate = np.float32(1e-5)
+    spread = None if mesh is None else sharding.batch_sharding(mesh)
 
     if args.method == "sft":
-        batch: dict[str, Any] = jax.device_put(rows(config, args.batch, args.seq, 1, 0))
+        batch: dict[str, Any] = jax.device_put(rows(config, args.batch, args.seq, 1, 0), spread)
 
         def step(current: Any) -> tuple[Any, Any]:
             return sft.step(current, frozen, batch, rate, **settings)
@@ -87,7 +90,7 @@ def main() -> None:
         }
         given = {"rows": matched, "kl": kl, "desirable": np.arange(args.batch) % 2 == 0}
         given |= {"valid": np.ones(args.batch, np.float32), "row": np.arange(args.batch, dtype=np.int32)}
-        batch = jax.device_put(given)
+        batch = jax.device_put(given, spread)
         zeros = jnp.zeros(args.batch, jnp.float32)
         if args.reference == "live" and adapted is None:
             parser.error("--reference live with --full would need a second copy of the weights; use --reference cached")
