@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks import collectives
 from emjax.errors import UserError
 from emjax.models import LanguageModel, decoder, sharding
 from emjax.sampling import Engine
@@ -88,6 +89,21 @@ def test_the_cache_is_spread_and_stays_where_it_is(eight):
     ).compile().memory_analysis()  # fmt: skip
     cache = sum(x.nbytes for x in jax.tree.leaves(engine._caches)) / 8
     assert decode.temp_size_in_bytes < 0.2 * cache
+
+
+def test_a_device_prefills_its_own_slots_and_sends_no_cache(eight):
+    engine = Engine(eight.replace(config=dataclasses.replace(MODEL, max_position=1024)), slots=64, cache_length=1024)
+    R, reach = engine._blocks_a_call, 512
+    n_R, x_RxCxD = np.zeros(R, np.int32), np.zeros((R, 64, 32), np.float32)
+    program = engine_module._prefill_layer.lower(
+        engine.config, "xla", reach, engine._mesh, engine._layers[0], None, x_RxCxD, engine._caches[0], n_R, n_R
+    ).compile()
+    sent = sum(one.received for one in collectives.read(program.as_text()))
+    # Weights are gathered over fsdp; over tensor two sums of a device's activations, each received at most twice.
+    weights = sum(x.nbytes for x in jax.tree.leaves(engine._layers[0]))
+    assert sent < weights + 4 * x_RxCxD.nbytes / engine._shards
+    read = 2 * R * MODEL.K * reach * MODEL.h * 4
+    assert weights + 4 * x_RxCxD.nbytes / engine._shards < read  # so none of it was sent
 
 
 def test_slots_that_cannot_be_split(eight):
