@@ -43,13 +43,13 @@ def unfinished(path: Path) -> Path:
     return path.with_name(path.name + ".partial")
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Of several processes the first one writes. A kill leaves the old file or the new one, a crash of the machine as well."""
     if not process.first():
         return
     partial = unfinished(path)
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with partial.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from emjax.errors import UserError
 from emjax.kto import step as kto_step
 from emjax.kto.pairing import Plan
 from emjax.models.lora import Adapter
+from emjax.store import write_atomically
 from emjax.train import state as train_state
 from emjax.train.state import Tuning
 
@@ -98,9 +100,7 @@ def cached(path: Path, wanted: str, make: Callable[[], dict[str, np.ndarray]]) -
             )
         return found
     made = make()
-    if not process.first():
-        return made
-    partial = path.with_suffix(".partial.npz")
-    np.savez(partial, key=np.array(wanted), **made)  # type: ignore[arg-type]
-    partial.replace(path)
+    whole = io.BytesIO()
+    np.savez(whole, key=np.array(wanted), **made)  # type: ignore[arg-type]
+    write_atomically(path, whole.getvalue())
     return made
