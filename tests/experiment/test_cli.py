@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
 import main
+from emjax.experiment import common
 
 ROOT = Path(__file__).parents[2]
 MICRO = "configs/kto_biased10.py:micro"
@@ -134,9 +136,17 @@ def test_a_workdir_is_never_overwritten(refused, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_a_claim_that_was_cut_short_is_made_again(tmp_path):
+    """A kill between writing the config and giving it its name; and the store is no stranger."""
+    (tmp_path / "config.json.partial").write_text('{"experiment": "inter')
+    (tmp_path / "store").mkdir()
+    common.claim(ConfigDict({"experiment": "interaction", "seed": 7}), tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"config.json", "store"}
+    assert json.loads((tmp_path / "config.json").read_text()) == {"experiment": "interaction", "seed": 7}
+
+
 def test_no_space_left(refused, tmp_path, monkeypatch):
     """A full disk as the program meets it: writing fails with ENOSPC."""
-    from emjax.experiment import common
 
     def full(path, text):
         with open("/dev/full", "w") as file:
