@@ -682,6 +682,8 @@ class Engine:
         room = [self._blocks_a_shard] * self._shards
         made = set()
         for slot, row in filling:
+            if len(picked) == self._blocks_a_call:
+                break
             shard, _ = self._place(slot)
             for block in range(row.next, len(row.names)):
                 first = next(r for r in self._reaches if (block + 1) * self.chunk <= r)
