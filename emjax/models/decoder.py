@@ -144,6 +144,19 @@ def by_rows(x_Bx: jax.Array, mesh: Mesh | None, *rest: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x_Bx, NamedSharding(mesh, P(("data", "fsdp"), *rest)))
 
 
+def embed(params: Params, tokens_BxT: jax.Array, mesh: Mesh | None = None) -> jax.Array:
+    """x_BxTxD of token ids, held to their rows.
+
+    In two steps, as the table is spread over fsdp by its width: each device looks up its part of the width for the rows of its
+    fsdp group, and these change parts for rows. Asked for rows at once, the compiler gathers all rows of the batch on every
+    device where data and fsdp are both larger than 1.
+    """
+    x_BxTxD = params["embed"][tokens_BxT]
+    if mesh is not None and x_BxTxD.shape[0] % mesh.shape["data"] == 0:
+        x_BxTxD = jax.lax.with_sharding_constraint(x_BxTxD, NamedSharding(mesh, P("data", None, "fsdp")))
+    return by_rows(x_BxTxD, mesh)
+
+
 REMAT = ("none", "projections", "full")
 _SAVED = ("q", "k", "v", "attended", "residual", "gate", "up", "low")
 
@@ -183,7 +196,7 @@ def forward(
         x_BxTxD, kept = block(config, layer[0], x_BxTxD, tables, attend, layer[1])
         return by_rows(x_BxTxD, mesh), kept
 
-    x_BxTxD = by_rows(params["embed"][tokens_BxT], mesh)
+    x_BxTxD = embed(params, tokens_BxT, mesh)
     x_BxTxD, kept = jax.lax.scan(_rematerialised(body, remat), x_BxTxD, (params["layers"], adapter))
     return rms_norm(x_BxTxD, params["final_norm"], config.norm_eps), kept
 
@@ -214,7 +227,7 @@ def extend(
         x_BxCxD, kept = block(config, p, x_BxCxD, tables, attend, adapter)
         return by_rows(x_BxCxD, mesh), kept
 
-    x_BxCxD = by_rows(params["embed"][tokens_BxC], mesh)
+    x_BxCxD = embed(params, tokens_BxC, mesh)
     x_BxCxD, _ = jax.lax.scan(body, x_BxCxD, (params["layers"], adapter, kv))
     return rms_norm(x_BxCxD, params["final_norm"], config.norm_eps)
 

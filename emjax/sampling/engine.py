@@ -129,7 +129,7 @@ class Stats:
 
 @functools.partial(jax.jit, static_argnames=("mesh",))
 def _embed(mesh: Mesh | None, top: Params, tokens_RxC: jax.Array) -> jax.Array:
-    return decoder.by_rows(top["embed"][tokens_RxC], mesh)
+    return decoder.embed(top, tokens_RxC, mesh)
 
 
 # One program a reach serves all layers: compile time does not grow with depth, and nothing needs the weights
