@@ -149,6 +149,14 @@ def test_decode_compiles_for_a_tpu_that_is_not_there(tiny_path):
     assert made["slots"] == 8
     assert made["attention"] == "xla"
     assert made["fits"]
+    # Prefill of the same engine, of 4 chunks for each of its two shards; the cache stays where it is.
+    mesh = experiment.mesh_of(config, aot._devices("v5e:2x2"))
+    shape, _, _, _, layers, _, adapter, caches, *_ = aot.abstract_decode(config, mesh, 8)[1]
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    x_RxCxD = jax.ShapeDtypeStruct((8, 64, shape.D), "bfloat16", sharding=sharding.batch_sharding(mesh))
+    n_R = jax.ShapeDtypeStruct((8,), "int32", sharding=whole)
+    lowered = engine_module._prefill_layer.lower(shape, "xla", 256, mesh, layers[0], adapter[0], x_RxCxD, caches[0], n_R, n_R)
+    assert lowered.compile().output_shardings[1] == (kv.cache_sharding(mesh),) * 2
     config.sampling.slots = 0  # a tiny model's caches never fill a chip
     assert aot._slots(config, experiment.mesh_of(config, aot._devices("v5e:2x2"))) == kv.MOST_SLOTS
 
