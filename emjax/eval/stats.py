@@ -165,7 +165,7 @@ def macro(estimates: Sequence[tuple[float, float, float]]) -> tuple[float, float
     """
     values, lows, highs = np.array(estimates, np.float64).T
     mean, n = float(values.mean()), len(values)
-    return mean, mean - float(np.hypot.reduce(values - lows)) / n, mean + float(np.hypot.reduce(highs - values)) / n
+    return mean, mean - math.hypot(*(values - lows)) / n, mean + math.hypot(*(highs - values)) / n
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
