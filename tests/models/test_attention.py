@@ -117,8 +117,10 @@ def test_decode_kernel_lowers_for_a_gpu(H, h):
     """Without one: what Triton cannot express is refused here already."""
     x = jax.ShapeDtypeStruct
     heads, new, cache = x((3, H, h), "bfloat16"), x((3, 4, h), "bfloat16"), x((3, 4, 200, h), "bfloat16")
-    traced = jax.jit(decode_kernel.attend).trace(heads, new, new, cache, cache, x((3,), "int32"), x((3,), "bool"))
-    assert "gpu" in traced.lower(lowering_platforms=("cuda",)).as_text()
+    card = jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", None, "cuda")
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=card)):
+        traced = jax.jit(decode_kernel.attend).trace(heads, new, new, cache, cache, x((3,), "int32"), x((3,), "bool"))
+        assert "gpu" in traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
 @pytest.mark.parametrize(("h", "dtype"), [(64, "float32"), (96, "bfloat16"), (8, "bfloat16")])
