@@ -40,16 +40,16 @@ def random_params(config: ModelConfig, dtype: str, mesh: Mesh | None = None, *, 
             return jnp.full(shape, 1.0 if name.endswith("norm") else 0.0, kind)
         return _normal(shape, kind, next(seeds))
 
-    def put(x: jax.Array, sharding: Any) -> jax.Array:
-        return x if sharding is None else jax.device_put(x, sharding)
-
+    # Placed one by one, so that the first device need not hold all of them.
     params: decoder.Params = {
-        name: put(make(name, x.shape, x.dtype), placed and placed[name]) for name, x in shapes.items() if name != "layers"
+        name: jax.device_put(make(name, x.shape, x.dtype), placed and placed[name])
+        for name, x in shapes.items()
+        if name != "layers"
     }
     layer = shapes["layers"]
     if stacked:
         params["layers"] = {
-            name: put(make(name, x.shape, x.dtype), placed and placed["layers"][name]) for name, x in layer.items()
+            name: jax.device_put(make(name, x.shape, x.dtype), placed and placed["layers"][name]) for name, x in layer.items()
         }
     else:
         layers = ({name: make(name, x.shape[1:], x.dtype) for name, x in layer.items()} for _ in range(config.L))
