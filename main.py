@@ -38,10 +38,9 @@ def run(options: flags.FlagValues) -> None:
     process.join()
     import jax
 
-    if process.count == 1:  # several might hang: docs/decisions.md, "Several processes keep no compiled programs"
-        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "emjax" / "compiled"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "emjax" / "compiled"
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
     from emjax import experiment
     from emjax.store import Store

@@ -1,5 +1,6 @@
 # shellcheck shell=bash
-# The XLA flags of a run, in one place: `. launch/xla_flags.sh PLATFORM` (tpu | gpu) adds them to what the caller has set.
+# The XLA flags of a run that make it fast: `. launch/xla_flags.sh PLATFORM` (tpu | gpu) adds them to what the caller has set.
+# (Those that every run must have are set by emjax/__init__.py.)
 # Every flag has its reason; a flag without a measured or documented gain does not belong here.
 case "${1:?tpu or gpu}" in
 tpu)

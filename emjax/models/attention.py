@@ -143,8 +143,8 @@ def decode(
             jnp.arange(k_BxKxSxh.shape[1]),
             jnp.where(active_B, length_B, k_BxKxSxh.shape[2])[:, None],
         )
-        k_BxKxSxh = k_BxKxSxh.at[at].set(new_k_BxKxh, mode="drop")
-        v_BxKxSxh = v_BxKxSxh.at[at].set(new_v_BxKxh, mode="drop")
+        k_BxKxSxh = k_BxKxSxh.at[at].set(new_k_BxKxh, mode="drop", unique_indices=True)
+        v_BxKxSxh = v_BxKxSxh.at[at].set(new_v_BxKxh, mode="drop", unique_indices=True)
         return over_cache(q_BxHxh, k_BxKxSxh, v_BxKxSxh, length_B + 1), (k_BxKxSxh, v_BxKxSxh)
     if q_BxHxh.dtype not in (jnp.bfloat16, jnp.float16) or h < 16 or h & (h - 1):
         raise UserError(

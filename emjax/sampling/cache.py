@@ -207,11 +207,12 @@ def _adapter_layer(
 
 
 def copy(caches: Any, chunk: int, source_N: jax.Array, to_N: jax.Array, block_N: jax.Array, mesh: Mesh | None) -> Any:
-    """Under jit: block `block` of slot `source` into slot `to`, N times; those to a slot beyond the last are dropped."""
+    """Under jit: block `block` of slot `source` into slot `to`, N times; those to a slot beyond the last are dropped. No two
+    go to one place."""
 
     def one(x_BxKxSxh: jax.Array) -> jax.Array:
         x_BxKxnxCxh = blocks(x_BxKxSxh, chunk)
-        x_BxKxnxCxh = x_BxKxnxCxh.at[to_N, :, block_N].set(x_BxKxnxCxh[source_N, :, block_N], mode="drop")
+        x_BxKxnxCxh = x_BxKxnxCxh.at[to_N, :, block_N].set(x_BxKxnxCxh[source_N, :, block_N], mode="drop", unique_indices=True)
         return spread(x_BxKxnxCxh.reshape(x_BxKxSxh.shape), mesh)
 
     return jax.tree.map(one, caches)
@@ -230,7 +231,8 @@ def write_and_read(
 
     Several chunks may be of one slot: all are written before any is read. On a mesh every device has as many chunks as
     others, of its own slots, and `slot` counts from the first of these, so that nothing is sent. Chunks that only fill a
-    call up have a slot beyond the last; their writes are dropped.
+    call up have slots beyond the last, each another; their writes are dropped. Were places not said to be unique, a GPU that
+    must repeat its bits would write one after the other.
     """
     C = k_RxCxKxh.shape[1]
 
@@ -238,7 +240,8 @@ def write_and_read(
         x_BxKxSxh: jax.Array, new_RxCxKxh: jax.Array, slot_R: jax.Array, block_R: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         _, K, _, h = x_BxKxSxh.shape
-        x_BxKxnxCxh = blocks(x_BxKxSxh, C).at[slot_R, :, block_R].set(new_RxCxKxh.swapaxes(1, 2), mode="drop")
+        at = blocks(x_BxKxSxh, C).at[slot_R, :, block_R]
+        x_BxKxnxCxh = at.set(new_RxCxKxh.swapaxes(1, 2), mode="drop", unique_indices=True)
         read = x_BxKxnxCxh.at[slot_R, :, : reach // C].get(mode="clip").reshape(len(slot_R), K, reach, h)
         return x_BxKxnxCxh.reshape(x_BxKxSxh.shape), read
 

@@ -669,7 +669,7 @@ class Engine:
                 row.next += 1
         N = self._blocks_a_call
         for start in range(0, len(found), N):
-            some = np.full((N, 3), self.slots, np.int32)
+            some = self.slots + np.tile(np.arange(N, dtype=np.int32)[:, None], 3)  # beyond the last, each another
             some[: len(found[start : start + N])] = found[start : start + N]
             source_N, to_N, block_N = some.T.copy()
             self._caches = _copy(self.chunk, self._mesh, self._caches, source_N % self.slots, to_N, block_N)
@@ -704,7 +704,7 @@ class Engine:
         free = [iter(range(shard * self._blocks_a_shard, R)) for shard in range(self._shards)]
         at = [next(free[self._place(slot)[0]]) for slot, _, _ in picked]  # a shard's chunks stand together
         tokens_RxC, target_RxC = np.zeros((R, C), np.int32), np.zeros((R, C), np.int32)
-        slot_R, block_R, last_R = np.full(R, self.slots, np.int32), np.zeros(R, np.int32), np.zeros(R, np.int32)
+        slot_R, block_R, last_R = self.slots + np.arange(R, dtype=np.int32), np.zeros(R, np.int32), np.zeros(R, np.int32)
         for r, (slot, row, block) in zip(at, picked, strict=True):
             part = row.tokens[block * C : (block + 1) * C]
             tokens_RxC[r, : len(part)] = part

@@ -147,12 +147,23 @@ def test_shellcheck_is_clean():
 
 def test_flags_that_xla_does_not_know_end_jax():
     """So that a renamed flag is found here and not on a cluster; libtpu's own are tried where it is installed."""
-    code = "import jax; jax.devices()"
+    code = "import emjax, jax; jax.devices()"
     script = f". launch/xla_flags.sh gpu && JAX_PLATFORMS=cpu exec {sys.executable} -c '{code}'"
     done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     done = subprocess.run(["bash", "-c", ". launch/xla_flags.sh abacus"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
+
+
+def test_the_user_s_flags_stand_behind_ours():
+    """XLA takes the last of two; ours are there once, however often a process starts another."""
+    code = "import os, emjax, importlib; importlib.reload(emjax); print(os.environ['XLA_FLAGS'])"
+    theirs = "--xla_gpu_exclude_nondeterministic_ops=false"
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"XLA_FLAGS": theirs}, capture_output=True, text=True)
+    names = [flag.split("=")[0] for flag in done.stdout.split()]
+    assert done.stdout.split()[-1] == theirs, done.stderr
+    assert names.count("--xla_gpu_exclude_nondeterministic_ops") == 2
+    assert names.count("--xla_gpu_shard_autotuning") == 1
 
 
 def test_containers_are_pinned():

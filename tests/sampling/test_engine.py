@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import functools
 import random
+import re
 
 import jax
 import jax.numpy as jnp
@@ -234,33 +235,61 @@ def test_programs_compile_once(lm):
     assert [after - start for after, start in zip(compiled(), before, strict=True)] == [4, *size[1:3], 2]
 
 
-def memory(program, *arguments):
-    return program.lower(*arguments).compile().memory_analysis()
-
-
-def test_programs_need_little_beside_the_cache(lm):
-    """In float32: bfloat16 is what a CPU widens first."""
+@pytest.fixture(scope="module")
+def programs(lm):
+    """(An engine of 64 slots of 1,024 positions in float32, which a CPU does not widen; its programs, lowered.)"""
     engine = Engine(lm.replace(config=dataclasses.replace(CONFIG, max_position=1024)), slots=64, cache_length=1024)
+    N, x_RxCxD = np.zeros(8, np.int32), np.zeros((8, engine.chunk, CONFIG.D), np.float32)
+    return engine, {
+        "decode": engine_module._decode.lower(
+            engine.config, "xla", engine._vocabulary, None, engine._layers, engine._top, None,
+            engine._caches, engine._state, np.ones(64, bool), np.int32(8), engine._eos_E,
+        ),
+        "copy": engine_module._copy.lower(engine.chunk, None, engine._caches, N, N, N),
+        "prefill": engine_module._prefill_layer.lower(
+            engine.config, "xla", 512, None, engine._layers[0], None, x_RxCxD, engine._caches[0], N, N
+        ),
+    }  # fmt: skip
+
+
+def test_programs_need_little_beside_the_cache(programs):
+    engine, lowered = programs
+    needs = {name: program.compile().memory_analysis() for name, program in lowered.items()}
     cache = sum(x.nbytes for x in jax.tree.leaves(engine._caches))
-    decode = memory(
-        engine_module._decode, engine.config, "xla", engine._vocabulary, None, engine._layers, engine._top, None,
-        engine._caches, engine._state, np.ones(64, bool), np.int32(8), engine._eos_E,
-    )  # fmt: skip
-    N = np.zeros(8, np.int32)
-    copy = memory(engine_module._copy, engine.chunk, None, engine._caches, N, N, N)
-    for program in (decode, copy):
-        assert program.alias_size_in_bytes >= cache  # donated: no second cache comes out
-        assert program.temp_size_in_bytes < 0.2 * cache
-    x_RxCxD = np.zeros((8, engine.chunk, CONFIG.D), np.float32)
-    prefill = memory(
-        engine_module._prefill_layer, engine.config, "xla", 512, None, engine._layers[0], None, x_RxCxD,
-        engine._caches[0], N, N,
-    )  # fmt: skip
+    for name in ("decode", "copy"):
+        assert needs[name].alias_size_in_bytes >= cache  # donated: no second cache comes out
+        assert needs[name].temp_size_in_bytes < 0.2 * cache
     layer = cache / CONFIG.L
-    assert prefill.alias_size_in_bytes >= layer
+    assert needs["prefill"].alias_size_in_bytes >= layer
     gathered = layer * 8 / 64 * 512 / 1024
     scores = 8 * CONFIG.H * engine.chunk * 512 * 4
-    assert prefill.temp_size_in_bytes < 3 * gathered + 4 * scores
+    assert needs["prefill"].temp_size_in_bytes < 3 * gathered + 4 * scores
+
+
+def test_places_that_are_written_are_said_to_be_unique(programs):
+    """A GPU that must repeat its bits writes others one after the other: prefill of the 8B shape was a third slower."""
+    _, lowered = programs
+    for name, program in lowered.items():
+        scatters = re.findall(r"stablehlo\.scatter.*?unique_indices = (\w+)", program.as_text(), re.DOTALL)
+        assert scatters, name
+        assert set(scatters) == {"true"}, name
+
+
+def test_places_that_are_written_are_unique(lm, monkeypatch):
+    calls = {"_prefill_layer": 0, "_copy": 0}
+    for name in calls:
+
+        def watched(*arguments, name=name, program=getattr(engine_module, name)):
+            calls[name] += 1
+            places = list(zip(*arguments[-2:], strict=True))
+            assert len(set(places)) == len(places)
+            return program(*arguments)
+
+        monkeypatch.setattr(engine_module, name, watched)
+    requests = mixed(40, seed=1, longest=90)
+    requests[::10] = [dataclasses.replace(r, tokens=(*r.tokens, 9)) for r in requests[1::10]]  # blocks are copied
+    assert sum(1 for _ in Engine(lm, **SHAPE).generate(requests)) == 40
+    assert all(calls.values())
 
 
 # --- adapters ---------------------------------------------------------------------------------------------
