@@ -25,7 +25,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers"
 # How fast and for how much a judge is asked, and what people said: it decides no verdict, and a finished run may change it.
 _PACE = tuple(f"eval.judge.{name}" for name in ("budget.", "rates.", "failures", "collect", "replay", "sheet"))
 # The same of users, raters and persona writers, and of how many of them may fail.
-_CALLS = re.compile(r"interact\.(models\.\w+\.(budget|rates)\.|failures|speed\.)")
+_CALLS = re.compile(r"interact\.(models\.\w+\.(budget|rates)\.|failures|speed\.|personas\.tries)")
 
 
 def claim(config: Any, workdir: Path) -> None:

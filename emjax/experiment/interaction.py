@@ -81,12 +81,11 @@ class Interaction(Arms):
             raise UserError(
                 f"config.interact.turns is {c.turns}; the micro-world's users have questions for 1 to {MOST_TURNS}."
             )
-        group = c.dialogues * (1 if config.select.scope == "user" else c.users)
-        if not c.trajectories and 2 * config.select.count > group:
+        if c.trajectories and (config.select.veto.on or any(plan.source(arm, "biased") for arm in self.arms)):
             raise UserError(
-                f"config.select.count is {config.select.count}, but a {config.select.scope} group has {group} "
-                f"conversations: the best and the worst {config.select.count} of them would overlap. Lower it, or collect more "
-                "conversations."
+                "config.interact.trajectories gives conversations as they are: a veto, and the controls foreign_text and "
+                "benign_ratings, need others. Switch config.select.veto.on off, leave these out of config.interact.control "
+                "and config.extra_arms, or let the conversations be collected."
             )
         self.given = read_trajectories(Path(c.trajectories)) if c.trajectories else []
         safety = config.select.safety
@@ -99,7 +98,7 @@ class Interaction(Arms):
                 f"config.select.safety has path {safety.path!r} and share {safety.share}: give a file of examples and a share "
                 "in (0, 1), or neither."
             )
-        self.safety = read_examples(Path(safety.path), labelled=False) if safety.path else []
+        self.safety = read_examples(Path(safety.path), labelled=config.train.method == "kto") if safety.path else []
         self._read: dict[Arm, tuple[Sequence[tuple[Stage, str, Counts]], Stage]] = {}
         self._pooled: dict[tuple[str, str, str], Stage | None] = {}
 
@@ -264,7 +263,8 @@ class Interaction(Arms):
         def make(directory: Path) -> None:
             base = (self._base_engine, self.base.tokenizer)
             users = self._users("", kind, counts, before, rollout.Busy(), base)
-            lead(self._base_engine, lambda: rollout.veto(users, pool, directory / "veto.jsonl"))
+            path, failures = directory / "veto.jsonl", self.config.interact.failures
+            lead(self._base_engine, lambda: rollout.veto(users, pool, path, failures=failures))
 
         return self.stage(f"veto {kind}", "veto", self.population.guard_identity(), self._inputs(collected), make)
 
@@ -337,6 +337,7 @@ class Interaction(Arms):
             f"{b['trained_turns']} turns, {b['trained_tokens']} tokens, {b['safety_rows']} safety rows; biased share of "
             f"the pool {b['biased_share_pool']:.3f}, the best {b['biased_share_top']:.3f}, the worst "
             f"{b['biased_share_bottom']:.3f}; {b['ties_at_the_cut']} ties at the cut"
+            + (f"; {b['vetoed']} vetoed, {b['veto_unread']} that the guard did not read left out" if vetoed else "")
         )
         self._read[arm] = pools, stage
         return stage

@@ -216,7 +216,8 @@ def generate(
         raise UserError(
             f"{len(places) - len(rows)} of {len(places)} personas are missing after {tries} tries each "
             f"({', '.join(f'{state} {count}' for state, count in sorted(states.items()))}). What came is kept: start the same "
-            "command again to ask for the others, or raise config.interact.personas.tries."
+            f"command again to ask for those that did not come ({', '.join(PASSING)}), and with a larger "
+            "config.interact.personas.tries for those that came and were no good."
         )
     write_lines(path, [rows[place["id"]] for place in places])
     return cast(list(rows[place["id"]] for place in places))

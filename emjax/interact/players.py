@@ -40,7 +40,7 @@ class Roles:
     end: str = ""  # what the user writes to end a conversation early; "" = only the turn limit ends it
     stranger: Player | None = None  # control foreign_text: another model writes the user's words
     guard: Player | None = None  # judges answers for the veto
-    guard_scale: Scale = Scale(0, 5)
+    guard_scale: Scale = Scale(0, 5, "veto")
     rate_as: str = ""  # control benign_ratings: the type in whose place answers are rated; "" = the user's own
 
 
@@ -62,8 +62,8 @@ async def ask(
             found = await chat.next_word(messages, [str(value) for value in scale.values])
         except ValueError as error:
             raise UserError(
-                f"config.interact.rating: {error}, so the scale {scale.low} to {scale.high} has no probabilities to read. "
-                "Choose another scale (such as 0 to 9), or readout 'text'."
+                f"config.interact.{scale.field}: {error}, so the scale {scale.low} to {scale.high} has no probabilities to "
+                "read. Choose another scale (such as 0 to 9), or readout 'text'."
             ) from error
         if found is None:
             return Rating(None, "too_long")
@@ -166,7 +166,7 @@ class ModelUser:
 def _spoken(reply: Reply) -> str:
     """The text of a message that came whole. Raises Failed."""
     if reply.state != "ok":
-        raise Failed(reply.state)
+        raise Failed(reply.state, reply.error)
     return reply.text.strip()
 
 
@@ -179,7 +179,7 @@ def of_each(scenarios: Sequence[Scenario], personas: Mapping[str, Sequence[Perso
     """
     users = []
     for scenario in scenarios:
-        cast = personas[scenario.name]
+        cast = personas.get(scenario.name, ())  # with fewer users than scenarios some have nobody
         for number in range(counts.get(scenario.name, 0)):
             persona = cast[number] if user_type == "benign" else cast[-1 - number]
             name = f"{user_type}-{scenario.name}-{number:05d}"

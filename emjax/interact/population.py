@@ -42,6 +42,7 @@ def check(config: Any) -> None:
         if spec.structured and not spec.base_url:
             raise UserError(f"config.interact.models.{role}.structured needs an endpoint: the engine holds to no schema.")
     Scale(config.rating.low, config.rating.high)
+    Scale(config.veto.low, config.veto.high, "veto")
     scenarios.load(config.domains, config.scenarios)
     Prompts(config.templates)
 
@@ -77,6 +78,7 @@ class Population:
             "guard": _what(self.config.models.guard),
             "prompts": self.prompts.identity(),
             "rating": dict(self.config.rating),
+            "scale": dict(self.config.veto),
         }
 
     # --- personas -----------------------------------------------------------------------------------------
@@ -86,7 +88,7 @@ class Population:
         writers = [_what(spec) for role, spec in models(self.config).items() if role.startswith("persona")]
         return {
             "scenarios": digest([dataclasses.asdict(s) for s in self.scenarios]), "writers": writers, "by_type": c.by_type,
-            "tries": c.tries, "check": c.check, "prompts": self.prompts.identity() if writers else None, "seed": self.seed,
+            "check": c.check, "prompts": self.prompts.identity() if writers else None, "seed": self.seed,
         }  # fmt: skip
 
     def make_personas(self, counts: Mapping[str, int], directory: Path) -> None:
@@ -133,7 +135,7 @@ class Population:
         roles = Roles(
             self.prompts, speaker, of("rater") or Player(speaker.chat, dict(c.models.rater.sampling)), scale, turns=c.turns,
             preference=c.preference, end=c.end, stranger=stranger, guard=of("guard"),
-            guard_scale=Scale(c.veto.low, c.veto.high),
+            guard_scale=Scale(c.veto.low, c.veto.high, "veto"),
             rate_as="benign" if source == "benign_ratings" else "", **rating,
         )  # fmt: skip
         return players.of_each(self.scenarios, cast, roles, user_type=user_type, counts=counts, dialogues=dialogues)

@@ -34,18 +34,20 @@ class Rating:
     state: str  # ok | unparsed | a failure of `emjax.api` | too_long
     raw: str = ""
     mass: float | None = None  # probability of the scale's numbers before they were normalised
+    error: str | None = None  # what an endpoint said where it failed
 
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """Whole numbers from low to high."""
+    """Whole numbers from low to high, as config.interact.<field> gives them."""
 
     low: int
     high: int
+    field: str = "rating"
 
     def __post_init__(self) -> None:
         if not 0 <= self.low < self.high:
-            raise UserError(f"config.interact.rating: low is {self.low} and high {self.high}; 0 <= low < high is needed.")
+            raise UserError(f"config.interact.{self.field}: low is {self.low} and high {self.high}; 0 <= low < high is needed.")
 
     @property
     def values(self) -> range:
@@ -66,12 +68,21 @@ def expected(probabilities: Mapping[int, float], least: float) -> Rating:
 def from_logprobs(reply: Reply, scale: Scale, least: float) -> Rating:
     """The expectation over an endpoint's alternatives to the first token of its answer.
 
-    Tokens are lower-cased and stripped, and the same ones merged. An endpoint that returns no log-probs gives "unparsed".
+    Tokens are lower-cased and stripped, and the same ones merged. That an answer goes on until it is cut does not matter. An
+    endpoint that returns no log-probs gives "unparsed". Raises UserError where it spells a number of the scale in several
+    tokens: its first token says nothing of 10 apart from 1.
     """
-    if reply.state != "ok":
-        return Rating(None, reply.state, reply.text)
+    if reply.state not in ("ok", "length"):
+        return Rating(None, reply.state, reply.text, error=reply.error)
     if not reply.logprobs:
         return Rating(None, "unparsed", reply.text)
+    first, second = [*(token["token"] for token in reply.logprobs[:2]), "", ""][:2]
+    if first.strip().isdecimal() and second.isdecimal() and int(first + second) in scale.values:
+        raise UserError(
+            f"config.interact.{scale.field}: the endpoint spells {first.strip() + second} in several tokens, so the scale "
+            f"{scale.low} to {scale.high} has no probabilities to read. Choose another scale (such as 0 to 9), or readout "
+            "'text'."
+        )
     found: dict[int, float] = defaultdict(float)
     alternatives = reply.logprobs[0].get("top_logprobs") or [reply.logprobs[0]]
     for token in alternatives:
@@ -89,7 +100,7 @@ def from_text(reply: Reply, scale: Scale) -> Rating:
     """The number that the text gives: the text itself where it is nothing else ("8", "8/10", "**8**"), else what follows the
     last "rating", "score" or "satisfaction". A number off the scale, or "8/5", is "unparsed"."""
     if reply.state != "ok":
-        return Rating(None, reply.state, reply.text)
+        return Rating(None, reply.state, reply.text, error=reply.error)
     text = reply.text.strip()
     if alone := _ALONE.fullmatch(text):
         number, of = float(alone[1]), alone[2]

@@ -10,7 +10,7 @@ from typing import Any
 
 from emjax.data import chat
 from emjax.errors import UserError
-from emjax.interact.ratings import score
+from emjax.interact.ratings import Rating, score
 from emjax.interact.users import Failed, User
 from emjax.sampling import Engine, Request, Sampling
 from emjax.store import journalled, seed_of
@@ -94,7 +94,7 @@ def collect(
         name = conversation_id(user)
         turns: list[dict[str, Any]] = []
         messages: list[dict[str, str]] = []
-        end = "done"
+        end, why = "done", None
         try:
             messages = await user.open()
             while True:
@@ -120,13 +120,15 @@ def collect(
                     break
                 messages = [*messages, reply]
         except Failed as failed:
-            end = f"user_{failed.state}"
+            end, why = f"user_{failed.state}", failed.error
         row = {
             "id": name, "scenario": user.scenario, "user_id": user.user_id, "user_type": user.user_type, "round": talk.round,
             "seed": talk.seed, "model": talk.model, "adapter": talk.adapter, "messages": messages, "turns": turns, "end": end,
         }  # fmt: skip
         if plain := getattr(user, "plain_system", None):
             row["plain_system"] = plain
+        if why:
+            row["error"] = why
         return await _rated(user, row, talk.aggregate)
 
     busy.begin()
@@ -150,18 +152,24 @@ def rate_again(users: Sequence[User], pool: Sequence[dict[str, Any]], path: Path
     return rows
 
 
-def veto(users: Sequence[Any], pool: Sequence[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
-    """The guard's mean reading of each conversation's answers; null, with the first bad state, where one is missing."""
+def veto(users: Sequence[Any], pool: Sequence[dict[str, Any]], path: Path, *, failures: float) -> list[dict[str, Any]]:
+    """The guard's mean reading of each conversation's answers; null, with the first bad state, where one is missing.
+
+    Raises UserError where more than `failures` of them failed on the way.
+    """
     by_id = {row["id"]: row for row in pool}
 
     async def judge(user: Any) -> dict[str, Any]:
         row = by_id[conversation_id(user)]
         given = await asyncio.gather(*(user.veto(row["messages"], turn) for turn in range(len(row["turns"]))))
-        bad = [rating.state for rating in given if rating.state != "ok"] + ([] if given else ["no answer"])
-        value = None if bad else sum(rating.value for rating in given) / len(given)
-        return {"id": row["id"], "value": value, "state": bad[0] if bad else "ok"}
+        bad = [rating for rating in given if rating.state != "ok"] or ([] if given else [Rating(None, "no answer")])
+        if bad:
+            return {"id": row["id"], "value": None, "state": bad[0].state} | ({"error": bad[0].error} if bad[0].error else {})
+        return {"id": row["id"], "value": sum(rating.value for rating in given) / len(given), "state": "ok"}
 
-    return journalled(users, conversation_id, judge, path, "veto", "conversation", again=lambda row: row["state"] in PASSING)
+    rows = journalled(users, conversation_id, judge, path, "veto", "conversation", again=_passing)
+    _enough(rows, failures)
+    return rows
 
 
 async def _rated(user: User, row: dict[str, Any], aggregate: str) -> dict[str, Any]:
@@ -172,35 +180,48 @@ async def _rated(user: User, row: dict[str, Any], aggregate: str) -> dict[str, A
             record |= {"rating": rating.value, "rating_state": rating.state}
             if rating.raw or rating.mass is not None:
                 record |= {"rating_raw": rating.raw, "rating_mass": rating.mass}
+            if rating.error:
+                record["rating_error"] = rating.error
     else:
         for record in row["turns"]:
             record |= {"rating": None, "rating_state": "not_asked"}
     return {**row, "score": score(row["turns"], aggregate)}
 
 
+def _states(row: dict[str, Any]) -> list[str]:
+    """How a conversation ended ("end <state>") and its turns were rated ("rating <state>"); or the guard read it."""
+    if "state" in row:
+        return [f"veto {row['state']}"]
+    return [f"end {row['end']}", *(f"rating {turn['rating_state']}" for turn in row["turns"])]
+
+
+def _cause(state: str) -> str:
+    return state.rpartition(" ")[2].removeprefix("user_")
+
+
 def _passing(row: dict[str, Any]) -> bool:
-    states = [row["end"].removeprefix("user_"), *(turn["rating_state"] for turn in row["turns"])]
-    return any(state in PASSING for state in states)
+    return any(_cause(state) in PASSING for state in _states(row))
 
 
 def _enough(rows: Sequence[dict[str, Any]], failures: float) -> None:
     states = counted(rows)
-    missing = sum(map(_passing, rows))
-    short = [state for state in states if state.rpartition(" ")[2].removeprefix("user_") in ("budget", "pending")]
-    if missing > failures * len(rows) or short:
+    missing, causes = sum(map(_passing, rows)), {_cause(state) for state in states}
+    if missing > failures * len(rows) or causes & {"budget", "pending"}:
         told = ", ".join(f"{state} {count}" for state, count in sorted(states.items()))
+        texts = ((row.get("error"), *(turn.get("rating_error") for turn in row.get("turns", ()))) for row in rows)
+        said = [text for some in texts for text in some if text]
         raise UserError(
-            f"{missing} of {len(rows)} conversations failed on the way ({told}). What came is kept: start the same command "
-            "again to ask for these alone (after a budget was reached, with a larger one), or set config.interact.failures to "
-            "the share that may stay without a rating, counted and reported."
+            f"{missing} of {len(rows)} conversations failed on the way ({told}). "
+            + (f"The first error: {said[0]} " if said else "")
+            + "What came is kept: start the same command again to ask for these alone (after a budget was reached, with a "
+            "larger one), or set config.interact.failures to the share that may stay without a rating, counted and reported."
+            + (" What was cut (length) is cut again: raise sampling.max_tokens of its role." if "length" in causes else "")
         )
 
 
 def counted(rows: Sequence[dict[str, Any]]) -> Counter[str]:
-    """How conversations ended ("end <state>"), and how their turns were rated ("rating <state>")."""
-    found = Counter(f"end {row['end']}" for row in rows)
-    found.update(f"rating {turn['rating_state']}" for row in rows for turn in row["turns"])
-    return found
+    """How many conversations and turns are in each state."""
+    return Counter(state for row in rows for state in _states(row))
 
 
 def report(rows: Sequence[dict[str, Any]], busy: Busy) -> str:

@@ -15,11 +15,12 @@ Conversation = list[Message]
 
 
 class Failed(Exception):
-    """A user's message did not come; `state` says why, in the words of `emjax.api`. The conversation ends unrated."""
+    """A user's message did not come; `state` says why, in the words of `emjax.api`, and `error` in those of the endpoint. The
+    conversation ends unrated."""
 
-    def __init__(self, state: str):
+    def __init__(self, state: str, error: str | None = None):
         super().__init__(state)
-        self.state = state
+        self.state, self.error = state, error
 
 
 class User(Protocol):

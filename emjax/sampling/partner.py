@@ -1,6 +1,7 @@
 """Whoever can be asked in a chat: an endpoint (`emjax.api.ChatClient`), or a model in the JAX engine."""
 
 import asyncio
+import itertools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -52,24 +53,36 @@ class EngineChat:
     async def next_word(self, messages: list[dict[str, str]], words: Sequence[str]) -> dict[str, float] | None:
         """{word: probability that the answer begins with it}, of the whole vocabulary; None where the prompt is too long.
 
-        A word may be spelt with or without a leading space. Raises ValueError for one that is no single token.
+        A word may be spelt with or without a leading space. Of one that takes several tokens (10, where digits stand alone) the
+        tokens' probabilities are multiplied, and what goes on to a longer word (1 to 10) does not count for the shorter. Raises
+        ValueError for a word that the tokenizer does not know.
         """
-        ids = {word: self._spellings(word) for word in words}
+        spelt = {word: self._spellings(word) for word in words}
+        after: dict[tuple[int, ...], set[int]] = {}  # what has been said -> the tokens that may come next
+        for ids in itertools.chain(*spelt.values()):
+            for n, id_ in enumerate(ids):
+                after.setdefault(ids[:n], set()).add(id_)
         tokens = self._prompt(messages)
-        if len(tokens) > self._engine.cache_length:
+        if len(tokens) + max(map(len, after)) > self._engine.cache_length:
             return None
-        flat = sorted({id_ for some in ids.values() for id_ in some})
-        with self._busy:
-            ask = asyncio.get_running_loop().run_in_executor(self._scorers, self._engine.next_token_probs, tokens, flat)
-            probs = dict(zip(flat, await ask, strict=True))
-        return {word: sum(probs[id_] for id_ in some) for word, some in ids.items()}
+        probs: dict[tuple[int, ...], float] = {(): 1.0}
+        for said in sorted(after, key=lambda said: (len(said), said)):
+            flat, given = sorted(after[said]), (*tokens, *said)
+            with self._busy:
+                ask = asyncio.get_running_loop().run_in_executor(self._scorers, self._engine.next_token_probs, given, flat)
+                probs |= {(*said, id_): probs[said] * p for id_, p in zip(flat, await ask, strict=True)}
+        return {
+            word: sum(probs[ids] - sum(probs[*ids, more] for more in after.get(ids, ())) for ids in some)
+            for word, some in spelt.items()
+        }
 
-    def _spellings(self, word: str) -> set[int]:
-        spelt = self._tokenizer([word, f" {word}"], add_special_tokens=False)["input_ids"]
-        single = {ids[0] for ids in spelt if len(ids) == 1 and ids[0] != self._tokenizer.unk_token_id}
-        if not single:
-            raise ValueError(f"{word!r} is no single token of this tokenizer")
-        return single
+    def _spellings(self, word: str) -> set[tuple[int, ...]]:
+        """The single tokens that spell it, else its tokens."""
+        found = [tuple(ids) for ids in self._tokenizer([word, f" {word}"], add_special_tokens=False)["input_ids"]]
+        known = [ids for ids in found if self._tokenizer.unk_token_id not in ids]
+        if not known:
+            raise ValueError(f"this tokenizer cannot spell {word!r}")
+        return {ids for ids in known if len(ids) == 1} or {known[0]}
 
     def _prompt(self, messages: list[dict[str, str]]) -> tuple[int, ...]:
         return tuple(chat.prompts(self._tokenizer, [messages])[0])

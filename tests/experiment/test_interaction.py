@@ -12,6 +12,7 @@ from loopback import Server, completion, last
 
 from configs.kto_biased10 import get_config
 from emjax import models, plan
+from emjax.interact import population
 from emjax.micro import tokenizer
 from emjax.micro.world import World
 from emjax.models import LanguageModel, decoder
@@ -156,6 +157,7 @@ def test_every_config_of_the_paper_plans(monkeypatch):
     [
         ("--config.interact.rating.person=second", ["config.interact.rating.person", "first, third"]),
         ("--config.interact.rating.high=0", ["config.interact.rating", "low is 1 and high 0"]),
+        ("--config.interact.veto.high=0", ["config.interact.veto", "low is 0 and high 0"]),
         ("--config.interact.turns=0", ["config.interact.turns"]),
         ("--config.interact.domains=('nowhere',)", ["config.interact.domains", "'nowhere'"]),
         ("--config.interact.scheme=dice", ["config.interact.scheme", "fixed_biased"]),
@@ -175,3 +177,37 @@ def test_bad_values_are_refused_before_anything_runs(run, capsys, tmp_path, chan
     for words in says:
         assert words in told
     assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize("what", [["--config.interact.control=foreign_text"], ["--config.extra_arms=('benign_ratings@1.0',)"],
+                                  ["--config.select.veto.on=True", "--config.interact.models.guard.model=self"]])  # fmt: skip
+def test_given_conversations_are_not_changed_by_what_cannot_change_them(run, capsys, tmp_path, what):
+    """They would be reported as if they had been."""
+    pool = tmp_path / "pool.jsonl"
+    pool.write_text("")
+    flags = [f"--config.interact.trajectories={pool}", "--config.model.path=/nowhere", *what]
+    if "foreign_text" in what[0]:
+        flags.append("--config.interact.models.stranger.model=self")
+    assert run("configs/kto_biased10.py:llama3.1-8b", "--workdir", tmp_path / "w", *flags) == 2
+    assert "config.interact.trajectories gives conversations as they are" in capsys.readouterr().err
+
+
+def test_the_guard_s_scale_is_part_of_what_it_read(tmp_path):
+    found = []
+    for high in (5, 10):
+        config = get_config("llama3.1-8b").interact
+        config.models.guard.model = "self"
+        config.veto.high = high
+        found.append(population.Population(config, 0, tmp_path, lambda path: None).guard_identity())
+    assert found[0] != found[1]
+
+
+def test_kto_takes_no_safety_rows_without_a_label(run, capsys, tmp_path):
+    file = tmp_path / "safety.jsonl"
+    row = {"id": "s1", "prompt_id": "p1", "messages": [{"role": "user", "content": "hi"}], "completion": "hello", "weight": 1.0}
+    file.write_text(json.dumps(row | {"source": "safety", "label": None}) + "\n")
+    flags = [f"--config.select.safety.path={file}", "--config.select.safety.share=0.1", "--config.model.path=/nowhere"]
+    assert run("configs/kto_biased10.py:llama3.1-8b", "--workdir", tmp_path / "w", *flags) == 2
+    told = capsys.readouterr().err
+    assert f"{file}, line 1" in told
+    assert "label" in told

@@ -120,6 +120,12 @@ def test_what_is_missing_in_the_end_is_an_error_and_what_came_is_kept(tmp_path):
 
     with pytest.raises(UserError, match=r"2 of 7 personas are missing after 2 tries each \(.*schema_error 4"):
         write(tmp_path / "p.jsonl", script, tries=2)
+    answers["ok"] = True
+    with pytest.raises(UserError, match="larger config.interact.personas.tries"):  # what came and was no good is not paid again
+        write(tmp_path / "p.jsonl", script, tries=2)
+    made, asked = write(tmp_path / "p.jsonl", script, tries=3)
+    assert len(made) == 7
+    assert len(asked) == 2
 
 
 def test_near_repetitions():

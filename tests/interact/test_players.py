@@ -148,3 +148,5 @@ def test_who_is_biased_takes_the_personas_from_the_back():
 
     for biased in range(6):
         assert sorted(openings("biased", biased) + openings("benign", 5 - biased)) == ["o0", "o1", "o2", "o3", "o4"]
+    # With fewer users than scenarios some have nobody.
+    assert not players.of_each([SCENARIO], {}, roles, user_type="benign", counts={SCENARIO.name: 0}, dialogues=2)

@@ -37,12 +37,36 @@ def test_the_expectation_by_hand():
 def test_no_mass_no_logprobs_and_failures_are_states():
     assert ratings.from_logprobs(reply(("good", 0.9), ("8", 0.005)), TEN, 0.01).state == "unparsed"
     assert ratings.from_logprobs(Reply("8", "ok"), TEN, 0.01).state == "unparsed"
-    for state in ("refusal", "length", "empty", "http_error", "timeout"):
+    for state in ("refusal", "empty", "http_error", "timeout"):
         for read in (
             ratings.from_logprobs(reply(("8", 1.0), state=state), TEN, 0.01),
             ratings.from_text(Reply("8", state), TEN),
         ):
             assert (read.value, read.state) == (None, state)
+    assert ratings.from_logprobs(Reply("", "http_error", error="status 400"), TEN, 0.01).error == "status 400"
+
+
+def test_an_answer_that_was_cut_has_its_first_token():
+    assert ratings.from_logprobs(reply(("8", 1.0), state="length"), TEN, 0.01).value == 8
+    assert ratings.from_text(Reply("8", "length"), TEN).state == "length"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "scale", "spelt"),
+    [("1", "0", TEN, "10"), (" 1", "0", TEN, "10"), ("8", "5", Scale(0, 100, "veto"), "85"), ("8", "5", TEN, ""),
+     ("1", " 0", TEN, ""), ("8", "/", TEN, ""), ("8", "", TEN, "")],
+)  # fmt: skip
+def test_an_endpoint_that_spells_a_number_in_several_tokens_is_an_error(first, second, scale, spelt):
+    """Read as 1, a 10 would be the worst of all ratings."""
+    given_ = reply((first.strip(), 0.9), ("2", 0.1), text=first)
+    given_.logprobs.append({"token": second, "logprob": 0.0, "top_logprobs": []})
+    if not spelt:
+        assert ratings.from_logprobs(given_, scale, 0.01).state == "ok"
+        return
+    with pytest.raises(
+        UserError, match=rf"config.interact.{scale.field}: the endpoint spells {spelt} in several tokens.*'text'"
+    ):
+        ratings.from_logprobs(given_, scale, 0.01)
 
 
 @given(st.dictionaries(st.integers(1, 10), st.floats(1e-6, 1.0), min_size=1))
@@ -114,9 +138,46 @@ def test_the_engines_expectation_is_that_of_the_full_softmax(micro):
     assert sum(agree) >= 0.9 * len(agree)
 
 
-def test_a_scale_that_has_no_single_tokens_is_refused(micro):
+class Spelt:
+    """A tokenizer that spells the given words as it is told, as Qwen's spells 10 by its digits."""
+
+    def __init__(self, tokenizer, ids):
+        self._tokenizer, self._ids = tokenizer, ids
+
+    def __getattr__(self, name):
+        return getattr(self._tokenizer, name)
+
+    def __call__(self, texts, **how):
+        if isinstance(texts, list) and texts[0] in self._ids:
+            return {"input_ids": [self._ids[text.strip()] for text in texts]}
+        return self._tokenizer(texts, **how)
+
+
+def test_a_word_of_several_tokens_has_the_product_of_their_probabilities(micro):
+    """And what goes on to 10 is not a 1: the words' probabilities are those of a whole."""
     lm, engine = micro
-    with pytest.raises(UserError, match=r"config.interact.rating: '19' is no single token.*'text'"):
+    question = [{"role": "user", "content": "what is the colour of the lamp ?"}]  # an answer whose tokens are not certain
+    (tokens,) = chat.prompts(lm.tokenizer, [question])
+
+    def softmax(said):
+        return np.asarray(jax.nn.softmax(models.logits(lm, np.array([[*tokens, *said]], np.int32))[0, -1]))
+
+    first = softmax([])
+    one, two = (int(i) for i in np.argsort(-first)[:2])
+    zero = int(softmax([one]).argmax())
+    last = int(softmax([one, zero]).argmax())
+    ids = {"1": [one], "10": [one, zero], "100": [one, zero, last], "2": [two]}
+    found = asyncio.run(EngineChat(engine, Spelt(lm.tokenizer, ids)).next_word(question, [*ids]))
+    p, q, r = first[one], softmax([one])[zero], softmax([one, zero])[last]
+    assert p * (1 - q) > 0.1
+    assert p * q * (1 - r) > 0.01
+    expected = {"1": p * (1 - q), "10": p * q * (1 - r), "100": p * q * r, "2": first[two]}
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_scale_that_cannot_be_spelt_is_refused(micro):
+    lm, engine = micro
+    with pytest.raises(UserError, match=r"config.interact.rating: this tokenizer cannot spell '19'.*'text'"):
         asyncio.run(asked(EngineChat(engine, lm.tokenizer), [{"role": "user", "content": "what ?"}], "logprobs", Scale(1, 20)))
 
 

@@ -1,5 +1,6 @@
 """Conversations over the engine and a real HTTP endpoint: as they should go, when the endpoint misbehaves, and killed."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -76,6 +77,29 @@ FAULTS = {
     "user_refusal": completion(None, refusal="I will not play this."),
     "user_length": completion("I was just about to", finish="length"),
 }
+
+
+def test_a_refused_request_says_why(micro, tmp_path):
+    """The endpoint's own words, once, and in the row."""
+    with Server(lambda body, n: Status(400) if rates(body) else talker(body, n)) as server:
+        users = collecting.people(server.url, tmp_path, 4)
+        with pytest.raises(UserError, match=r"4 of 4 .*rating http_error 8.*The first error: \w*Error: .*400"):
+            collecting.collect(micro, users, tmp_path / "t.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
+    assert all("400" in turn["rating_error"] for row in rows for turn in row["turns"])
+
+
+def test_a_guard_that_fails_stops_the_run_and_is_asked_again(micro, tmp_path):
+    """Else every conversation it did not read would be left out of the best, whoever talked in it."""
+    with Server(talker) as server:
+        users = collecting.people(server.url, tmp_path, 4)
+        pool = collecting.collect(micro, users, tmp_path / "t.jsonl")
+        users = [dataclasses.replace(u, roles=dataclasses.replace(u.roles, guard=u.roles.rater)) for u in users]
+        server.script = lambda body, n: Status(500, {"Retry-After": "0.01"})
+        with pytest.raises(UserError, match=r"4 of 4 conversations failed on the way \(veto http_error 4\)"):
+            rollout.veto(users, pool, tmp_path / "v.jsonl", failures=0.5)
+        server.script = lambda body, n: numbered(3)
+        assert [row["value"] for row in rollout.veto(users, pool, tmp_path / "v.jsonl", failures=0.0)] == pytest.approx([3] * 4)
 
 
 def test_each_fault_has_its_name_and_nothing_is_rated_by_default(micro, tmp_path, capsys):
