@@ -4,8 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from emjax.errors import UserError
 from emjax.interact import scenarios
-from emjax.interact.selection import quotas
+from emjax.interact.selection import GROUPS, quotas
 from emjax.plan import rates
 from emjax.plan.arm import Arm, arms
 
@@ -54,12 +55,30 @@ def demand(config: Any, wanted: Sequence[Arm]) -> dict[tuple[str, str], dict[str
     return found
 
 
-def steps(config: Any, conversations: int) -> int:
-    """Optimizer steps of one arm and round from the declared sizes; two answers a conversation, as in the paper."""
-    users = conversations // config.interact.dialogues
-    groups = users if config.select.scope == "user" else 1
-    k = config.select.count or int(config.select.fraction * conversations / groups)
-    rows = config.interact.turns * groups * k * (2 if config.train.method == "kto" else 1)
+def groups(config: Any, ratio: float | None) -> list[int]:
+    """Conversations of each group that selection ranks by itself, in an arm of this ratio."""
+    counts = users(config, ratio)
+    people = sum(map(sum, counts.values()))
+    found = {
+        "global": [people],
+        "scenario": [sum(both) for both in counts.values()],
+        "user_type": [sum(kind) for kind in zip(*counts.values(), strict=True)],
+        "user": [1] * people,
+    }
+    if config.select.scope not in found:
+        raise UserError(f"config.select.scope is {config.select.scope!r}; choose {', '.join(GROUPS)}.")
+    return [number * config.interact.dialogues for number in found[config.select.scope] if number]
+
+
+def best(config: Any, size: int) -> int:
+    """How many of a group of this size are the best, and as many the worst."""
+    return int(config.select.count or int(config.select.fraction * size))
+
+
+def steps(config: Any, ratio: float | None) -> int:
+    """Optimizer steps of one arm and round from the declared sizes; as many answers a conversation as it has turns."""
+    chosen = sum(best(config, size) for size in groups(config, ratio))
+    rows = config.interact.turns * chosen * (2 if config.train.method == "kto" else 1)
     if config.select.safety.share:
         rows += round(rows * config.select.safety.share / (1 - config.select.safety.share))
     return math.ceil(rows / config.train.batch_size) * config.train.epochs
@@ -67,8 +86,7 @@ def steps(config: Any, conversations: int) -> int:
 
 def all_steps(config: Any) -> int:
     """Optimizer steps of all arms and rounds."""
-    each = steps(config, config.interact.users * config.interact.dialogues)
-    return each * config.rounds.count * sum(arm.name != "vanilla" for arm in arms(config))
+    return config.rounds.count * sum(steps(config, arm.ratio) for arm in arms(config) if arm.name != "vanilla")
 
 
 def collected(config: Any) -> dict[str, int]:
@@ -148,7 +166,6 @@ def _paid(config: Any) -> list[str]:
 def describe(config: Any) -> str:
     c = config.interact
     found = collected(config)
-    each = c.users * c.dialogues
     trained = [arm for arm in arms(config) if arm.name != "vanilla"]
     turns = c.turns
     written = found["talks"] * turns * min(ANSWER, c.max_new)
@@ -178,15 +195,17 @@ def describe(config: Any) -> str:
             f"{c.speed.prefill:g} read (config.interact.speed)",
         ]
         lines += _paid(config)
+    counts = {arm.label: steps(config, arm.ratio) for arm in trained}
+    # Arms differ where they differ in users (fixed_biased) or in groups.
+    many = ", ".join(f"{n} ({label})" for label, n in counts.items()) if len({*counts.values()}) > 1 else max(counts.values())
     # A row: the answer and what stands before it, half way through the conversation.
     row = SYSTEM + OPENING + ANSWER + (turns - 1) * (SAID + ANSWER) / 2
     lines += [
         f"select     the best and the worst {config.select.count or format(config.select.fraction, '.0%')} of "
         f"each {config.select.scope} group",
         f"train      {rounds * len(trained)} x {config.train.method.upper()}, {config.train.tuning} tuning, about "
-        f"{steps(config, each)} steps of "
-        f"{config.train.batch_size} examples",
-        *rates.training(config, rounds * len(trained) * steps(config, each) * config.train.batch_size * row),
+        f"{many} steps of {config.train.batch_size} examples",
+        *rates.training(config, all_steps(config) * config.train.batch_size * row),
         f"evaluate   {1 + rounds * len(trained)} models under pressure, and what they believe and can do without it",
     ]
     return "\n".join(lines)

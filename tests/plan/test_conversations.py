@@ -1,0 +1,48 @@
+"""The plan of self-training on conversations: as many steps as the selection leaves examples for."""
+
+import pytest
+
+from configs import common
+from emjax import plan
+from emjax.interact import selection
+from emjax.plan import interaction
+
+
+def config_of(variant="llama3.1-8b", method="kto", *, select=(), interact=()):
+    config = common.interaction(variant, method=method, biased_ratio=0.1)
+    config.select.update(dict(select))
+    config.interact.update(dict(interact))
+    return config
+
+
+@pytest.mark.parametrize(
+    ("changes", "control", "treated"),
+    [
+        ({}, 12_500, 12_500),  # 10,000 best, 10,000 worst, two answers each, five epochs in batches of 16
+        ({"select": {"scope": "scenario", "count": 100, "fraction": 0.0}}, 6_250, 6_250),  # of each of fifty
+        ({"select": {"scope": "user_type", "count": 800}}, 1_000, 2_000),  # the control has one type
+        ({"select": {"scope": "user", "count": 1}, "interact": {"users": 100, "dialogues": 4}}, 125, 125),
+        # 160 biased users and 1,440 benign ones; without biased ones all that config.interact.users says.
+        ({"interact": {"scheme": "fixed_biased", "biased_users": 160}}, 12_500, 1_000),
+        ({"method": "sft"}, 12_500, 12_500),  # half the examples in batches of 8
+    ],
+)
+def test_steps_of_each_arm(changes, control, treated):
+    config = config_of(**changes)
+    assert [interaction.steps(config, ratio) for ratio in (0.0, 0.1)] == [control, treated]
+    assert interaction.all_steps(config) == control + treated
+    told = f"about {control} steps of" if control == treated else f"about {control} (control), {treated} (treated 0.1) steps of"
+    assert told in plan.describe(config)
+
+
+@pytest.mark.parametrize("scope", selection.GROUPS)
+def test_groups_are_those_of_the_selection(scope):
+    config = config_of("micro", select={"scope": scope, "count": 1}, interact={"users": 10, "dialogues": 4})
+    pool = [
+        {"id": f"{kind}{user}/{dialogue}", "user_id": f"{kind}{user}", "user_type": kind, "scenario": "comfort",
+         "score": dialogue, "turns": [{}]}
+        for kind, users in (("benign", 9), ("biased", 1)) for user in range(users) for dialogue in range(4)
+    ]  # fmt: skip
+    found = selection.select(pool, scope=scope, count=1, fraction=0, seed=0, control="none")
+    assert len(found.top) == len(interaction.groups(config, 0.1))
+    assert sum(interaction.groups(config, 0.1)) == len(pool)
