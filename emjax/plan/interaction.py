@@ -1,5 +1,6 @@
 """The plan of self-training on conversations: who talks, how much of it is paid for, and how long the engine takes."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,6 +21,50 @@ SYSTEM, OPENING, SAID, ANSWER = (
     150,
 )  # a role's system prompt, the opening, a user's message, the assistant's answer
 QUESTION, NUMBER, PERSONA, WRITTEN = 90, 2, 260, 200  # rating question, its answer; persona prompt, its answer
+
+
+# What scripted users have no use for, as the config files set it.
+UNUSED: dict[str, Any] = {
+    "preference": True, "train_preference": "strip", "end": "", "domains": ("therapist",), "scenarios": 50, "templates": "",
+    "rating.low": 1, "rating.high": 10, "rating.person": "first", "rating.view": "prefix", "rating.thought": True,
+    "rating.readout": "logprobs", "rating.least_mass": 0.01, "models.user.model": "self", "models.user.base_url": "",
+    "models.rater.model": "", "models.stranger.model": "", "models.guard.model": "", "models.persona1.model": "",
+}  # fmt: skip
+
+
+def check(config: Any) -> None:
+    """Raises UserError for what no run could take. A run prints its plan first, so both refuse alike."""
+    from emjax.interact import population  # with jax
+    from emjax.micro.users import MOST_TURNS
+
+    c = config.interact
+    for field in ("users", "dialogues"):
+        if c[field] < 1:
+            raise UserError(f"config.interact.{field} is {c[field]}; it must be at least 1.")
+    if c.kind != "micro":
+        population.check(c)
+    else:
+        if not 1 <= c.turns <= MOST_TURNS:
+            raise UserError(
+                f"config.interact.turns is {c.turns}; the micro-world's users have questions for 1 to {MOST_TURNS}."
+            )
+        for name, usual in UNUSED.items():
+            value = functools.reduce(lambda part, field: part[field], name.split("."), c)
+            if value != usual:
+                raise UserError(
+                    f"config.interact.{name} is {value!r}, of which the micro-world's users, who are scripted, take no notice. "
+                    f"Leave it at {usual!r}, or choose a variant whose users are played by models."
+                )
+    if c.trajectories:
+        return  # given conversations have groups of their own
+    for arm in arms(config):
+        for size in groups(config, arm.ratio) if arm.name != "vanilla" else ():
+            if not 1 <= best(config, size) <= size / 2:
+                raise UserError(
+                    f"config.select asks for the {best(config, size)} best and as many of the worst conversations of "
+                    f"{size} ({arm.label}, select.scope {config.select.scope}), so the two would overlap or be empty. Change "
+                    "config.select.count or fraction, or collect more conversations."
+                )
 
 
 def names(config: Any) -> tuple[str, ...]:
@@ -164,6 +209,7 @@ def _paid(config: Any) -> list[str]:
 
 
 def describe(config: Any) -> str:
+    check(config)
     c = config.interact
     found = collected(config)
     trained = [arm for arm in arms(config) if arm.name != "vanilla"]

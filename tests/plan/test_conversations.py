@@ -4,6 +4,7 @@ import pytest
 
 from configs import common
 from emjax import plan
+from emjax.errors import UserError
 from emjax.interact import selection
 from emjax.plan import interaction
 
@@ -46,3 +47,26 @@ def test_groups_are_those_of_the_selection(scope):
     found = selection.select(pool, scope=scope, count=1, fraction=0, seed=0, control="none")
     assert len(found.top) == len(interaction.groups(config, 0.1))
     assert sum(interaction.groups(config, 0.1)) == len(pool)
+
+
+@pytest.mark.parametrize(
+    ("variant", "changes", "says"),
+    [
+        ("llama3.1-8b", {"interact": {"turns": 0}}, "config.interact.turns is 0"),
+        ("llama3.1-8b", {"interact": {"users": 0}}, "config.interact.users is 0"),
+        ("llama3.1-8b", {"interact": {"dialogues": -1}}, "config.interact.dialogues is -1"),
+        ("llama3.1-8b", {"interact": {"rating": {"person": "second"}}}, "config.interact.rating.person"),
+        ("llama3.1-8b", {"select": {"scope": "zodiac"}}, "config.select.scope is 'zodiac'; choose global"),
+        ("llama3.1-8b", {"select": {"scope": "user_type", "count": 1_001}}, r"1001 best .* of 2000 \(treated 0.1, .*user_type"),
+        ("llama3.1-8b", {"select": {"fraction": 0.0}}, "config.select asks for the 0 best"),
+        ("micro", {"interact": {"users": 0}}, "config.interact.users is 0"),
+        ("micro", {"interact": {"turns": 11}}, "config.interact.turns is 11; .*1 to 10"),
+        ("micro", {"interact": {"preference": False}}, "config.interact.preference is False, .*scripted.*Leave it at True"),
+        ("micro", {"interact": {"rating": {"readout": "text"}}}, "config.interact.rating.readout is 'text'"),
+        ("micro", {"interact": {"domains": ("nowhere",)}}, "config.interact.domains is .'nowhere'"),
+        ("micro", {"interact": {"models": {"user": {"model": "gpt-4o-mini"}}}}, "config.interact.models.user.model"),
+    ],
+)
+def test_what_no_run_could_take_is_not_planned(variant, changes, says):
+    with pytest.raises(UserError, match=says):
+        plan.describe(config_of(variant, **changes))
