@@ -232,13 +232,12 @@ def describe(config: Any) -> str:
     if c.kind == "scenarios":
         # Users and raters that are checkpoints keep the same engine busy.
         ours = [n for role, n in calls(config).items() if not _spec(config, role)["base_url"]]
-        seconds = (written + sum(w for *_, w in ours)) / c.speed.decode + (
-            prompt + sum(r for _, r, _ in ours)
-        ) / c.speed.prefill
+        drawn, read, origin = rates.engine(config)
+        seconds = (written + sum(w for *_, w in ours)) / drawn + (prompt + sum(r for _, r, _ in ours)) / read
         lines += [
             f"assistant  {found['talks'] * turns} answers, about {prompt} + {written} tokens",
-            f"engine     {seconds / 3600:.1f} hours with all that runs in it, at {c.speed.decode:g} tokens/s drawn and "
-            f"{c.speed.prefill:g} read (config.interact.speed)",
+            f"engine     {seconds / 3600:.1f} hours with all that runs in it, at {drawn:.0f} tokens/s drawn and "
+            f"{read:.0f} read ({origin})",
         ]
         lines += _paid(config)
     counts = {arm.label: steps(config, arm.ratio) for arm in trained}

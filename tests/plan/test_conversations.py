@@ -36,6 +36,26 @@ def test_steps_of_each_arm(changes, control, treated):
     assert told in plan.describe(config)
 
 
+@pytest.mark.parametrize(
+    ("path", "speed", "rates", "says"),
+    [
+        ("meta-llama/Llama-3.1-8B-Instruct", {}, (20_000, 33_800), "measured on the 8B shape, one NVIDIA H200)"),
+        ("Qwen/Qwen3-32B", {}, (20_000 * 8 / 32.8, 33_800 * 8 / 32.8), "not on this one: scaled to 32.8 billion weights)"),
+        ("of/mine", {}, (20_000, 33_800), "of/mine was not: give config.interact.speed)"),
+        ("Qwen/Qwen3-32B", {"decode": 5.0, "prefill": 50.0}, (5, 50), "(config.interact.speed)"),
+    ],
+)
+def test_the_engine_is_planned_at_the_rate_of_its_model(path, speed, rates, says):
+    config = config_of(interact={"speed": speed})
+    config.model.path = path
+    text = plan.describe(config)
+    line = next(line for line in text.splitlines() if line.startswith("engine"))
+    assert f"at {rates[0]:.0f} tokens/s drawn and {rates[1]:.0f} read" in line
+    assert says in line
+    drawn, read = 6_600_000 + 1_650_000 + 88_000, 18_370_000 + 10_010_000 + 28_930_000  # the assistant, users, raters
+    assert f"{(drawn / rates[0] + read / rates[1]) / 3600:.1f} hours" in line
+
+
 @pytest.mark.parametrize("scope", selection.GROUPS)
 def test_groups_are_those_of_the_selection(scope):
     config = config_of("micro", select={"scope": scope, "count": 1}, interact={"users": 10, "dialogues": 4})
