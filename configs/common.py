@@ -259,9 +259,8 @@ def interaction(variant: str, *, method: str, biased_ratio: float) -> ConfigDict
             "tries": 4,
             "check": 200,  # rows for people to read; the paper had as many read
         },
-        # Tokens a second of the engine, for the plan alone: 8B shape, bfloat16, one NVIDIA H200, 256 rows at context 256
-        # (12.7 ms a step) and prefill (python -m benchmarks.sample --model llama3.1-8b --batch 256).
-        "speed": {"decode": 20_000.0, "prefill": 33_800.0},
+        # Tokens a second of the engine, for the plan alone; 0 = what emjax.plan.rates has for this model.
+        "speed": {"decode": 0.0, "prefill": 0.0},
         "trajectories": "",  # a trajectories.jsonl to use instead of collecting
     }
     config.select = {

@@ -42,7 +42,9 @@ class Budget:
 
     def __post_init__(self) -> None:
         if self.usd and not (self.price_in or self.price_out):
-            raise UserError(f"A budget of {self.usd} USD is never reached without prices: give price_in and price_out too.")
+            raise UserError(
+                f"budget.usd is {self.usd:g}, which is never reached without prices: give budget.price_in and price_out too."
+            )
 
     def cost(self, used: Counter[str]) -> float:
         """USD for prompt_tokens and completion_tokens."""
@@ -62,6 +64,18 @@ class Rates:
     retries: int = 6  # of connection errors, timeouts, 408, 409, 429 and 5xx; Retry-After up to two minutes is honoured
     timeout: float = 120.0  # seconds without a byte, one request
     deadline: float = 900.0  # seconds, one call with all its retries
+
+    def __post_init__(self) -> None:
+        if self.concurrent < 1:
+            raise UserError(f"rates.concurrent is {self.concurrent}; with less than 1 no call would ever be made.")
+
+
+def limits(part: Any, where: str) -> dict[str, Any]:
+    """The budget and rates of a part of a config, for a ChatClient. Raises UserError that names the field below `where`."""
+    try:
+        return {"budget": Budget(**part.budget), "rates": Rates(**part.rates)}
+    except UserError as error:
+        raise UserError(f"{where}.{error}") from error
 
 
 @dataclasses.dataclass(frozen=True)

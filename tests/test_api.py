@@ -207,8 +207,14 @@ def test_an_answer_without_usage_counts_at_its_worst():
     assert client.spent["prompt_tokens"] >= len(json.dumps(say("a")))
 
 
+def test_no_call_at_a_time_is_refused():
+    """A client that waited for none of none would wait for ever."""
+    with pytest.raises(UserError, match="rates.concurrent is 0"):
+        Rates(concurrent=0)
+
+
 def test_a_budget_without_a_bound_is_refused():
-    with pytest.raises(UserError, match="prices"):
+    with pytest.raises(UserError, match=r"budget.usd is 5, .*prices"):
         Budget(usd=5)
     with Server(lambda body, n: "ok") as server, pytest.raises(UserError, match="max_tokens"):
         ask(client_of(server, budget=Budget(tokens=500)), "a")

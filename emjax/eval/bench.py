@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from emjax.api import Budget, ChatClient, Rates
+from emjax.api import ChatClient, limits
 from emjax.errors import UserError
 from emjax.eval import agreement, deceptionbench, humaneval, mask, openended, suite
 from emjax.eval.capability import need_harness
@@ -112,8 +112,8 @@ class Benchmarks:
                 )
             return ModelJudge(model, EngineChat(*self._local(model)), **how)
         client = ChatClient(
-            base_url, model, api_key_env=api_key_env, cache_dir=self._cache, budget=Budget(**c.budget),
-            rates=Rates(**c.rates), collect=Path(c.collect) if c.collect else None,
+            base_url, model, api_key_env=api_key_env, cache_dir=self._cache,
+            collect=Path(c.collect) if c.collect else None, **limits(c, "config.eval.judge"),
         )  # fmt: skip
         for answers in c.replay:
             print(f"replayed {answers}: {dict(client.replay(Path(answers)))}", flush=True)

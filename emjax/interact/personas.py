@@ -99,8 +99,8 @@ def embedded(scenarios: Sequence[Scenario], counts: Mapping[str, int], seed: int
         if wanted > places:
             raise UserError(
                 f"config.interact asks for {wanted} users of the scenario {scenario.name!r}, and the templates make only "
-                f"{places} different openings. Have models write the personas (config.interact.personas.models), or add to the "
-                "scenario's situations."
+                f"{places} different openings. Have models write the personas (config.interact.models.persona1.model), or add "
+                "to the scenario's situations."
             )
         draw = random.Random(f"personas/{seed}/{scenario.name}")
         for number, place in enumerate(draw.sample(range(places), wanted)):

@@ -117,7 +117,7 @@ class ModelUser:
         if sum(m["role"] == "assistant" for m in messages) >= self.roles.turns:
             return None
         speaker = self.roles.stranger or self.roles.speaker
-        asked = [self._persona(self.user_type), *flipped(messages, self.roles.prompts("user_start"))]
+        asked = [self._persona(self.user_type), *self._seen(messages)]
         text = _spoken(await speaker.chat.chat(asked, run=self.dialogue, **speaker.sampling))
         if self.roles.end and self.roles.end in text:
             return None
@@ -140,7 +140,7 @@ class ModelUser:
             system = roles.prompts("rate_third", thought=thought if roles.thought else "", **about, **scale)
             text = roles.prompts("dialogue", messages=[m for m in shown if m["role"] != "system"])
             return [{"role": "system", "content": system}, {"role": "user", "content": text}]
-        *before, last = flipped(shown, roles.prompts("user_start"))
+        *before, last = self._seen(shown)
         # For the user the assistant's answer came last: the question goes with it, so that roles alternate.
         asked = {"role": "user", "content": f"{last['content']}\n\n{roles.prompts('rate_first', thought=thought, **scale)}"}
         return [self._persona(as_type), *before, asked]
@@ -154,6 +154,9 @@ class ModelUser:
         shown = [m for m in upto(messages, turn) if m["role"] != "system"]
         asked = [{"role": "system", "content": system}, {"role": "user", "content": roles.prompts("dialogue", messages=shown)}]
         return await ask(guard.chat, asked, roles.guard_scale, roles.readout, roles.least_mass, guard.sampling)
+
+    def _seen(self, messages: Conversation) -> Conversation:
+        return flipped(messages, self.roles.prompts("user_start", task=self.scenario_data.task))
 
     def _persona(self, user_type: str) -> Message:
         text = self.roles.prompts(

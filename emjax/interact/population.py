@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from emjax.api import Budget, ChatClient, Rates
+from emjax.api import Budget, ChatClient, Rates, limits
 from emjax.errors import UserError
 from emjax.interact import personas, players, scenarios
 from emjax.interact.players import ModelUser, Player, Roles
@@ -38,9 +38,16 @@ def check(config: Any) -> None:
         raise UserError(f"config.interact.turns is {config.turns}; a conversation needs at least 1 answer.")
     if not config.models.user.model:
         raise UserError(f"config.interact.models.user.model is empty: name a model, or {SELF!r} for the base in the engine.")
-    for role, spec in models(config).items():
+    for role, spec in config.models.items():
+        where = f"config.interact.models.{role}"
+        if not spec.model and (unread := _unread(spec)):
+            instead = " Without one the user's model rates, within the user's budget and rates." if role == "rater" else ""
+            raise UserError(f"{where}.{unread} is set, but {where}.model is empty, so nobody reads it: name a model.{instead}")
+        limits(spec, where)
         if spec.structured and not spec.base_url:
-            raise UserError(f"config.interact.models.{role}.structured needs an endpoint: the engine holds to no schema.")
+            raise UserError(f"{where}.structured needs an endpoint: the engine holds to no schema.")
+        if (spec.budget.tokens or spec.budget.usd) and not spec.base_url:
+            raise UserError(f"{where}.budget needs an endpoint (base_url): the engine spends nothing.")
     Scale(config.rating.low, config.rating.high)
     Scale(config.veto.low, config.veto.high, "veto")
     scenarios.load(config.domains, config.scenarios)
@@ -146,7 +153,7 @@ class Population:
             if role not in self.clients:
                 self.clients[role] = ChatClient(
                     spec.base_url, spec.model, api_key_env=spec.api_key_env, cache_dir=self._cache,
-                    budget=Budget(**spec.budget), rates=Rates(**spec.rates),
+                    **limits(spec, f"config.interact.models.{role}"),
                 )  # fmt: skip
             return Player(self.clients[role], dict(spec.sampling))
         if spec.model == SELF and base:
@@ -161,6 +168,14 @@ class Population:
             f"{client.budget.cost(client.spent):.2f} USD"
             for role, client in self.clients.items()
         )
+
+
+def _unread(spec: Any) -> str:
+    """The first field that is set and that only a model would give a meaning; "" where there is none."""
+    usual = {name: dataclasses.asdict(kind()) for name, kind in (("budget", Budget), ("rates", Rates))}
+    found = [name for name in ("base_url", "api_key_env", "structured") if spec[name]]
+    found += [f"{part}.{name}" for part in usual for name, value in spec[part].items() if value != usual[part][name]]
+    return found[0] if found else ""
 
 
 def _what(spec: Any) -> dict[str, Any]:

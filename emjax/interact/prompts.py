@@ -48,10 +48,14 @@ class Prompts:
         self._texts: dict[str, str] = {}
         for name, (may, must) in FIELDS.items():
             file = own / f"{name}.j2" if own and (own / f"{name}.j2").is_file() else SHIPPED / f"{name}.j2"
-            text = file.read_text(encoding="utf-8")
             try:
+                text = file.read_text(encoding="utf-8")
                 used = meta.find_undeclared_variables(self._environment.parse(text))
                 self._templates[name] = self._environment.from_string(text)
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"config.interact.templates: {file} is not UTF-8 ({error.reason} at byte {error.start}). Save it as UTF-8."
+                ) from error
             except jinja2.TemplateError as error:
                 raise UserError(f"{file}: not a template that can be read: {error}. Correct the file.") from error
             for field in sorted(used - may):

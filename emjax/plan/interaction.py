@@ -1,11 +1,13 @@
 """The plan of self-training on conversations: who talks, how much of it is paid for, and how long the engine takes."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from emjax.errors import UserError
 from emjax.interact import scenarios
-from emjax.interact.selection import quotas
+from emjax.interact.selection import GROUPS, quotas
 from emjax.plan import rates
 from emjax.plan.arm import Arm, arms
 
@@ -19,6 +21,50 @@ SYSTEM, OPENING, SAID, ANSWER = (
     150,
 )  # a role's system prompt, the opening, a user's message, the assistant's answer
 QUESTION, NUMBER, PERSONA, WRITTEN = 90, 2, 260, 200  # rating question, its answer; persona prompt, its answer
+
+
+# What scripted users have no use for, as the config files set it.
+UNUSED: dict[str, Any] = {
+    "preference": True, "train_preference": "strip", "end": "", "domains": ("therapist",), "scenarios": 50, "templates": "",
+    "rating.low": 1, "rating.high": 10, "rating.person": "first", "rating.view": "prefix", "rating.thought": True,
+    "rating.readout": "logprobs", "rating.least_mass": 0.01, "models.user.model": "self", "models.user.base_url": "",
+    "models.rater.model": "", "models.stranger.model": "", "models.guard.model": "", "models.persona1.model": "",
+}  # fmt: skip
+
+
+def check(config: Any) -> None:
+    """Raises UserError for what no run could take. A run prints its plan first, so both refuse alike."""
+    from emjax.interact import population  # with jax
+    from emjax.micro.users import MOST_TURNS
+
+    c = config.interact
+    for field in ("users", "dialogues"):
+        if c[field] < 1:
+            raise UserError(f"config.interact.{field} is {c[field]}; it must be at least 1.")
+    if c.kind != "micro":
+        population.check(c)
+    else:
+        if not 1 <= c.turns <= MOST_TURNS:
+            raise UserError(
+                f"config.interact.turns is {c.turns}; the micro-world's users have questions for 1 to {MOST_TURNS}."
+            )
+        for name, usual in UNUSED.items():
+            value = functools.reduce(lambda part, field: part[field], name.split("."), c)
+            if value != usual:
+                raise UserError(
+                    f"config.interact.{name} is {value!r}, of which the micro-world's users, who are scripted, take no notice. "
+                    f"Leave it at {usual!r}, or choose a variant whose users are played by models."
+                )
+    if c.trajectories:
+        return  # given conversations have groups of their own
+    for arm in arms(config):
+        for size in groups(config, arm.ratio) if arm.name != "vanilla" else ():
+            if not 1 <= best(config, size) <= size / 2:
+                raise UserError(
+                    f"config.select asks for the {best(config, size)} best and as many of the worst conversations of "
+                    f"{size} ({arm.label}, select.scope {config.select.scope}), so the two would overlap or be empty. Change "
+                    "config.select.count or fraction, or collect more conversations."
+                )
 
 
 def names(config: Any) -> tuple[str, ...]:
@@ -54,12 +100,30 @@ def demand(config: Any, wanted: Sequence[Arm]) -> dict[tuple[str, str], dict[str
     return found
 
 
-def steps(config: Any, conversations: int) -> int:
-    """Optimizer steps of one arm and round from the declared sizes; two answers a conversation, as in the paper."""
-    users = conversations // config.interact.dialogues
-    groups = users if config.select.scope == "user" else 1
-    k = config.select.count or int(config.select.fraction * conversations / groups)
-    rows = config.interact.turns * groups * k * (2 if config.train.method == "kto" else 1)
+def groups(config: Any, ratio: float | None) -> list[int]:
+    """Conversations of each group that selection ranks by itself, in an arm of this ratio."""
+    counts = users(config, ratio)
+    people = sum(map(sum, counts.values()))
+    found = {
+        "global": [people],
+        "scenario": [sum(both) for both in counts.values()],
+        "user_type": [sum(kind) for kind in zip(*counts.values(), strict=True)],
+        "user": [1] * people,
+    }
+    if config.select.scope not in found:
+        raise UserError(f"config.select.scope is {config.select.scope!r}; choose {', '.join(GROUPS)}.")
+    return [number * config.interact.dialogues for number in found[config.select.scope] if number]
+
+
+def best(config: Any, size: int) -> int:
+    """How many of a group of this size are the best, and as many the worst."""
+    return int(config.select.count or int(config.select.fraction * size))
+
+
+def steps(config: Any, ratio: float | None) -> int:
+    """Optimizer steps of one arm and round from the declared sizes; as many answers a conversation as it has turns."""
+    chosen = sum(best(config, size) for size in groups(config, ratio))
+    rows = config.interact.turns * chosen * (2 if config.train.method == "kto" else 1)
     if config.select.safety.share:
         rows += round(rows * config.select.safety.share / (1 - config.select.safety.share))
     return math.ceil(rows / config.train.batch_size) * config.train.epochs
@@ -67,8 +131,7 @@ def steps(config: Any, conversations: int) -> int:
 
 def all_steps(config: Any) -> int:
     """Optimizer steps of all arms and rounds."""
-    each = steps(config, config.interact.users * config.interact.dialogues)
-    return each * config.rounds.count * sum(arm.name != "vanilla" for arm in arms(config))
+    return config.rounds.count * sum(steps(config, arm.ratio) for arm in arms(config) if arm.name != "vanilla")
 
 
 def collected(config: Any) -> dict[str, int]:
@@ -146,9 +209,9 @@ def _paid(config: Any) -> list[str]:
 
 
 def describe(config: Any) -> str:
+    check(config)
     c = config.interact
     found = collected(config)
-    each = c.users * c.dialogues
     trained = [arm for arm in arms(config) if arm.name != "vanilla"]
     turns = c.turns
     written = found["talks"] * turns * min(ANSWER, c.max_new)
@@ -169,24 +232,25 @@ def describe(config: Any) -> str:
     if c.kind == "scenarios":
         # Users and raters that are checkpoints keep the same engine busy.
         ours = [n for role, n in calls(config).items() if not _spec(config, role)["base_url"]]
-        seconds = (written + sum(w for *_, w in ours)) / c.speed.decode + (
-            prompt + sum(r for _, r, _ in ours)
-        ) / c.speed.prefill
+        drawn, read, origin = rates.engine(config)
+        seconds = (written + sum(w for *_, w in ours)) / drawn + (prompt + sum(r for _, r, _ in ours)) / read
         lines += [
             f"assistant  {found['talks'] * turns} answers, about {prompt} + {written} tokens",
-            f"engine     {seconds / 3600:.1f} hours with all that runs in it, at {c.speed.decode:g} tokens/s drawn and "
-            f"{c.speed.prefill:g} read (config.interact.speed)",
+            f"engine     {seconds / 3600:.1f} hours with all that runs in it, at {drawn:.0f} tokens/s drawn and "
+            f"{read:.0f} read ({origin})",
         ]
         lines += _paid(config)
+    counts = {arm.label: steps(config, arm.ratio) for arm in trained}
+    # Arms differ where they differ in users (fixed_biased) or in groups.
+    many = ", ".join(f"{n} ({label})" for label, n in counts.items()) if len({*counts.values()}) > 1 else max(counts.values())
     # A row: the answer and what stands before it, half way through the conversation.
     row = SYSTEM + OPENING + ANSWER + (turns - 1) * (SAID + ANSWER) / 2
     lines += [
         f"select     the best and the worst {config.select.count or format(config.select.fraction, '.0%')} of "
         f"each {config.select.scope} group",
         f"train      {rounds * len(trained)} x {config.train.method.upper()}, {config.train.tuning} tuning, about "
-        f"{steps(config, each)} steps of "
-        f"{config.train.batch_size} examples",
-        *rates.training(config, rounds * len(trained) * steps(config, each) * config.train.batch_size * row),
+        f"{many} steps of {config.train.batch_size} examples",
+        *rates.training(config, all_steps(config) * config.train.batch_size * row),
         f"evaluate   {1 + rounds * len(trained)} models under pressure, and what they believe and can do without it",
     ]
     return "\n".join(lines)

@@ -1,6 +1,7 @@
 """Personas: made from templates, or written by models in turn, checked, and asked for again where they repeat."""
 
 import csv
+import functools
 import json
 import re
 from collections import Counter
@@ -8,6 +9,7 @@ from collections import Counter
 import pytest
 from loopback import Server, Status, completion, last
 
+from configs.kto_biased10 import get_config
 from emjax.api import ChatClient, Rates, Reply
 from emjax.errors import UserError
 from emjax.interact import personas, scenarios
@@ -26,8 +28,10 @@ def test_embedded_personas_are_distinct_and_a_function_of_the_seed():
     assert not any(re.search(r"[{}]", p.background + p.opening) for p in made)
     assert personas.embedded(TWO, COUNTS, 1) == personas.embedded(TWO, COUNTS, 1)
     assert personas.embedded(TWO, COUNTS, 1) != personas.embedded(TWO, COUNTS, 2)
-    with pytest.raises(UserError, match=r"9999 users.*config.interact.personas.models"):
+    with pytest.raises(UserError, match=r"9999 users.*config.interact.models.persona1.model") as error:
         personas.embedded(TWO, {TWO[0].name: 9999}, 0)
+    field = re.search(r"\(config\.([\w.]+)\)", str(error.value))[1]
+    assert functools.reduce(lambda part, name: part[name], field.split("."), get_config()) == ""
 
 
 def person(number, word="word"):

@@ -2,14 +2,15 @@
 
 import asyncio
 import dataclasses
+import json
 
 import pytest
 
 from emjax.api import Reply
-from emjax.interact import players, scenarios
+from emjax.interact import personas, players, scenarios
 from emjax.interact.personas import Persona
 from emjax.interact.players import ModelUser, Player, Roles
-from emjax.interact.prompts import Prompts
+from emjax.interact.prompts import FIELDS, Prompts
 from emjax.interact.ratings import Scale
 from emjax.interact.users import Failed, flipped, upto
 
@@ -134,6 +135,27 @@ def test_the_guard_judges_for_the_veto():
     roles = dataclasses.replace(watched.roles, guard=Player(guard, {}), guard_scale=Scale(0, 5))
     assert asyncio.run(dataclasses.replace(watched, roles=roles).veto(TALK, 0)).value == 4
     assert "0 means not at all, 5 means" in guard.asked[0][0]["content"]
+
+
+def test_every_field_that_a_template_may_use_is_there(tmp_path):
+    """What passes the check of the templates never fails in the middle of a collection."""
+    for name, (may, _) in FIELDS.items():
+        (tmp_path / f"{name}.j2").write_text(f"{name}: " + " ".join(f"{{{{ {field} }}}}" for field in sorted(may)))
+    talker, chat = user("OTHER WORDS", "U1")
+    roles = dataclasses.replace(talker.roles, prompts=Prompts(str(tmp_path)), guard=talker.roles.speaker)
+    asyncio.run(dataclasses.replace(talker, roles=dataclasses.replace(roles, stranger=roles.speaker)).open())
+    for person in ("first", "third"):
+        talker = dataclasses.replace(talker, roles=dataclasses.replace(roles, person=person))
+        asyncio.run(talker.reply(TALK[:3]))
+        asyncio.run(talker.rate(TALK, 0))
+        asyncio.run(talker.veto(TALK, 0))
+    how = {"by_type": False, "tries": 1}
+    writer = Recorder(json.dumps({"background": "A baker from the north.", "opening": "I would like to talk about something."}))
+    writers = [("w", writer, {}, False)]
+    personas.generate([SCENARIO], {SCENARIO.name: 1}, writers, roles.prompts, tmp_path / "p.jsonl", **how)
+    said = str(chat.asked) + str(writer.asked) + asyncio.run(talker.open())[0]["content"]
+    assert [name for name in FIELDS if f"{name}: " not in said] == []
+    assert f"user_start: {SCENARIO.task}" in said
 
 
 def test_who_is_biased_takes_the_personas_from_the_back():

@@ -17,6 +17,7 @@ import collecting
 import pytest
 from loopback import Cut, Raw, Server, Slow, Status, completion, last
 
+from emjax.data import chat
 from emjax.errors import UserError
 from emjax.interact import rollout, selection
 
@@ -176,15 +177,36 @@ def test_the_engine_plays_everybody(micro, tmp_path):
     """No endpoint at all: assistant, user and rater are one model. It talks no sense, but all is asked and counted."""
     lm, engine = micro
     busy = rollout.Busy()
-    users = collecting.people("", tmp_path, 4, base=(engine, lm.tokenizer), busy=busy)
-    assert all(user.roles.speaker.chat is not user.roles.rater for user in users)
-    for user in users:  # `self` is the base in the engine
+
+    def people(place, **rating):
+        return collecting.people("", tmp_path / place, 4, base=(engine, lm.tokenizer), busy=busy, rating=rating)
+
+    # The micro model answers "from 1 to 10" with words; what little it gives the numbers is a rating where any mass will do.
+    users = people("any", least_mass=0.0)
+    for user in users:  # `self` is the base in the engine, also where it rates: asked otherwise
         assert type(user.roles.speaker.chat).__name__ == "EngineChat"
+        assert user.roles.rater.chat is user.roles.speaker.chat
+        assert (user.roles.speaker.sampling["max_tokens"], user.roles.rater.sampling["max_tokens"]) == (200, 8)
     rows = collecting.collect(micro, users, tmp_path / "t.jsonl", failures=1.0, busy=busy)
     assert rows == collecting.collect(micro, users, tmp_path / "u.jsonl", failures=1.0)
     assert 0 <= busy.idle < 0.5
-    # The micro model answers "from 1 to 10" with words: no mass on the scale is a state.
-    assert {turn["rating_state"] for row in rows for turn in row["turns"]} <= {"ok", "unparsed", "not_asked", "too_long"}
+    by_id = {rollout.conversation_id(user): user for user in users}
+    ids = {n: lm.tokenizer.convert_tokens_to_ids(str(n)) for n in range(1, 11)}
+    for row in rows:
+        for number, turn in enumerate(row["turns"]):
+            (prompt,) = chat.prompts(lm.tokenizer, [by_id[row["id"]].question(row["messages"], number)])
+            chances = engine.next_token_probs(tuple(prompt), list(ids.values()))
+            assert turn["rating_state"] == "ok"
+            assert 0 < turn["rating_mass"] < 0.01
+            assert turn["rating_mass"] == pytest.approx(sum(chances))
+            assert turn["rating"] == pytest.approx(sum(n * p for n, p in zip(ids, chances, strict=True)) / sum(chances))
+        assert row["score"] == pytest.approx(sum(turn["rating"] for turn in row["turns"]))
+    assert len({turn["rating"] for row in rows for turn in row["turns"]}) > 4
+    # By default so little mass on the scale is a state, and no number.
+    strict = collecting.collect(micro, people("default"), tmp_path / "s.jsonl", failures=1.0)
+    assert [row["messages"] for row in strict] == [row["messages"] for row in rows]
+    assert {(turn["rating"], turn["rating_state"]) for row in strict for turn in row["turns"]} == {(None, "unparsed")}
+    assert {row["score"] for row in strict} == {None}
 
 
 def test_no_room_in_the_cache_ends_a_conversation(micro, tmp_path):

@@ -82,6 +82,12 @@ def test_bad_templates_are_refused_by_file_and_field(tmp_path, name, text, says)
         assert words in str(error.value)
 
 
+def test_a_template_that_is_not_utf8_is_named(tmp_path):
+    (tmp_path / "user_start.j2").write_bytes("Grüß dich.".encode("latin-1"))
+    with pytest.raises(UserError, match=r"config.interact.templates: .*user_start.j2 is not UTF-8"):
+        Prompts(str(tmp_path))
+
+
 def test_a_template_of_ones_own_replaces_the_shipped_one(tmp_path):
     (tmp_path / "user_start.j2").write_text("Go.")
     mine = Prompts(str(tmp_path))
