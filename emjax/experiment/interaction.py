@@ -12,10 +12,9 @@ from emjax import models, process
 from emjax.data.examples import read_examples, read_trajectories
 from emjax.errors import UserError
 from emjax.experiment.arms import Arms
-from emjax.experiment.common import lead, one_of, say
-from emjax.interact import population, ratings, rollout, selection
+from emjax.experiment.common import lead, say
+from emjax.interact import population, rollout, selection
 from emjax.interact.rollout import Talk
-from emjax.micro.users import MOST_TURNS
 from emjax.micro.users import users as micro_users
 from emjax.micro.world import World
 from emjax.models import hf
@@ -26,7 +25,6 @@ from emjax.sampling import Engine
 from emjax.store import Stage, Store, digest, read_lines, seed_of, write_atomically, write_lines
 
 Counts = Mapping[str, int]  # users a scenario
-KINDS = ("micro", "scenarios")
 
 
 class _Scripted:
@@ -56,37 +54,8 @@ class Interaction(Arms):
 
     def __init__(self, config: Any, workdir: Path, store: Store):
         super().__init__(config, workdir, store)
+        plan.check(config)
         c = config.interact
-        one_of("interact.kind", c.kind, KINDS)
-        one_of("interact.scheme", c.scheme, selection.SCHEMES)
-        one_of("interact.aggregate", c.aggregate, tuple(ratings.AGGREGATES))
-        one_of("select.scope", config.select.scope, tuple(selection.GROUPS))
-        one_of("select.normalise", config.select.normalise, tuple(ratings.NORMALISE))
-        one_of("rounds.reference", config.rounds.reference, ("base", "previous"))
-        if config.rounds.count < 1 or (c.trajectories and config.rounds.count > 1):
-            raise UserError(
-                f"config.rounds.count is {config.rounds.count}; it must be at least 1, and 1 with given conversations "
-                "(config.interact.trajectories), since a later round collects its own."
-            )
-        if c.kind == "scenarios":
-            population.check(c)
-            needs = {"guard": config.select.veto.on and "config.select.veto.on is set"}
-            needs["stranger"] = any(arm.name == "foreign_text" for arm in self.arms) and "an arm has foreign_text"
-            for role, why in needs.items():
-                if why and not c.models[role].model:
-                    raise UserError(f"{why}, which needs a model: name it in config.interact.models.{role}.model.")
-        elif config.select.veto.on:
-            raise UserError("config.select.veto.on needs model-played users; the micro-world has no guard. Switch it off.")
-        elif not 1 <= c.turns <= MOST_TURNS:
-            raise UserError(
-                f"config.interact.turns is {c.turns}; the micro-world's users have questions for 1 to {MOST_TURNS}."
-            )
-        if c.trajectories and (config.select.veto.on or any(plan.source(arm, "biased") for arm in self.arms)):
-            raise UserError(
-                "config.interact.trajectories gives conversations as they are: a veto, and the controls foreign_text and "
-                "benign_ratings, need others. Switch config.select.veto.on off, leave these out of config.interact.control "
-                "and config.extra_arms, or let the conversations be collected."
-            )
         self.given = read_trajectories(Path(c.trajectories)) if c.trajectories else []
         safety = config.select.safety
         if (

@@ -7,7 +7,7 @@ from typing import Any
 
 from emjax.errors import UserError
 from emjax.interact import scenarios
-from emjax.interact.selection import GROUPS, quotas
+from emjax.interact.selection import GROUPS, SCHEMES, quotas
 from emjax.plan import rates
 from emjax.plan.arm import Arm, arms
 
@@ -34,16 +34,38 @@ UNUSED: dict[str, Any] = {
 
 def check(config: Any) -> None:
     """Raises UserError for what no run could take. A run prints its plan first, so both refuse alike."""
-    from emjax.interact import population  # with jax
+    from emjax.interact import population, ratings  # with jax
     from emjax.micro.users import MOST_TURNS
 
     c = config.interact
+    for field, value, choices in (
+        ("interact.kind", c.kind, ("micro", "scenarios")),
+        ("interact.scheme", c.scheme, SCHEMES),
+        ("interact.aggregate", c.aggregate, ratings.AGGREGATES),
+        ("select.scope", config.select.scope, GROUPS),
+        ("select.normalise", config.select.normalise, ratings.NORMALISE),
+        ("rounds.reference", config.rounds.reference, ("base", "previous")),
+    ):
+        if value not in choices:
+            raise UserError(f"config.{field} is {value!r}; choose {', '.join(choices)}.")
+    if config.rounds.count < 1 or (c.trajectories and config.rounds.count > 1):
+        raise UserError(
+            f"config.rounds.count is {config.rounds.count}; it must be at least 1, and 1 with given conversations "
+            "(config.interact.trajectories), since a later round collects its own."
+        )
     for field in ("users", "dialogues"):
         if c[field] < 1:
             raise UserError(f"config.interact.{field} is {c[field]}; it must be at least 1.")
-    if c.kind != "micro":
+    if c.kind == "scenarios":
         population.check(c)
+        needs = {"guard": config.select.veto.on and "config.select.veto.on is set"}
+        needs["stranger"] = any(arm.name == "foreign_text" for arm in arms(config)) and "an arm has foreign_text"
+        for role, why in needs.items():
+            if why and not c.models[role].model:
+                raise UserError(f"{why}, which needs a model: name it in config.interact.models.{role}.model.")
     else:
+        if config.select.veto.on:
+            raise UserError("config.select.veto.on needs model-played users; the micro-world has no guard. Switch it off.")
         if not 1 <= c.turns <= MOST_TURNS:
             raise UserError(
                 f"config.interact.turns is {c.turns}; the micro-world's users have questions for 1 to {MOST_TURNS}."
@@ -55,8 +77,14 @@ def check(config: Any) -> None:
                     f"config.interact.{name} is {value!r}, of which the micro-world's users, who are scripted, take no notice. "
                     f"Leave it at {usual!r}, or choose a variant whose users are played by models."
                 )
-    if c.trajectories:
-        return  # given conversations have groups of their own
+    if c.trajectories:  # they have groups of their own
+        if config.select.veto.on or any(source(arm, "biased") for arm in arms(config)):
+            raise UserError(
+                "config.interact.trajectories gives conversations as they are: a veto, and the controls foreign_text and "
+                "benign_ratings, need others. Switch config.select.veto.on off, leave these out of config.interact.control "
+                "and config.extra_arms, or let the conversations be collected."
+            )
+        return
     for arm in arms(config):
         for size in groups(config, arm.ratio) if arm.name != "vanilla" else ():
             if not 1 <= best(config, size) <= size / 2:
@@ -74,10 +102,16 @@ def names(config: Any) -> tuple[str, ...]:
 
 
 def users(config: Any, ratio: float | None, among: Sequence[str] = ()) -> dict[str, tuple[int, int]]:
-    """(benign, biased) users of each scenario at this ratio."""
-    c = config.interact
+    """(benign, biased) users of each scenario at this ratio.
+
+    Of fixed_biased the control has as many as the treated arm, all of them benign, so that its training is the same.
+    """
+    c, among = config.interact, among or names(config)
     how = {"scheme": c.scheme, "biased": c.biased_users, "seed": config.seed}
-    return quotas(c.users, among or names(config), ratio or 0.0, **how)
+    many = c.users
+    if c.scheme == "fixed_biased" and not ratio and c.biased_ratio:
+        many = sum(map(sum, quotas(c.users, among, c.biased_ratio, **how).values()))
+    return quotas(many, among, ratio or 0.0, **how)
 
 
 def source(arm: Arm, kind: str) -> str:
@@ -110,8 +144,6 @@ def groups(config: Any, ratio: float | None) -> list[int]:
         "user_type": [sum(kind) for kind in zip(*counts.values(), strict=True)],
         "user": [1] * people,
     }
-    if config.select.scope not in found:
-        raise UserError(f"config.select.scope is {config.select.scope!r}; choose {', '.join(GROUPS)}.")
     return [number * config.interact.dialogues for number in found[config.select.scope] if number]
 
 
@@ -223,13 +255,18 @@ def describe(config: Any) -> str:
         for (of, kind), counts in demand(config, trained).items()
         if sum(counts.values())
     )
-    lines.append(f"collect    {pools}: shared by all arms; {c.scheme} quota over {len(names(config))} scenarios, {turns} turns")
+    if c.trajectories:
+        lines.append(f"collect    nothing: the conversations of {c.trajectories}, of {pools} at most")
+    else:
+        lines.append(
+            f"collect    {pools}: shared by all arms; {c.scheme} quota over {len(names(config))} scenarios, {turns} turns"
+        )
     if rounds > 1:
         lines.append(
             f"rounds     {rounds}, reference {config.rounds.reference}, rate x {config.rounds.rate_factor:g} a round; later "
             f"rounds collect for each arm: {found['talks']} conversations in all"
         )
-    if c.kind == "scenarios":
+    if c.kind == "scenarios" and not c.trajectories:
         # Users and raters that are checkpoints keep the same engine busy.
         ours = [n for role, n in calls(config).items() if not _spec(config, role)["base_url"]]
         drawn, read, origin = rates.engine(config)

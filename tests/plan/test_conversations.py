@@ -23,8 +23,8 @@ def config_of(variant="llama3.1-8b", method="kto", *, select=(), interact=()):
         ({"select": {"scope": "scenario", "count": 100, "fraction": 0.0}}, 6_250, 6_250),  # of each of fifty
         ({"select": {"scope": "user_type", "count": 800}}, 1_000, 2_000),  # the control has one type
         ({"select": {"scope": "user", "count": 1}, "interact": {"users": 100, "dialogues": 4}}, 125, 125),
-        # 160 biased users and 1,440 benign ones; without biased ones all that config.interact.users says.
-        ({"interact": {"scheme": "fixed_biased", "biased_users": 160}}, 12_500, 1_000),
+        # 160 biased users and 1,440 benign ones; the control has 1,600 benign ones.
+        ({"interact": {"scheme": "fixed_biased", "biased_users": 160}}, 1_000, 1_000),
         ({"method": "sft"}, 12_500, 12_500),  # half the examples in batches of 8
     ],
 )
