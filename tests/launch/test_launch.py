@@ -33,20 +33,39 @@ CASES = {
 }  # fmt: skip
 
 
+GCLOUD = r"""
+slice="$RECORD.slice" queue="$RECORD.queue"  # their states, while they are there
+calls() { grep -c -- "$1" "$RECORD"; }
+lose() { echo PREEMPTED >"$slice"; if [ -e "$queue" ]; then echo SUSPENDED >"$queue"; fi; exit 255; }
+case " $* " in
+*" describe "*)
+    eval "${ON_DESCRIBE:-}"
+    file="$slice"
+    if [ "$3" = queued-resources ]; then file="$queue"; fi
+    if [ -e "$file" ]; then cat "$file"; else
+        echo "ERROR: (gcloud.compute.tpus.tpu-vm.describe) NOT_FOUND: Resource 'nodes/run-1' was not found." >&2
+        exit 1
+    fi ;;
+*" create "*)
+    eval "${ON_CREATE:-}"
+    if [ -e "$slice" ] || [ -e "$queue" ]; then echo ALREADY_EXISTS >&2; exit 1; fi
+    if [ "$3" = queued-resources ]; then echo ACTIVE >"$queue"; fi
+    echo READY >"$slice" ;;
+*" delete "*) rm -f "$slice" "$queue" ;;
+*setup_tpu.sh*) eval "${ON_SETUP:-}" ;;
+*launch.finished*) eval "${ON_FINISHED:-}" ;;
+*EMJAX_DISTRIBUTED*) eval "${ON_MAIN:-}" ;;
+esac
+"""
+
+
 @pytest.fixture
 def stand_ins(tmp_path):
-    """A PATH with recorders; a slice is READY once it is made, every command succeeds."""
-    for name in ("gcloud", "kubectl", "sbatch", "sky"):
+    """A PATH with recorders; every command succeeds but where ON_CREATE, ON_SETUP, ON_MAIN ... have gcloud do otherwise."""
+    bodies = {"gcloud": GCLOUD, "kubectl": '[ "$1" != apply ] || cat >>"$RECORD"', "sbatch": "", "sky": "", "sleep": ""}
+    for name, body in bodies.items():
         file = tmp_path / name
-        file.write_text(
-            f"#!/bin/bash\n{{ printf '{name}'; printf ' %q' \"$@\"; echo; }} >>\"$RECORD\"\n"
-            'if [ "$1" = apply ]; then cat >>"$RECORD"; fi\n'
-            'if [[ " $* " == *" describe "* ]]; then\n'
-            '  last="$(grep -oE " (create|delete) " "$RECORD" | tail -n1)"\n'
-            '  if [ "$last" = " create " ]; then echo "${STATE:-READY}"; else echo NONE; fi\n'
-            "fi\n"
-            'if [[ " $* " == *" --command "* && " $* " == *"main.py"* ]]; then exit "${CODE:-0}"; fi\n'
-        )
+        file.write_text(f"#!/bin/bash\n{{ printf '{name}'; printf ' %q' \"$@\"; echo; }} >>\"$RECORD\"\n{body}\n")
         file.chmod(0o755)
     return {"PATH": f"{tmp_path}:{os.environ['PATH']}", "RECORD": str(tmp_path / "record"), "HOME": str(tmp_path)}
 
@@ -84,24 +103,152 @@ def test_a_dry_run_calls_nothing(case, stand_ins):
     assert "users=7" in done.stdout
 
 
-def test_a_preempted_slice_is_made_again(stand_ins):
-    """The first run fails, and the slice is gone: it is deleted, made anew, and the same command runs."""
-    arguments = [*CASES["tpu_vm"], "--spot", *EXPERIMENT]
-    stand_in = Path(stand_ins["RECORD"]).parent / "gcloud"
-    stand_in.write_text(
-        stand_in.read_text().replace('exit "${CODE:-0}"', '[ "$(grep -c EMJAX_DISTRIBUTED "$RECORD")" -gt 1 ]; exit')
-    )
-    _, called = launch(arguments, stand_ins | {"STATE": "PREEMPTED"})
-    verbs = [
-        word for line in called.splitlines() for word in ("create", "delete", "EMJAX_DISTRIBUTED", "rsync") if word in line
-    ]
-    assert verbs == ["create", "EMJAX_DISTRIBUTED", "delete", "create", "EMJAX_DISTRIBUTED", "rsync", "delete"]
+STEPS = {"create": "create", "setup_tpu": "setup", "EMJAX_DISTRIBUTED": "run", "launch.finished": "finished", "rsync": "rsync",
+         " delete ": "delete"}  # fmt: skip
+WHOLE = ["setup", "run", "finished", "rsync", "delete"]
 
 
-def test_a_failed_run_keeps_the_slice(stand_ins):
-    done, called = launch([*CASES["tpu_vm"], *EXPERIMENT], stand_ins | {"CODE": "2"}, code=1)
+def steps(called):
+    return [step for line in called.splitlines() for word, step in STEPS.items() if word in line]
+
+
+@pytest.mark.parametrize(
+    ("happens", "expected"),
+    [
+        ({"ON_MAIN": "[ $(calls EMJAX_DIST) -gt 1 ] || lose"}, ["create", "setup", "run", "delete", "create", *WHOLE]),
+        ({"ON_SETUP": "[ $(calls setup_tpu) -gt 1 ] || lose"}, ["create", "setup", "delete", "create", *WHOLE]),
+        # The connection is lost while the API still says READY, which it stops saying later.
+        (
+            {
+                "ON_MAIN": "[ $(calls EMJAX_DIST) -gt 1 ] || exit 255",
+                "ON_DESCRIBE": "[ $(calls ' create ')$(calls EMJAX_DIST) != 11 ] || [ $(calls describe) -lt 9 ] || "
+                "echo PREEMPTED >$slice",
+            },
+            ["create", "setup", "run", "delete", "create", *WHOLE],
+        ),
+        # No capacity for the second slice, and then there is.
+        (
+            {"ON_MAIN": "[ $(calls EMJAX_DIST) -gt 1 ] || lose", "ON_CREATE": "[[ $(calls ' create ') = [14] ]] || exit 1"},
+            ["create", "setup", "run", "delete", "create", "create", "create", *WHOLE],
+        ),
+        # gcloud cannot say for a while: nothing follows from that.
+        ({"ON_DESCRIBE": "[ $(calls describe) -gt 3 ] || { echo 'ERROR: timed out' >&2; exit 1; }"}, ["create", *WHOLE]),
+        # SIGTERM stopped the run, which ends with 0.
+        ({"ON_FINISHED": "[ $(calls launch.finished) -gt 1 ] || exit 75"}, ["create", "setup", "run", "finished", *WHOLE]),
+        ({"ON_FINISHED": "[ $(calls launch.finished) -gt 1 ] || lose"},
+         ["create", "setup", "run", "finished", "delete", "create", *WHOLE]),
+    ],
+    ids=["run", "install", "ssh before the API", "no capacity", "API silent", "stopped", "stopped and preempted"],
+)  # fmt: skip
+@pytest.mark.parametrize("queued", [[], ["--queued"]], ids=["", "queued"])
+def test_a_preempted_run_goes_on(happens, expected, queued, stand_ins):
+    _, called = launch([*CASES["tpu_vm"], "--spot", *queued, *EXPERIMENT], stand_ins | happens)
+    assert steps(called) == expected
+
+
+@pytest.mark.parametrize(
+    ("states", "queued"),
+    [(("PREEMPTED", None), []), (("PREEMPTED", "SUSPENDED"), ["--queued"]), ((None, "FAILED"), ["--queued"])],
+)
+def test_the_same_command_over_a_preempted_slice_makes_a_new_one(states, queued, stand_ins):
+    for state, what in zip(states, ("slice", "queue"), strict=True):
+        if state:
+            Path(f"{stand_ins['RECORD']}.{what}").write_text(state)
+    _, called = launch([*CASES["tpu_vm"], *queued, *EXPERIMENT], stand_ins)
+    assert steps(called) == ["delete", "create", *WHOLE]
+
+
+def test_a_queued_request_is_waited_for_and_its_failure_seen(stand_ins):
+    wait = "[ $(calls describe) -gt 4 ] || [ ! -e $queue ] || { echo WAITING_FOR_RESOURCES; exit; }"
+    _, called = launch([*CASES["tpu_vm_queued_spot"], *EXPERIMENT], stand_ins | {"ON_DESCRIBE": wait})
+    assert steps(called) == ["create", *WHOLE]
+    Path(stand_ins["RECORD"]).unlink()
+    fail = "echo FAILED >$queue; exit"
+    done, called = launch([*CASES["tpu_vm_queued_spot"], *EXPERIMENT], stand_ins | {"ON_CREATE": fail}, code=2)
+    assert steps(called) == ["create"]
+    assert "the slice is FAILED" in done.stderr
+
+
+def test_a_first_slice_that_cannot_be_made_ends_the_script(stand_ins):
+    """Its arguments may be wrong."""
+    done, called = launch([*CASES["tpu_vm"], "--spot", *EXPERIMENT], stand_ins | {"ON_CREATE": "exit 1"}, code=2)
+    assert steps(called) == ["create"]
+    assert "there is no slice" in done.stderr
+
+
+def test_nothing_is_deleted_while_gcloud_cannot_say(stand_ins):
+    silent = {
+        "ON_MAIN": "exit 255",
+        "ON_DESCRIBE": "[ $(calls EMJAX_DIST) = 0 ] || { echo 'ERROR: PERMISSION_DENIED' >&2; exit 1; }",
+    }
+    done, called = launch([*CASES["tpu_vm"], "--spot", *EXPERIMENT], stand_ins | silent, code=2)
+    assert steps(called) == ["create", "setup", "run"]
+    assert "PERMISSION_DENIED" in done.stderr
+    assert "nothing was deleted" in done.stderr
+
+
+def test_attempts_are_counted(stand_ins):
+    _, called = launch([*CASES["tpu_vm"], "--spot", *EXPERIMENT], stand_ins | {"ON_MAIN": "lose"}, code=2)
+    assert steps(called).count("run") == 20
+
+
+@pytest.mark.parametrize("happens", [{"ON_MAIN": "exit 2"}, {"ON_SETUP": "exit 1"}])
+@pytest.mark.parametrize("spot", [[], ["--spot"]])
+def test_a_failed_run_keeps_the_slice(happens, spot, stand_ins):
+    done, called = launch([*CASES["tpu_vm"], *spot, *EXPERIMENT], stand_ins | happens, code=1)
     assert " delete " not in called
     assert "delete run-1" in done.stdout  # how to
+
+
+@pytest.mark.parametrize(
+    ("kind", "runtime"),
+    [
+        ("v4-32", "tpu-ubuntu2204-base"), ("v5litepod-16", "v2-alpha-tpuv5-lite"), ("v5p-32", "v2-alpha-tpuv5"),
+        ("v6e-16", "v2-alpha-tpuv6e"),
+    ],
+)  # fmt: skip
+def test_the_runtime_follows_the_type(kind, runtime, stand_ins):
+    arguments = ["tpu_vm.sh", "--name", "run-1", "--zone", "z", "--type", kind, "--bucket", "gs://my-runs"]
+    assert f"--version {runtime}\n" in launch([*arguments, *EXPERIMENT], stand_ins)[1]
+    Path(stand_ins["RECORD"]).unlink()
+    assert "--version mine\n" in launch([*arguments, "--version", "mine", *EXPERIMENT], stand_ins)[1]
+
+
+# --- keys ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_of_keys_goes_to_the_workers_and_is_deleted_there(stand_ins, tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("# mine\nHF_TOKEN=hf_abc\n\nJUDGE_KEY=s-1/2+3=\n")
+    keys.chmod(0o600)
+    done, called = launch([*CASES["tpu_vm"], "--env_file", str(keys), *EXPERIMENT], stand_ins)
+    copied, ran = [line for line in called.splitlines() if "keys" in line]
+    assert copied == f"gcloud compute tpus tpu-vm scp --zone us-east5-a --worker all {keys} run-1:emjax/keys.env"
+    # What the workers' shell does with it, in a folder that stands for theirs.
+    (tmp_path / "emjax" / "launch").mkdir(parents=True)
+    shutil.copy(keys, tmp_path / "emjax" / "keys.env")
+    (tmp_path / "emjax" / "launch" / "xla_flags.sh").write_text("env >../seen; exit")
+    command = subprocess.run(["bash", "-c", f"printf %s {ran.split(' --command ')[1]}"], capture_output=True, text=True).stdout
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
+    assert {"HF_TOKEN=hf_abc", "JUDGE_KEY=s-1/2+3="} <= set((tmp_path / "seen").read_text().splitlines())
+    assert not (tmp_path / "emjax" / "keys.env").exists()
+    assert "hf_abc" not in called + done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "says"),
+    [("A=1\n", 0o640, "chmod 600"), ("A=1\nhf_abc\n", 0o600, "line 2 of"), ("A=1 hf_abc\n", 0o600, "line 1 of"),
+     ("A=$(hf_abc)\n", 0o600, "line 1 of"), (None, 0, "no file")],
+)  # fmt: skip
+def test_a_file_of_keys_that_is_not_safe_is_refused(text, mode, says, stand_ins, tmp_path):
+    keys = tmp_path / "keys"
+    if text:
+        keys.write_text(text)
+        keys.chmod(mode)
+    done, called = launch([*CASES["tpu_vm"], "--env_file", str(keys), *EXPERIMENT], stand_ins, code=2)
+    assert says in done.stderr
+    assert called == ""
+    assert "hf_abc" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -120,6 +267,7 @@ def test_a_failed_run_keeps_the_slice(stand_ins):
         (["gpu.sh", "--processes", "0"], "--processes is '0'"),
         (["gpu.sh", "--what"], "unknown argument '--what'"),
         (["slurm.sh", "--nodes"], "--nodes needs a value"),
+        (["tpu_vm.sh", *CASES["tpu_vm"][1:5], "--type", "v5e-16", "--bucket", "gs://bbb"], "give --version"),
     ],
 )
 def test_bad_arguments_are_named_and_call_nothing(arguments, says, stand_ins):
@@ -135,6 +283,37 @@ def test_keys_on_a_command_line_are_refused(script, stand_ins):
         done, called = launch([*CASES[script], *EXPERIMENT, key], stand_ins, code=2)
         assert "secret" in done.stderr
         assert called == ""
+
+
+# --- what runs on the machine ----------------------------------------------------------------------------------------
+
+
+def test_results_of_every_kind_of_run(tmp_path, monkeypatch):
+    """A grid of which some cells are run gathers nothing; a plan writes nothing; a run without --workdir has its own."""
+    monkeypatch.syspath_prepend(ROOT)
+    monkeypatch.chdir(tmp_path)
+    from launch.finished import finished
+
+    def code(*arguments):
+        monkeypatch.setattr(sys, "argv", ["main.py", *arguments])  # where config files' flags look
+        return finished(sys.argv)
+
+    micro = ("--config", f"{ROOT}/configs/kto_biased10.py:micro")
+    some = ("--config", f"{ROOT}/configs/grid.py:micro", "--config.only=('direct','kto')")
+    assert code(*micro) == 75
+    assert code(*micro, "--dry_run") == 0
+    assert code(*some) == 75
+    for folder in ("runs/kto_biased10-micro", "runs/grid-micro/cells/direct"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "results.json").touch()
+    assert code(*micro) == 0
+    assert code(*some) == 75
+    (tmp_path / "runs/grid-micro/cells/kto").mkdir()
+    (tmp_path / "runs/grid-micro/cells/kto/results.json").touch()
+    assert code(*some) == 0
+
+
+# --- the files beside ------------------------------------------------------------------------------------------------
 
 
 def test_shellcheck_is_clean():
