@@ -34,6 +34,13 @@ quoted() {
     echo "${text# }"
 }
 
+# await PID: the code of a child of this shell. A signal that the shell traps ends `wait` before the child has ended; then it is
+# waited for again, and bash still knows the code of one that has ended meanwhile.
+await() {
+    while kill -0 "$1" 2>/dev/null; do wait "$1" || true; done
+    wait "$1"
+}
+
 # The arguments after `--` go to main.py unchanged; none may name a key's value.
 check_experiment() {
     [ "$#" -gt 0 ] || fail "give the experiment after --, for example: -- --config configs/kto_biased10.py"

@@ -5,8 +5,10 @@ To change a golden file on purpose, delete it and run the tests twice.
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -288,6 +290,67 @@ def test_keys_on_a_command_line_are_refused(script, stand_ins):
 # --- what runs on the machine ----------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def machine(tmp_path):
+    """A copy of launch/ beside a Python that does ON_MAIN for main.py; srun, scancel and scontrol as SLURM has them."""
+    shutil.copytree(LAUNCH, tmp_path / "launch")
+    (tmp_path / "some.py").write_text("from ml_collections import ConfigDict\n\nget_config = ConfigDict\n")
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    files = {
+        python: '[ "$1" = main.py ] || { export PYTHONPATH="$ROOT"; exec "$REAL" "$@"; }\n'
+        'echo "$CUDA_VISIBLE_DEVICES" >>"$RECORD"; eval "$ON_MAIN"',
+        python.with_name("srun"): '"${@:2}"',
+        python.with_name("scancel"): 'echo scancel "$@" >>"$RECORD"; kill -TERM "$(cat "$RECORD.pid")"',
+        python.with_name("scontrol"): 'echo scontrol "$@" >>"$RECORD"',
+    }
+    for file, body in files.items():
+        file.write_text(f"#!/bin/bash\n{body}\n")
+        file.chmod(0o755)
+    return {
+        "PATH": f"{python.parent}:{os.environ['PATH']}", "HOME": str(tmp_path), "RECORD": str(tmp_path / "record"),
+        "ROOT": str(ROOT), "REAL": sys.executable, "SLURM_JOB_ID": "7", "CUDA_VISIBLE_DEVICES": "4,5",
+    }  # fmt: skip
+
+
+UNTIL_SIGTERM = 'trap "exit 0" TERM; echo $$ >"$RECORD.pid"; while :; do sleep 0.05; done'
+DONE = "mkdir -p runs/one; touch runs/one/results.json"
+PLACES = {"slurm": ["launch/slurm_job.sh", "cpu"], "pod": ["launch/pod.sh"]}
+
+
+def on_machine(script, machine, main, terminate=False):
+    """(exit code, what was recorded, the script's process id)"""
+    arguments = ["bash", *script, "--config", "some.py", "--workdir", "runs/one"]
+    running = subprocess.Popen(arguments, cwd=machine["HOME"], env=machine | {"ON_MAIN": main})
+    if terminate:
+        deadline = time.monotonic() + 30
+        while not Path(machine["RECORD"] + ".pid").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        running.send_signal(signal.SIGTERM)
+    return running.wait(timeout=60), Path(machine["RECORD"]).read_text(), running.pid
+
+
+@pytest.mark.parametrize(
+    ("place", "main", "terminate", "code", "again"),
+    [
+        ("slurm", DONE, False, 0, False),
+        ("slurm", "exit 0", False, 0, True),  # SIGTERM came to the tasks alone
+        ("slurm", UNTIL_SIGTERM, True, 0, True),
+        ("slurm", f"{DONE}; {UNTIL_SIGTERM}", True, 0, False),  # finished when it came
+        ("slurm", "exit 2", False, 2, False),
+        ("pod", DONE, False, 0, False),
+        ("pod", "exit 0", False, 75, False),
+        ("pod", UNTIL_SIGTERM, True, 75, False),
+        ("pod", f"{DONE}; {UNTIL_SIGTERM}", True, 0, False),
+        ("pod", "exit 2", False, 2, False),
+    ],
+)
+def test_what_ends_with_0_and_has_no_results_is_not_finished(place, main, terminate, code, again, machine):
+    left, recorded, _ = on_machine(PLACES[place], machine, main, terminate)
+    assert left == code
+    assert ("scontrol requeue 7" in recorded) == again
+
+
 def test_results_of_every_kind_of_run(tmp_path, monkeypatch):
     """A grid of which some cells are run gathers nothing; a plan writes nothing; a run without --workdir has its own."""
     monkeypatch.syspath_prepend(ROOT)
@@ -311,6 +374,20 @@ def test_results_of_every_kind_of_run(tmp_path, monkeypatch):
     (tmp_path / "runs/grid-micro/cells/kto").mkdir()
     (tmp_path / "runs/grid-micro/cells/kto/results.json").touch()
     assert code(*some) == 0
+
+
+def test_one_process_has_the_signal_itself(machine):
+    code, _, pid = on_machine(["launch/gpu.sh", "--"], machine, UNTIL_SIGTERM.replace("exit 0", "exit 9"), terminate=True)
+    assert code == 9
+    assert int(Path(machine["RECORD"] + ".pid").read_text()) == pid
+
+
+def test_processes_share_the_caller_s_gpus(machine):
+    code, recorded, _ = on_machine(["launch/gpu.sh", "--processes", "2", "--"], machine, 'exit "$JAX_PROCESS_ID"')
+    assert (code, sorted(recorded.split())) == (1, ["4", "5"])
+    Path(machine["RECORD"]).write_text("")
+    code, recorded, _ = on_machine(["launch/gpu.sh", "--processes", "3", "--"], machine, "exit 0")
+    assert (code, recorded) == (2, "")
 
 
 # --- the files beside ------------------------------------------------------------------------------------------------
