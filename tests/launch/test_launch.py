@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "golden"
@@ -429,6 +430,25 @@ def test_containers_are_pinned():
         assert "requirements/run-py311.txt" in text
         assert ":latest" not in text
         assert "\nUSER emjax" in text
+        assert (
+            "useradd --create-home --uid 1000 --user-group emjax" in text
+        )  # whom launch/gke/jobset.yaml mounts the bucket for
+        assert "install --directory --owner emjax --group emjax runs" in text  # where a run without --workdir writes
         for line in text.splitlines():
             if "pip install" in line and "-r " not in line and " . " not in line:
                 assert "==" in line, line
+
+
+def test_the_jobset_ends_at_once_where_a_restart_cannot_help(stand_ins):
+    _, called = launch([*CASES["gke"], *EXPERIMENT], stand_ins)
+    spec = yaml.safe_load(called.partition("\n")[2])["spec"]
+    assert spec["failurePolicy"]["rules"] == [{"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}]
+    job = spec["replicatedJobs"][0]["template"]["spec"]
+    exits = {"containerName": "emjax", "operator": "In", "values": [2]}
+    assert job["podFailurePolicy"]["rules"] == [{"action": "FailJob", "onExitCodes": exits}]
+    pod = job["template"]["spec"]
+    assert pod["restartPolicy"] == "Never"  # without which Kubernetes takes no podFailurePolicy
+    assert pod["containers"][0]["command"] == ["bash", "launch/pod.sh"]
+    assert pod["containers"][0]["args"][:4] == EXPERIMENT[1:5]
+    options = pod["volumes"][0]["csi"]["volumeAttributes"]["mountOptions"].split(",")
+    assert {"implicit-dirs", "uid=1000", "gid=1000", "file-mode=600", "dir-mode=700"} == set(options)
