@@ -254,6 +254,19 @@ def test_a_file_of_keys_that_is_not_safe_is_refused(text, mode, says, stand_ins,
     assert "hf_abc" not in done.stderr
 
 
+def test_skypilot_is_told_a_key_s_name_alone(stand_ins):
+    secret = {"JUDGE_KEY": "s-123456"}
+    done, called = launch([*CASES["sky"], "--secret", "JUDGE_KEY", *EXPERIMENT], stand_ins | secret)
+    assert " --secret JUDGE_KEY " in called
+    assert "s-123456" not in called + done.stdout
+    for wrong, says in (("HF_TOKEN", "does not hold"), ("JUDGE_KEY=s-123456", "the name of a variable")):
+        Path(stand_ins["RECORD"]).unlink(missing_ok=True)
+        done, called = launch([*CASES["sky"], "--secret", wrong, *EXPERIMENT], stand_ins | secret, code=2)
+        assert says in done.stderr
+        assert called == ""
+        assert "s-123456" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
