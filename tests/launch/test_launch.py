@@ -295,10 +295,21 @@ def test_bad_arguments_are_named_and_call_nothing(arguments, says, stand_ins):
 
 @pytest.mark.parametrize("script", ["tpu_vm", "gke", "slurm", "sky", "gpu"])
 def test_keys_on_a_command_line_are_refused(script, stand_ins):
-    for key in ("--config.key=hf_abcdefghijklmnopqrstuvwxyz012345", "sk-abcdefghijklmnopqrst"):
+    for key in (
+        "--config.key=hf_abcdefghijklmnopqrstuvwxyz012345",
+        "sk-abcdefghijklmnopqrst",
+        "--config.a=('sk-proj-abcdefghijklmnop_qrst',)",
+        f"--config.key=AIza{'Sy0-_' * 7}",
+    ):
         done, called = launch([*CASES[script], *EXPERIMENT, key], stand_ins, code=2)
         assert "secret" in done.stderr
         assert called == ""
+
+
+def test_paths_that_hold_the_beginning_of_a_key_are_taken(stand_ins):
+    paths = ["--workdir", "runs/mask-1", "--store=/data/hf_hub/checkpoints", "--config.a=/x/hf_checkpointsofthelastweeks0/y"]
+    done, _ = launch([*CASES["gpu"], *EXPERIMENT, *paths], stand_ins)
+    assert "mask-1" in done.stdout
 
 
 # --- what runs on the machine ----------------------------------------------------------------------------------------
