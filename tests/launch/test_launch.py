@@ -427,13 +427,24 @@ def test_shellcheck_is_clean():
 
 
 def test_flags_that_xla_does_not_know_end_jax():
-    """So that a renamed flag is found here and not on a cluster; libtpu's own are tried where it is installed."""
+    """So that a renamed flag is found here and not on a cluster."""
     code = "import emjax, jax; jax.devices()"
     script = f". launch/xla_flags.sh gpu && JAX_PLATFORMS=cpu exec {sys.executable} -c '{code}'"
     done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     done = subprocess.run(["bash", "-c", ". launch/xla_flags.sh abacus"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
+
+
+@pytest.mark.parametrize(("more", "known"), [("", True), (" --xla_tpu_no_such_flag=true", False)])
+def test_flags_that_libtpu_does_not_know_end_it(more, known):
+    """A described slice is enough: no TPU is needed."""
+    pytest.importorskip("libtpu", reason="libtpu is not installed (pip install -e '.[aot]'): the TPU flags are not tried")
+    code = 'from jax.experimental import topologies; topologies.get_topology_desc("v5e:2x2", platform="tpu")'
+    script = f". launch/xla_flags.sh tpu && LIBTPU_INIT_ARGS+='{more}' && exec {sys.executable} -c '{code}'"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode == 0) == known, done.stderr
 
 
 def test_the_user_s_flags_stand_behind_ours():
