@@ -24,6 +24,11 @@ def parse(argv: list[str]) -> flags.FlagValues:
     return commands.parse(argv, values, str(__doc__))
 
 
+def workdir(options: flags.FlagValues) -> Path:
+    file, _, variant = options["config"].config_filename.partition(":")  # type: ignore[attr-defined]
+    return Path(options.workdir or Path("runs") / (Path(file).stem + (f"-{variant}" if variant else "")))
+
+
 def run(options: flags.FlagValues) -> None:
     config = options.config
     if options.dry_run:
@@ -45,10 +50,8 @@ def run(options: flags.FlagValues) -> None:
     from emjax import experiment
     from emjax.store import Store
 
-    file, _, variant = options["config"].config_filename.partition(":")  # type: ignore[attr-defined]
-    default = Path("runs") / (Path(file).stem + (f"-{variant}" if variant else ""))
-    workdir = Path(options.workdir) if options.workdir else default
-    experiment.run(config, workdir, Store(Path(options.store) if options.store else workdir / "store"))
+    where = workdir(options)
+    experiment.run(config, where, Store(Path(options.store) if options.store else where / "store"))
 
 
 def main(argv: list[str]) -> int:

@@ -34,14 +34,19 @@ quoted() {
     echo "${text# }"
 }
 
-# The arguments after `--` go to main.py unchanged; none may name a key's value.
+# await PID: the code of a child of this shell. A signal that the shell traps ends `wait` before the child has ended; then it is
+# waited for again, and bash still knows the code of one that has ended meanwhile.
+await() {
+    while kill -0 "$1" 2>/dev/null; do wait "$1" || true; done
+    wait "$1"
+}
+
+# The arguments after `--` go to main.py unchanged; none may hold a key. A key is a whole word, no piece of a path.
 check_experiment() {
     [ "$#" -gt 0 ] || fail "give the experiment after --, for example: -- --config configs/kto_biased10.py"
-    local word
+    local word key='(^|[^A-Za-z0-9_./-])(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|AIza[A-Za-z0-9_-]{35})([^A-Za-z0-9_/-]|$)'
     for word in "$@"; do
-        case "$word" in
-        *hf_[A-Za-z0-9]*[A-Za-z0-9][A-Za-z0-9][A-Za-z0-9][A-Za-z0-9][A-Za-z0-9][A-Za-z0-9][A-Za-z0-9]* | *sk-[A-Za-z0-9]*)
-            fail "an argument looks like a secret key; command lines are seen by every user of a machine. Set it in the environment." ;;
-        esac
+        [[ ! "$word" =~ $key ]] ||
+            fail "an argument looks like a secret key, and all users of a machine see its command lines (docs/launch.md: Keys)."
     done
 }

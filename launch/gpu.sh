@@ -26,25 +26,25 @@ check_experiment "$@"
 . launch/xla_flags.sh gpu
 
 if [ "$processes" = 1 ]; then
-    run .venv/bin/python main.py "$@"
+    run exec .venv/bin/python main.py "$@" # in this shell's place, so that SIGTERM reaches it
     exit
 fi
+# The caller's GPUs where it names some, else those of the machine by number.
+IFS=, read -ra cards <<<"${CUDA_VISIBLE_DEVICES-$(seq -s, 0 "$((processes - 1))")}"
+[ "${#cards[@]}" -ge "$processes" ] ||
+    fail "--processes is $processes, but CUDA_VISIBLE_DEVICES names ${#cards[@]}: '${CUDA_VISIBLE_DEVICES-}'."
 export JAX_COORDINATOR_ADDRESS="127.0.0.1:${EMJAX_PORT:-12355}" JAX_NUM_PROCESSES="$processes"
 pids=()
 for ((i = 0; i < processes; i++)); do
     if [ "$DRY_RUN" = 1 ]; then
-        run env JAX_PROCESS_ID="$i" CUDA_VISIBLE_DEVICES="$i" .venv/bin/python main.py "$@"
+        run env JAX_PROCESS_ID="$i" CUDA_VISIBLE_DEVICES="${cards[i]}" .venv/bin/python main.py "$@"
     else
-        JAX_PROCESS_ID="$i" CUDA_VISIBLE_DEVICES="$i" .venv/bin/python main.py "$@" &
+        JAX_PROCESS_ID="$i" CUDA_VISIBLE_DEVICES="${cards[i]}" .venv/bin/python main.py "$@" &
         pids+=("$!")
     fi
 done
 # SIGTERM reaches all of them: each saves and ends.
 trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT
 code=0
-for pid in "${pids[@]}"; do
-    # A signal ends `wait` before the process has ended; then it is waited for again.
-    until wait "$pid" || now=$? && ! kill -0 "$pid" 2>/dev/null; do :; done
-    [ "${now:-0}" = 0 ] || code="$now"
-done
+for pid in "${pids[@]}"; do await "$pid" || code=$?; done
 exit "$code"

@@ -1,17 +1,28 @@
 #!/usr/bin/env bash
 # Runs an experiment through SkyPilot; with --spot as a managed job, which is started again elsewhere when it is preempted.
 #
-#   launch/sky.sh --name NAME --bucket BUCKET [--gpus H100:8] [--nodes N] [--spot] [--dry_run] -- --config configs/... [...]
+#   launch/sky.sh --name NAME --bucket BUCKET [--gpus H100:8] [--nodes N] [--spot] [--secret HF_TOKEN]... [--dry_run] \
+#       -- --config configs/kto_biased10.py [...]
+#
+# --secret names a variable of this environment that the run is to have; its value is on no command line.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/common.sh
 
-name="" bucket="" gpus="H100:8" nodes=1 spot=0 DRY_RUN=0
+name="" bucket="" gpus="H100:8" nodes=1 spot=0 secrets=() DRY_RUN=0
 while [ "$#" -gt 0 ]; do
     case "$1" in
     --name | --bucket | --gpus | --nodes)
         [ "$#" -ge 2 ] || fail "$1 needs a value"
         declare "${1#--}=$2"
+        shift 2
+        ;;
+    --secret)
+        [ "$#" -ge 2 ] || fail "$1 needs a value"
+        # Neither message repeats what may be a key.
+        [[ "$2" =~ ^[A-Za-z_][A-Za-z0-9_]*$ ]] || fail "--secret takes the name of a variable of the environment, never its value."
+        printenv "$2" >/dev/null || fail "--secret names a variable that the environment does not hold; export it first."
+        secrets+=(--secret "$2")
         shift 2
         ;;
     --spot) spot=1 && shift ;;
@@ -33,7 +44,7 @@ for word in "$@"; do
     words+=" \"$word\""
 done
 how=(--name "$name" --gpus "$gpus" --num-nodes "$nodes" --env "EMJAX_BUCKET=$bucket" --env "EMJAX_NAME=$name")
-how+=(--env "EMJAX_ARGS=${words# }" --yes)
+how+=(--env "EMJAX_ARGS=${words# }" "${secrets[@]}" --yes)
 if [ "$spot" = 1 ]; then
     run sky jobs launch "${how[@]}" --use-spot launch/sky.yaml
 else

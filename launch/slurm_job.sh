@@ -3,6 +3,7 @@
 set -euo pipefail
 platform="$1"
 shift
+. launch/common.sh
 [ "$platform" = cpu ] || . launch/xla_flags.sh "$platform"
 [ "$platform" = gpu ] || export JAX_PLATFORMS=cpu
 export EMJAX_DISTRIBUTED=""
@@ -10,11 +11,11 @@ export EMJAX_DISTRIBUTED=""
 stopped=0
 trap 'stopped=1; scancel --signal=TERM "$SLURM_JOB_ID"' TERM
 srun --kill-on-bad-exit=1 .venv/bin/python main.py "$@" &
-step=$!
 code=0
-wait "$step" || code=$?
-if [ "$stopped" = 1 ]; then
-    wait "$step" || true
+await "$!" || code=$?
+# main.py ends with 0 where SIGTERM stopped it, too, and the signal may have come to the tasks alone.
+if [ "$code" = 0 ] && .venv/bin/python -m launch.finished "$@"; then exit 0; fi
+if [ "$code" = 0 ] || [ "$stopped" = 1 ]; then
     scontrol requeue "$SLURM_JOB_ID"
     exit 0
 fi

@@ -4,6 +4,8 @@ WORKDIR /emjax
 COPY requirements/run-py311.txt requirements/
 RUN pip install --no-cache-dir --no-deps -r requirements/run-py311.txt
 COPY . .
-RUN pip install --no-cache-dir --no-deps --no-build-isolation . && useradd --create-home emjax
+RUN pip install --no-cache-dir --no-deps --no-build-isolation . \
+    && useradd --create-home --uid 1000 --user-group emjax && install --directory --owner emjax --group emjax runs
+# What a run writes lies in runs/ (or another --workdir) and in the user's home; the code is root's.
 USER emjax
 ENTRYPOINT ["python", "main.py"]
