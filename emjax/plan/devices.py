@@ -31,8 +31,12 @@ class Device:
     link: float  # GB/s that one chip sends to others of its slice or host
     share: float
     usd_hour: float | None  # on demand, list price of one chip; None = not for rent by the hour
-    node: int  # chips that `link` connects; beyond them `far` holds
-    far: float = 0.0  # GB/s a chip between nodes
+    node: int  # chips that `link` connects: a host's GPUs, or the largest TPU slice
+    far: float = 0.0  # GB/s a chip between nodes; 0 = nothing goes beyond one
+
+    def rate(self, span: int, count: int) -> float:
+        """GB/s of a chip among groups of `span` neighbours out of `count` chips: that of the slowest link a group crosses."""
+        return self.link if count <= self.node or self.node % span == 0 else self.far
 
 
 # Compute, memory, links: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e} and NVIDIA's H100, H200 and A100 data sheets, read
@@ -65,7 +69,13 @@ def target(text: str) -> tuple[Device, int]:
     count = math.prod(map(int, found[5].split("x"))) if found[5] else int(found[3] or 1)
     if count < 1:
         raise UserError(f"--target is {text!r}, which has no chips.")
-    return DEVICES[str(name)], count
+    device = DEVICES[str(name)]
+    if count > device.node and not device.far:
+        raise UserError(
+            f"--target is {text!r}, which has {count} chips; a slice of {name} has at most {device.node}, and several slices are "
+            "not planned for."
+        )
+    return device, count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,8 +202,9 @@ class Plan:
 
 def plan(step: Step, sizes: Mapping[str, int], device: Device) -> Plan:
     count = math.prod(sizes.values())
-    rate = device.link if count <= device.node else device.far
-    links = {name: x / (rate * 1e9) for name, x in collectives(step, sizes).items()}
+    # Neighbours on the mesh: tensor, then fsdp. The gradients' sums are of all rows.
+    spans = {"tensor": sizes["tensor"], "fsdp": sizes["fsdp"] * sizes["tensor"], "gradients": count}
+    links = {name: x / (device.rate(spans[name], count) * 1e9) for name, x in collectives(step, sizes).items()}
     compute = flops(step)[1] / (count * device.tflops * device.share * 1e12)
     return Plan(dict(sizes), step, memory(step, sizes), compute, links)
 

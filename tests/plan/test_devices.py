@@ -73,10 +73,24 @@ def test_targets(text, name, count):
     assert devices.target(text) == (devices.DEVICES[name], count)
 
 
-@pytest.mark.parametrize("text", ["", "v9:2x2", "v5e", "h100:2x2", "h100x0", "tpu", "cpux2", "v5e:4x"])
+@pytest.mark.parametrize("text", ["", "v9:2x2", "v5e", "h100:2x2", "h100x0", "tpu", "cpux2", "v5e:4x", "v5e:16x32"])
 def test_what_is_no_target(text):
     with pytest.raises(UserError, match="--target is"):
         devices.target(text)
+
+
+def test_what_stays_in_a_node_goes_at_its_rate():
+    """docs/scaling.md: fsdp inside the node, data outside."""
+    h100, _ = devices.target("h100x16")
+
+    def links(*mesh):
+        return devices.plan(step("llama3.1-8b"), dict(zip(("data", "fsdp", "tensor"), mesh, strict=True)), h100).link_s
+
+    gathers = devices.collectives(step("llama3.1-8b"), {"data": 2, "fsdp": 8, "tensor": 1})["fsdp"]
+    assert links(2, 8, 1)["fsdp"] == pytest.approx(gathers / 450e9)
+    assert links(1, 16, 1)["fsdp"] > 9 * links(2, 8, 1)["fsdp"]  # 450 and 50 GB/s
+    assert links(2, 4, 2)["fsdp"] < links(1, 16, 1)["fsdp"] / 9
+    assert links(2, 8, 1)["gradients"] > 9 * links(1, 8, 1)["gradients"]
 
 
 def test_the_choice_fits_and_spreads():
