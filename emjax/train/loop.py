@@ -67,8 +67,8 @@ def run(
     batches(start) yields host batches from that step on; put() moves one to the devices; examples(step) names a step's rows;
     work(step, host batch) is what metrics.rates needs; evaluate(state) is called every `watch.eval_every` steps; `about` is
     written into the checkpoints. visit(step, state) is called after each of the steps in `visits`; it may take its time and
-    use the devices. The state is saved before it: SIGTERM ends a visit at once, and the next run begins with the same visit, also
-    where it had come to its end. Elsewhere the state of the last step is saved after SIGTERM, and process.Stopped raised.
+    use the devices. The state is saved before it: SIGTERM ends a visit at once, and the next run begins with the same visit,
+    also where it had come to its end. Elsewhere the state of the last step is saved after SIGTERM, and process.Stopped raised.
     Raises UserError where the loss is not finite, naming the step and its examples, and for a visit to a step that is none.
     """
     steps = len(learning_rates)
