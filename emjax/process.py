@@ -178,6 +178,18 @@ def held() -> Iterator[None]:
         _held = False
 
 
+@contextlib.contextmanager
+def released() -> Iterator[None]:
+    """Within `held`: inside, SIGTERM ends the run at once, also one that has come before."""
+    global _held
+    _held = False
+    try:
+        check()
+        yield
+    finally:
+        _held = True
+
+
 class Stopping:
     """Asked before every step, tells all processes to stop before the same one.
 

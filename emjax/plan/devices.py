@@ -1,9 +1,10 @@
-"""What a training step takes on devices that one names: memory a chip by kind, time and money, and a mesh that fits.
+"""What a run takes on devices that one names: memory a chip by kind, time and money of training, a mesh and a batch that fit.
 
 The one file of stated rates and prices. Everything follows from shapes; docs/scaling.md has the formulas and how far they
 are from what the compiler says.
 """
 
+import bisect
 import dataclasses
 import itertools
 import math
@@ -11,11 +12,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from jax.sharding import AbstractMesh
+
 from emjax.errors import UserError
 from emjax.models import decoder, sharding
 from emjax.models.config import ModelConfig
 from emjax.models.known import shape_of
 from emjax.models.lora import LoraConfig, shapes
+from emjax.sampling import cache as kv
 
 GB = 2**30
 
@@ -31,8 +35,12 @@ class Device:
     link: float  # GB/s that one chip sends to others of its slice or host
     share: float
     usd_hour: float | None  # on demand, list price of one chip; None = not for rent by the hour
-    node: int  # chips that `link` connects; beyond them `far` holds
-    far: float = 0.0  # GB/s a chip between nodes
+    node: int  # chips that `link` connects: a host's GPUs, or the largest TPU slice
+    far: float = 0.0  # GB/s a chip between nodes; 0 = nothing goes beyond one
+
+    def rate(self, span: int, count: int) -> float:
+        """GB/s of a chip among groups of `span` neighbours out of `count` chips: that of the slowest link a group crosses."""
+        return self.link if count <= self.node or self.node % span == 0 else self.far
 
 
 # Compute, memory, links: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e} and NVIDIA's H100, H200 and A100 data sheets, read
@@ -65,7 +73,13 @@ def target(text: str) -> tuple[Device, int]:
     count = math.prod(map(int, found[5].split("x"))) if found[5] else int(found[3] or 1)
     if count < 1:
         raise UserError(f"--target is {text!r}, which has no chips.")
-    return DEVICES[str(name)], count
+    device = DEVICES[str(name)]
+    if count > device.node and not device.far:
+        raise UserError(
+            f"--target is {text!r}, which has {count} chips; a slice of {name} has at most {device.node}, and several slices "
+            "are not planned for."
+        )
+    return device, count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,14 +206,15 @@ class Plan:
 
 def plan(step: Step, sizes: Mapping[str, int], device: Device) -> Plan:
     count = math.prod(sizes.values())
-    rate = device.link if count <= device.node else device.far
-    links = {name: x / (rate * 1e9) for name, x in collectives(step, sizes).items()}
+    # Neighbours on the mesh: tensor, then fsdp. The gradients' sums are of all rows.
+    spans = {"tensor": sizes["tensor"], "fsdp": sizes["fsdp"] * sizes["tensor"], "gradients": count}
+    links = {name: x / (device.rate(spans[name], count) * 1e9) for name, x in collectives(step, sizes).items()}
     compute = flops(step)[1] / (count * device.tflops * device.share * 1e12)
     return Plan(dict(sizes), step, memory(step, sizes), compute, links)
 
 
-def choose(step: Step, device: Device, count: int) -> Plan | None:
-    """The fastest mesh and remat that fit; where none does, None."""
+def choose(step: Step, device: Device, count: int) -> list[Plan]:
+    """The meshes and remats that fit, the fastest first."""
     found = []
     for tensor, fsdp in itertools.product((n for n in range(1, count + 1) if count % n == 0), repeat=2):
         if count % (tensor * fsdp) or step.rows % (count // tensor * step.microbatches):
@@ -211,7 +226,71 @@ def choose(step: Step, device: Device, count: int) -> Plan | None:
             continue
         tried = [plan(dataclasses.replace(step, remat=remat), sizes, device) for remat in ("projections", "full")]
         found += [one for one in tried if one.total <= ROOM * device.memory_gb * GB]
-    return min(found, key=lambda one: one.seconds, default=None)
+    return sorted(found, key=lambda one: one.seconds)
+
+
+def in_parts(step: Step, device: Device, count: int) -> list[Plan]:
+    """`choose`, with the fewest further microbatches that make the batch fit: they change results by rounding alone."""
+    parts = [n for n in range(step.microbatches, step.rows + 1) if step.rows % n == 0 and n % step.microbatches == 0]
+    plans = (choose(dataclasses.replace(step, microbatches=n), device, count) for n in parts)
+    return next(filter(None, plans), [])
+
+
+def nearest(step: Step, device: Device, count: int) -> int | None:
+    """The number of rows nearest to the step's that spreads over the chips and fits; where no number does, None."""
+    shards = [count // n for n in range(1, count + 1) if count % n == 0]  # by how many chips share a row
+    rows = {n * times for n in shards for times in (step.rows // n, step.rows // n + 1) if times}
+    for n in sorted(rows, key=lambda n: abs(n - step.rows)):
+        if in_parts(dataclasses.replace(step, rows=n, microbatches=1), device, count):
+            return n
+    return None
+
+
+def most_rows(made: Plan, device: Device) -> int:
+    """The largest batch that fits on the plan's mesh, with its remat and microbatches."""
+    unit = made.sizes["data"] * made.sizes["fsdp"] * made.step.microbatches
+
+    def total(times: int) -> float:
+        return sum(memory(dataclasses.replace(made.step, rows=times * unit), made.sizes).values())
+
+    return unit * bisect.bisect_right(range(2**20), ROOM * device.memory_gb * GB, lo=1, key=total) - unit
+
+
+def sampling(config: Any, made: Plan, device: Device) -> tuple[bool, int, str]:
+    """(whether the sampler fits a chip on the mesh of the plan, how many slots would, the line on what it takes)."""
+    model, dtype, c = made.step.model, made.step.dtype, config.sampling
+    table = sharding.table(model, dtype, made.sizes)
+    # A tuned model stands beside the base, and the sampler has the layers once more, apart.
+    held = {
+        "weights": sum(row.device for row in table) * (2 if made.step.lora is None else 1),
+        "the layers apart": sum(row.device for row in table if row.name.startswith("layers.")),
+        "adapter": 4 * made.step.adapter,
+    }
+    if config.eval.at_steps:
+        held["optimizer"] = int(made.memory["optimizer"])
+    free = max(0, int(ROOM * device.memory_gb * GB) - sum(held.values()))
+    length = -(-c.cache_length // c.chunk) * c.chunk
+    mesh = AbstractMesh(tuple(made.sizes.values()), tuple(made.sizes))
+    shards = made.sizes["data"] * made.sizes["fsdp"]
+    try:
+        most = kv.slots_in(None if device.name == DEVICES["cpu"].name else free, model, length, dtype, mesh)
+    except UserError:
+        most = 0
+    slots = c.slots or most
+    cache = slots // shards * kv.slot_bytes(model, length, dtype, made.sizes["tensor"])
+    fits = False
+    if slots % shards:
+        verdict = f"config.sampling.slots must be a multiple of data x fsdp, {shards}"
+    elif not 0 < cache <= (1 - kv.KEPT_FREE) * free:
+        verdict = f"does not fit; at most {most} slots do (config.sampling.slots, cache_length)"
+    else:
+        fits, verdict = True, f"fits, with {kv.KEPT_FREE:.0%} of what is left kept free"
+    parts = ", ".join(filter(None, (_parts(held), f"{slots} slots of {length} positions {cache / GB:.2f}")))
+    return fits, most, f"sampling   {(sum(held.values()) + cache) / GB:.2f} GB a chip: {parts}: {verdict}"
+
+
+def _parts(sizes: Mapping[str, float]) -> str:
+    return ", ".join(f"{kind} {size / GB:.2f}" for kind, size in sizes.items() if size >= GB / 200)
 
 
 def step_of(config: Any) -> Step:
@@ -231,20 +310,33 @@ def describe(config: Any, text: str, steps: int) -> str:
     """The plan's lines for --target: memory a chip, the mesh, and what `steps` steps of training take."""
     device, count = target(text)
     step = step_of(config)
-    best = choose(step, device, count)
+    plans = in_parts(step, device, count)
     heading = f"on {count} x {device.name} ({device.memory_gb:g} GB each)"
-    if best is None:
+    if not plans:
+        other = nearest(step, device, count)
+        if other is None:
+            return f"target     {heading}: training does not fit at any batch size. Use more or larger chips."
         return (
-            f"target     {heading}: does not fit, or config.train.batch_size ({step.rows}) does not spread over the chips. Use "
-            "more or larger chips, or a batch size that is a multiple of data x fsdp."
+            f"target     {heading}: config.train.batch_size ({step.rows}) does not fit or does not spread over the chips; the "
+            f"nearest that does is {other}, which is another experiment. Or use other chips."
         )
-    parts = ", ".join(f"{kind} {size / GB:.2f}" for kind, size in best.memory.items() if size >= GB / 200)
+
+    def room(one: Plan) -> tuple[bool, int]:
+        fits, most, _ = sampling(config, one, device)
+        return fits, 0 if fits else most
+
+    best = max(plans, key=room)  # a mesh is for the whole run: the fastest with room for the sampler, or the one with most
     mesh = " ".join(f"--config.mesh.{axis}={size}" for axis, size in best.sizes.items())
+    shards = best.sizes["data"] * best.sizes["fsdp"]
     hours = best.seconds * steps / 3600
     lines = [
         f"target     {heading}",
-        f"memory     {best.total / GB:.2f} GB a chip: {parts}",
+        f"memory     {best.total / GB:.2f} GB a chip: {_parts(best.memory)}",
         f"mesh       {mesh} --config.train.remat={best.step.remat}",
+        f"batch      {step.rows} rows, --config.train.microbatches={best.step.microbatches}: "
+        f"{step.rows // (shards * best.step.microbatches)} at a time on each of {shards} shards"
+        + (f", each row shared by {count // shards} chips" if shards < count else "")
+        + f"; at most {most_rows(best, device)} fit",
         f"step       {best.seconds:.2f} s: arithmetic {best.compute_s:.2f} s at {device.share:.0%} of "
         f"{device.tflops:g} TFLOP/s; gathering {best.link_s['fsdp']:.2f} s beside it; sums "
         f"{best.link_s['tensor'] + best.link_s['gradients']:.2f} s",
@@ -255,5 +347,6 @@ def describe(config: Any, text: str, steps: int) -> str:
             else f", about ${hours * count * device.usd_hour:,.0f} at ${device.usd_hour} a chip-hour"
         ),
         "           rows as long as the largest bucket; sampling, judging and loading come on top",
+        sampling(config, best, device)[2],
     ]
     return "\n".join(lines)

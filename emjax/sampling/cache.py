@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from emjax.errors import UserError
@@ -69,21 +69,26 @@ def free_slots(config: ModelConfig, length: int, dtype: Any, mesh: Mesh | None) 
     return int(multihost_utils.process_allgather(np.int32(slots)).min())
 
 
-def slots_in(free: int | None, config: ModelConfig, length: int, dtype: Any, mesh: Mesh | None) -> int:
+def slots_in(free: int | None, config: ModelConfig, length: int, dtype: Any, mesh: Mesh | AbstractMesh | None) -> int:
     """How many slots fit where each device has `free` bytes: a multiple of data x fsdp, at most MOST_SLOTS.
 
     The rule: (1 - KEPT_FREE) of the free memory, divided by a slot's bytes on a device. Raises UserError where none fits.
     """
     rows, heads = (1, 1) if mesh is None else (mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["tensor"])
-    slot_bytes = 2 * config.L * config.K * config.h * length * jnp.dtype(dtype).itemsize // heads
-    slots = CPU_SLOTS if free is None else int((1 - KEPT_FREE) * free) // slot_bytes * rows
+    one = slot_bytes(config, length, dtype, heads)
+    slots = CPU_SLOTS if free is None else int((1 - KEPT_FREE) * free) // one * rows
     slots = min(slots, MOST_SLOTS) // rows * rows
     if not slots:
         raise UserError(
             f"config.sampling.slots = 0 takes them from the free memory, but not one slot of {length} positions "
-            f"({slot_bytes / 2**30:.2f} GiB a device) fits beside the weights. Shorten config.sampling.cache_length."
+            f"({one / 2**30:.2f} GiB a device) fits beside the weights. Shorten config.sampling.cache_length."
         )
     return slots
+
+
+def slot_bytes(config: ModelConfig, length: int, dtype: Any, tensor: int) -> int:
+    """Of one slot on each of the `tensor` devices that share it."""
+    return 2 * config.L * config.K * config.h * length * jnp.dtype(dtype).itemsize // tensor
 
 
 def check_spread(config: ModelConfig, slots: int, mesh: Mesh | None) -> None:

@@ -8,13 +8,15 @@ that hold them and restored to wherever the new state lives, on any number of de
 
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 
 from emjax import process
 from emjax.errors import UserError
@@ -44,7 +46,7 @@ class Checkpoints:
     """Saves and restores a State.
 
     about: what of the run a reader would ask for, beside its identity: "base", a checksum of the weights it started from;
-    "config". restore: "latest" refuses a damaged checkpoint; "sound" deletes it, says so, and takes the one before.
+    "config". restore: "latest" refuses a damaged checkpoint; "sound" takes the one before, and then deletes it and says so.
     """
 
     def __init__(
@@ -68,38 +70,51 @@ class Checkpoints:
     def restore(self, state: State) -> State:
         """The latest saved state in the shapes and shardings of `state`, or `state` itself where nothing was saved.
 
-        Raises UserError for a checkpoint of another run or base, and for one that is damaged.
+        Raises UserError for a checkpoint of another run or base, for one that is damaged, and, with "sound", where all are:
+        then nothing is deleted. An error that proves no damage (rights, a network) is raised as it is.
         """
+        damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             found = self._read(step, state)
-            if isinstance(found, dict):
-                return found
+            if not isinstance(found, str):
+                state = found
+                break
+            damaged[step] = found
             if self._restore != "sound":
                 raise UserError(
                     f"The checkpoint of step {step} in {self.directory} is damaged: it cannot be restored ({found}). "
                     "Add --config.watch.restore=sound to delete it and go on from the one before."
                 )
+        else:
+            if damaged:
+                told = "; ".join(f"step {step}: {what}" for step, what in damaged.items())
+                raise UserError(
+                    f"Every checkpoint in {self.directory} is damaged ({told}). Delete this folder to train from the start."
+                )
+        for step, what in damaged.items():
             if process.first():
-                print(f"The checkpoint of step {step} in {self.directory} is damaged ({found}): deleted.", flush=True)
+                print(f"The checkpoint of step {step} in {self.directory} is damaged ({what}): deleted.", flush=True)
             self._manager.delete(step)
         return state
 
     def _read(self, step: int, state: State) -> State | str:
-        """The state of a step, or what is wrong with it."""
-        try:
-            # First: the state of another run need not fit.
-            run: Any = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
-            run, wanted = dict(run), run["state"]
-        except Exception as error:
-            return _reason(error)
+        """The state of a step, or what is wrong with it; the same on all processes, though each reads its own part.
+
+        By orbax's handlers, because the manager waits for all processes, and one that found damage would not come.
+        """
+        there = self.directory / str(step)
+        # First: the state of another run need not fit.
+        run = process.on_first(lambda: _tried(lambda: ocp.JsonCheckpointHandler().restore(there / "run")))
+        if isinstance(run, str):
+            return run
         self._check(run)
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-        try:
-            args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
-            found: State = self._manager.restore(step, args=args)["state"]
-        except Exception as error:
-            return _reason(error)
-        if train_state.checksum(found) != wanted:
+        args = ocp.args.StandardRestore(like)
+        found: State | str = _tried(lambda: ocp.StandardCheckpointHandler().restore(there / "state", args=args))
+        bad = np.flatnonzero(multihost_utils.process_allgather(np.int32(isinstance(found, str))))
+        if len(bad):
+            return found if isinstance(found, str) else f"process {bad[0]} cannot read its part"
+        if train_state.checksum(found) != run.get("state"):
             return "its values are not those that were saved"
         return found
 
@@ -142,6 +157,19 @@ class Checkpoints:
             f"A checkpoint could not be written to {self.directory} ({_reason(error)}). Make room or mend the rights, "
             "then start the same command again: it goes on from the last checkpoint that is whole."
         )
+
+
+def _tried(read: Callable[[], Any]) -> Any:
+    """read(), or in words the damage that it met: what is missing, cut, or does not fit its checksum. Raises other errors."""
+    try:
+        return read()
+    except (FileNotFoundError, KeyError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        return _reason(error)
+    except ValueError as error:
+        # tensorstore's, by the status that it begins with
+        if not str(error).startswith(("DATA_LOSS:", "NOT_FOUND:", "OUT_OF_RANGE:")):
+            raise
+        return _reason(error)
 
 
 def _reason(error: Exception) -> str:

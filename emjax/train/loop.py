@@ -67,7 +67,8 @@ def run(
     batches(start) yields host batches from that step on; put() moves one to the devices; examples(step) names a step's rows;
     work(step, host batch) is what metrics.rates needs; evaluate(state) is called every `watch.eval_every` steps; `about` is
     written into the checkpoints. visit(step, state) is called after each of the steps in `visits`; it may take its time and
-    use the devices. After SIGTERM the state of the last step is saved, and process.Stopped raised.
+    use the devices. The state is saved before it: SIGTERM ends a visit at once, and the next run begins with the same visit,
+    also where it had come to its end. Elsewhere the state of the last step is saved after SIGTERM, and process.Stopped raised.
     Raises UserError where the loss is not finite, naming the step and its examples, and for a visit to a step that is none.
     """
     steps = len(learning_rates)
@@ -112,8 +113,16 @@ def run(
         checkpoints.save(state, step)
         kept = step
 
+    def look(step: int) -> None:
+        nonlocal clock
+        with watchdog.paused(), process.released():
+            visit(step, state)
+        clock = time.perf_counter()
+
     try:
         with process.held():
+            if start in visits:
+                look(start)
             for step, host_batch in zip(range(start + 1, steps + 1), batches(start), strict=True):
                 if stopping(step):
                     if step - 1 > kept:
@@ -133,14 +142,11 @@ def run(
                     tracing = False
                 report()
                 pending = (step, values, work(step - 1, host_batch))
-                if step in visits:
-                    report()  # first: a model whose loss is not finite is not measured
-                    pending = None
-                    with watchdog.paused():
-                        visit(step, state)
-                    clock = time.perf_counter()
-                if save_every and step % save_every == 0 and step < steps:
+                if step in visits or (save_every and step % save_every == 0 and step < steps):
                     save(step)
+                if step in visits:
+                    checkpoints.wait()  # a run that ends in the visit cannot wait for the others to write their parts
+                    look(step)
             report()
             checkpoints.wait()
     finally:

@@ -46,6 +46,18 @@ def test_sigterm_to_one_stops_both_after_the_same_step(alone, tmp_path):
     close(result(tmp_path), alone)
 
 
+def test_sigterm_in_a_visit_ends_both_with_the_step_saved(alone, tmp_path):
+    """The one that has it leaves at once, and the other, which cannot go on alone, with an error."""
+    codes, told = ended(start(2, tmp_path, 3, "VISIT"), timeout=120)
+    assert codes[1] == 0, told
+    assert "stopped" in told[1]
+    assert codes[0] != 0
+    assert saved(tmp_path) == [2, 3]
+    codes, told = ended(start(2, tmp_path))
+    assert codes == [0, 0], told
+    close(result(tmp_path), alone)
+
+
 def test_a_process_that_stands_still_is_named(tmp_path):
     """Stopped, it sends no heartbeats either."""
     first, last = processes = start(2, tmp_path, 6, "SIGSTOP")

@@ -1,7 +1,7 @@
 """One process of a small training; test_processes.py runs one or two of them.
 
 worker.py DIRECTORY [STEP WHAT]: on the last process, before STEP, sends itself the signal WHAT, or stands still (HANG), or
-fails (RAISE).
+fails (RAISE). VISIT: training stops after STEP to look at what it has made, and SIGTERM comes to the last process there.
 """
 
 import os
@@ -54,7 +54,7 @@ def main(root: Path, step: int, what: str) -> None:
 
     def serve(start):
         for number in range(start, STEPS):
-            if number + 1 == step and process.index == process.count - 1:
+            if number + 1 == step and what != "VISIT" and process.index == process.count - 1:
                 if what == "HANG":
                     time.sleep(3600)
                 if what == "RAISE":
@@ -62,6 +62,12 @@ def main(root: Path, step: int, what: str) -> None:
                 os.kill(os.getpid(), getattr(signal, what))
                 time.sleep(0.1)
             yield build(number)
+
+    def visit(number: int, _: state.State) -> None:
+        print(f"visit after step {number}", flush=True)
+        if process.index == process.count - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        process.together("visit")
 
     def make(directory: Path) -> None:
         tuning = Tuning(CONFIG, LORA, mesh=mesh)
@@ -73,6 +79,7 @@ def main(root: Path, step: int, what: str) -> None:
             examples=lambda n: [data[i].id for i in rows[n]], save_every=2, title="train",
             work=lambda n, batch: {"examples": 4, "tokens": 32, "flops": 1e6, "padding": 0.0},
             watch=loop.Watch(stall=int(os.environ.get("STALL", "600"))),
+            visits=(step,) if what == "VISIT" else (), visit=visit,
         )  # fmt: skip
         weights = jax.tree.map(lambda x: np.asarray(x).tolist(), now["trainable"])
         write_atomically(directory / "weights.json", json.dumps(weights))

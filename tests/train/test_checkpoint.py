@@ -87,6 +87,35 @@ def test_damage_is_refused_and_the_one_before_used_when_asked(saved, capsys, how
     same(opened(saved).restore(state(0)), state(6))
 
 
+@pytest.mark.parametrize("how", ["latest", "sound"])
+@pytest.mark.parametrize("error", [ValueError("UNAVAILABLE: 503"), PermissionError(13, "Permission denied"), MemoryError()])
+def test_what_proves_no_damage_is_raised_as_it_is(saved, monkeypatch, how, error):
+    def failing(*_, **__):
+        raise error
+
+    monkeypatch.setattr(checkpoint.ocp.StandardCheckpointHandler, "restore", failing)
+    with pytest.raises(type(error)) as raised:
+        opened(saved, restore=how).restore(state(0))
+    assert raised.value is error
+    assert {p.name for p in saved.iterdir()} == {"3", "6"}
+
+
+def test_where_none_is_sound_nothing_is_deleted_and_nothing_starts_anew(saved):
+    DAMAGE["a cut file"](saved / "6")
+    DAMAGE["no description"](saved / "3")
+    with pytest.raises(UserError, match=r"Every checkpoint in .* is damaged \(step 6: .*; step 3: .*\)\. Delete this folder"):
+        opened(saved, restore="sound").restore(state(0))
+    assert {p.name for p in saved.iterdir()} == {"3", "6"}
+
+
+def test_damage_that_another_process_met_is_damage_here(saved, monkeypatch):
+    """Each process reads its own part; the second of two cannot read that of step 6."""
+    met = iter([[0, 1], [0, 0]])
+    monkeypatch.setattr(checkpoint.multihost_utils, "process_allgather", lambda mine: np.array(next(met)) | mine)
+    same(opened(saved, restore="sound").restore(state(0)), state(3))
+    assert {p.name for p in saved.iterdir()} == {"3"}
+
+
 def test_one_that_was_never_finished_is_no_checkpoint(saved):
     """Killed while it was written: orbax renames a directory when it is whole."""
     (saved / "6").rename(saved / "6.orbax-checkpoint-tmp")

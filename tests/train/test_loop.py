@@ -3,6 +3,8 @@
 import contextlib
 import functools
 import json
+import os
+import signal
 import struct
 import sys
 import types
@@ -11,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from emjax import store
+from emjax import process, store
 from emjax.data import batches
 from emjax.data.batches import Example
 from emjax.errors import UserError
@@ -106,6 +108,48 @@ def test_only_the_adapter_is_trained_and_old_states_are_given_away(tiny, tmp_pat
     for name, pair in trained.items():
         assert np.all(np.asarray(pair["B"]) != 0)
         assert not np.array_equal(pair["A"], adapter[name]["A"])
+
+
+@pytest.fixture
+def terminated(monkeypatch):
+    """A call that sends this process SIGTERM, which is forgotten when the next run begins."""
+    before = signal.getsignal(signal.SIGTERM)
+    process.listen()
+
+    def send():
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    yield send
+    signal.signal(signal.SIGTERM, before)
+    process._asked = False
+
+
+@pytest.mark.parametrize("before", [False, True])  # in the visit, and during its step
+@pytest.mark.parametrize("at", [2, 3, 6])  # between two checkpoints, at one, after the last step
+def test_sigterm_ends_a_visit_at_once_and_the_next_run_makes_it(tiny, whole, tmp_path, terminated, at, before):
+    seen = []
+
+    def step_fn(old, *rest):
+        new = sft.step(old, *rest, tuning=Tuning(tiny.config, LORA), optimizer=OPT)
+        if before and new[0]["step"] == at:
+            terminated()
+        return new
+
+    def visit(step, now):
+        seen.append((step, jax.device_get(now["trainable"])))
+        terminated()
+        pytest.fail("the visit went on")
+
+    with pytest.raises(process.Stopped):
+        run(tiny, tmp_path, step_fn=step_fn, visits=(1, at), visit=lambda step, now: visit(step, now) if step == at else None)
+    assert len(seen) == (not before)
+    process._asked = False
+    same(run(tiny, tmp_path, visits=(1, at), visit=lambda step, now: seen.append((step, jax.device_get(now["trainable"])))),
+         whole[0])  # fmt: skip
+    assert [step for step, _ in seen] == [at] * len(seen)
+    assert len(seen) == 1 + (not before)
+    same(seen[0][1], seen[-1][1])
+    assert lines(tmp_path) == lines(whole[1])
 
 
 @pytest.mark.parametrize("rank", [2, 3])
