@@ -191,12 +191,12 @@ class Arms:
             engine, tokenizer = self.engine(lm), lm.tokenizer
 
             def ask() -> None:
-                said = answers(self.store, {"weights": weights, **self.sampling()}, how)
                 asker = suite.EngineAsker(engine, tokenizer, how, said)
                 self.benchmarks.run(asker, directory, name)
                 asker.close()
 
-            lead(engine, ask)
+            with answers(self.store, {"weights": weights, **self.sampling()}, how) as said:
+                lead(engine, ask)
 
         return self.stage(f"evaluate {name}", "evaluate", settings, inputs, make)
 
