@@ -40,14 +40,20 @@ def claim(config: Any, workdir: Path, *, locked: bool = True) -> None:
 
 
 def _claim(mine: dict[str, Any], workdir: Path, locked: bool) -> None:
-    file = workdir / "config.json"
-    if workdir.exists() and not file.is_file() and {*workdir.iterdir()} - {workdir / "store", workdir / LOCK, unfinished(file)}:
-        raise UserError(f"{workdir} is not empty and holds no config.json of emjax. Choose a new or empty --workdir.")
+    _refuse_strangers(mine, workdir)
     if locked and (who := lock(workdir / LOCK)):
         raise UserError(
-            f"A run is at work in {workdir}: {who}. Wait for it or end it; this one goes on from where it stopped. Another "
-            "experiment needs its own --workdir."
+            f"A run is at work in {workdir}: {who}. Wait for it or end it; the same command goes on from where it stopped. "
+            "Another experiment needs its own --workdir."
         )
+    _refuse_strangers(mine, workdir)  # one that came before the lock
+    if not (workdir / "config.json").is_file():
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_atomically(workdir / "config.json", json.dumps(mine, indent=1, sort_keys=True))
+
+
+def _refuse_strangers(mine: dict[str, Any], workdir: Path) -> None:
+    file = workdir / "config.json"
     if file.is_file():
         theirs = json.loads(file.read_text())
         for name in sorted({*_flat(mine), *_flat(theirs)}):
@@ -60,9 +66,8 @@ def _claim(mine: dict[str, Any], workdir: Path, locked: bool) -> None:
                     "Give this one its "
                     "own --workdir (and the same --store, if it should share finished stages)."
                 )
-        return
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, json.dumps(mine, indent=1, sort_keys=True))
+    elif workdir.exists() and {*workdir.iterdir()} - {workdir / "store", workdir / LOCK, unfinished(file)}:
+        raise UserError(f"{workdir} is not empty and holds no config.json of emjax. Choose a new or empty --workdir.")
 
 
 def shown(config: Any) -> dict[str, Any]:

@@ -41,9 +41,19 @@ print(Store(Path(sys.argv[1])).run("collect", {}, [], make).directory, flush=Tru
 CONFIG = ConfigDict({"experiment": "evaluation"})
 
 
-def begin(script, directory):
-    quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, "-c", script, str(directory)], cwd=ROOT, **quiet)
+@pytest.fixture
+def begin():
+    started = []
+
+    def begin(script, directory):
+        quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen([sys.executable, "-c", script, str(directory)], cwd=ROOT, **quiet))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 @pytest.fixture
@@ -54,7 +64,7 @@ def free():
         store.unlock(path)
 
 
-def test_a_workdir_has_one_run_and_a_killed_one_leaves_it_free(tmp_path, free):
+def test_a_workdir_has_one_run_and_a_killed_one_leaves_it_free(begin, tmp_path, free):
     other = begin(CLAIM, tmp_path / "run")
     assert other.stdout.readline() == "claimed\n"
     with pytest.raises(UserError, match=rf"A run is at work in {tmp_path}/run: process {other.pid} on .+, since 20.+--workdir"):
@@ -66,7 +76,7 @@ def test_a_workdir_has_one_run_and_a_killed_one_leaves_it_free(tmp_path, free):
     common.claim(CONFIG, tmp_path / "run")  # its own
 
 
-def test_two_runs_that_share_a_store_make_a_stage_once(tmp_path):
+def test_two_runs_that_share_a_store_make_a_stage_once(begin, tmp_path):
     first = begin(STAGE, tmp_path)
     assert first.stdout.readline() == "at work\n"
     second = begin(STAGE, tmp_path)
@@ -80,7 +90,7 @@ def test_two_runs_that_share_a_store_make_a_stage_once(tmp_path):
     assert [file.read_text() for file in (tmp_path / "locks").iterdir()] == [""]
 
 
-def test_of_a_killed_run_the_other_takes_the_stage_over(tmp_path):
+def test_of_a_killed_run_the_other_takes_the_stage_over(begin, tmp_path):
     first = begin(STAGE, tmp_path)
     assert first.stdout.readline() == "at work\n"
     second = begin(STAGE, tmp_path)
