@@ -196,7 +196,8 @@ class ChatClient:
         path = self._path(key)
         if path and reply.state == "ok":
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, json.dumps({"request": body, "reply": dataclasses.asdict(reply)}, ensure_ascii=False))
+            kept = json.dumps({"request": body, "reply": dataclasses.asdict(reply)}, ensure_ascii=False)
+            write_atomically(path, kept, shared=True)
 
     async def _open(self) -> _Session:
         if self._session is None or self._session.loop is not asyncio.get_running_loop():

@@ -33,6 +33,7 @@ def join(environment: Mapping[str, str] = os.environ) -> None:
 
     JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID say it outright. In a SLURM step of
     several tasks, and with EMJAX_DISTRIBUTED=auto on TPU slices, jax finds out by itself. Otherwise this process is alone.
+    Process 0 says how many there are, and how many devices.
     """
     global index, count
     how: dict[str, Any] = {}
@@ -70,7 +71,14 @@ def join(environment: Mapping[str, str] = os.environ) -> None:
             f"The processes of this run did not find each other ({str(error).splitlines()[0]}). Check that all of them were "
             "started, and that process 0 can be reached at the coordinator's address."
         ) from error
+    tasks, nodes = environment.get("SLURM_STEP_NUM_TASKS"), environment.get("SLURM_STEP_NUM_NODES")
+    if tasks is not None and tasks == nodes and "JAX_LOCAL_DEVICE_IDS" not in environment:
+        # jax gives a task of SLURM one device, that of its number on the node. A task that has its node alone drives all.
+        for name in ("jax_cuda_visible_devices", "jax_rocm_visible_devices"):
+            jax.config.update(name, environment.get(name.upper(), "all"))
     index, count = jax.process_index(), jax.process_count()
+    if first():
+        print(f"Processes: {count}, devices: {jax.device_count()} ({jax.devices()[0].device_kind})", flush=True)
 
 
 def first() -> bool:

@@ -1,14 +1,21 @@
 """Stages and their outputs: a content-addressed store, and line files that survive being killed."""
 
 import asyncio
+import contextlib
 import dataclasses
+import errno
+import fcntl
+import functools
 import hashlib
 import json
 import os
+import platform
+import secrets
 import shutil
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tqdm import tqdm
 
@@ -17,6 +24,7 @@ from emjax import process
 from emjax.errors import UserError
 
 SCRATCH = "checkpoints"  # a stage's folder of what only an unfinished stage needs: no output, and gone soon after
+KEPT_S = 30  # a bucket that is mounted has of a file what was there when it was closed, so a journal is closed now and then
 
 
 def digest(value: Any) -> str:
@@ -43,16 +51,77 @@ def unfinished(path: Path) -> Path:
     return path.with_name(path.name + ".partial")
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Of several processes the first one writes. A kill leaves the old file or the new one, a crash of the machine as well."""
+def write_atomically(path: Path, content: str | bytes, *, shared: bool = False) -> None:
+    """Of several processes the first one writes. A kill leaves the old file or the new one, a crash of the machine as well.
+
+    shared: other runs may write this file at the same time, so what is unfinished has a name that none of them takes.
+    """
     if not process.first():
         return
-    partial = unfinished(path)
+    partial = unfinished(path.with_name(f"{path.name}.{secrets.token_hex(4)}") if shared else path)
     with partial.open("wb") as file:
         file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
+
+
+# --- locks: one run at a time ----------------------------------------------------------------------------------------
+
+_locks: dict[Path, IO[str]] = {}
+
+
+def lock(path: Path) -> str:
+    """Takes the lock `path` until `unlock` or the end of this process, however it comes: the kernel lets go. Returns "", or
+    who has it. On a file system without locks it says so, and the run goes on."""
+    if path in _locks:
+        return ""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with file:
+            file.seek(0)
+            return file.read() or "another process"
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+            file.close()
+            raise
+        _say_unlocked(path.parent, str(error.strerror))
+    _locks[path] = file
+    file.truncate(0)  # a killed process has left its name
+    file.write(f"process {os.getpid()} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+    file.flush()
+    return ""
+
+
+@functools.cache  # once
+def _say_unlocked(folder: Path, why: str) -> None:
+    print(f"{folder} knows no locks ({why}): see to it that no other run writes there meanwhile.", flush=True)
+
+
+def unlock(path: Path) -> None:
+    if file := _locks.pop(path, None):
+        with file:
+            file.truncate(0)
+
+
+@contextlib.contextmanager
+def alone(path: Path, what: str) -> Iterator[None]:
+    """Inside, of all runs only this one works on `what`: waits until it has the lock `path`. For all processes to enter."""
+    if process.first() and (who := lock(path)):
+        print(f"{what}: waiting for {who}", flush=True)
+        while lock(path):
+            time.sleep(0.5)
+    process.together("alone")
+    try:
+        yield
+    finally:
+        unlock(path)
+
+
+# --- stages ----------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,21 +141,32 @@ class Store:
         """Runs make(directory) unless this stage is finished. `inputs`: stages, or hashes of what lies outside the store.
 
         The manifest is written last, so a stage without one is unfinished: it is run again in the same directory and may go
-        on from what it finds there. Raises UserError where a finished stage has lost a file.
+        on from what it finds there. One that another run is making is waited for. Raises UserError where a finished stage has
+        lost a file.
         """
         keys = [i.hash if isinstance(i, Stage) else i for i in inputs]
         identity = digest({"stage": name, "version": emjax.__version__, "config": config, "inputs": keys})
         stage = Stage(name, identity, self.root / name / identity[:16])
+        if not self._finished(stage):
+            with alone(self.root / "locks" / f"{name}-{identity[:16]}", f"stage {name}"):
+                if not self._finished(stage):  # by a run that this one waited for
+                    self._make(stage, config, keys, make)
+        return stage
+
+    def _finished(self, stage: Stage) -> bool:
         manifest = stage.directory / "manifest.json"
-        if process.on_first(manifest.is_file):
-            for file, size in json.loads(manifest.read_text())["files"].items():
-                path = stage.directory / file
-                if not path.is_file() or path.stat().st_size != size:
-                    raise UserError(
-                        f"{path} is missing or was changed since the stage {name!r} finished. Delete the folder "
-                        f"{stage.directory} to have it made again."
-                    )
-            return stage
+        if not process.on_first(manifest.is_file):
+            return False
+        for file, size in json.loads(manifest.read_text())["files"].items():
+            path = stage.directory / file
+            if not path.is_file() or path.stat().st_size != size:
+                raise UserError(
+                    f"{path} is missing or was changed since the stage {stage.name!r} finished. Delete the folder "
+                    f"{stage.directory} to have it made again."
+                )
+        return True
+
+    def _make(self, stage: Stage, config: dict[str, Any], keys: list[str], make: Callable[[Path], None]) -> None:
         process.on_first(lambda: stage.directory.mkdir(parents=True, exist_ok=True))
         if not stage.directory.is_dir():
             raise UserError(
@@ -96,7 +176,6 @@ class Store:
         make(stage.directory)
         process.together("stage")
         process.on_first(lambda: self._finish(stage, config, keys))
-        return stage
 
     def _finish(self, stage: Stage, config: dict[str, Any], keys: list[str]) -> None:
         files = sorted(p.relative_to(stage.directory) for p in stage.directory.rglob("*") if p.is_file())
@@ -110,6 +189,9 @@ class Store:
             "files": sizes,
         }
         write_atomically(stage.directory / "manifest.json", json.dumps(written, indent=1, sort_keys=True))
+
+
+# --- line files ------------------------------------------------------------------------------------------------------
 
 
 class Journal:
@@ -127,12 +209,18 @@ class Journal:
             whole, _, _ = kept.read_text(encoding="utf-8").rpartition("\n")
             self.done = {row["id"]: row for row in map(json.loads, whole.split("\n") if whole else [])}
             write_atomically(self._partial, whole + "\n" if whole else "")
-        self._file = self._partial.open("a", encoding="utf-8")
+        self._open()
+
+    def _open(self) -> None:
+        self._file, self._opened = self._partial.open("a", encoding="utf-8"), time.monotonic()
 
     def add(self, row: dict[str, Any]) -> None:
         self.done[row["id"]] = row
         self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
         self._file.flush()
+        if time.monotonic() - self._opened > KEPT_S:
+            self._file.close()
+            self._open()
         process.check()
 
     def finish(self) -> list[dict[str, Any]]:

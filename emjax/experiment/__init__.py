@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from emjax.errors import UserError
-from emjax.experiment.common import lora_of, mesh_of, say
+from emjax.experiment.common import LOCK, lora_of, mesh_of, say
 from emjax.experiment.evaluation import evaluation
 from emjax.experiment.finetune import Finetune
 from emjax.experiment.fit import fit, step_settings
 from emjax.experiment.grid import Kind, grid
 from emjax.experiment.interaction import Interaction
 from emjax.experiment.pretraining import pretraining
-from emjax.store import Store
+from emjax.store import Store, unlock
 
 __all__ = ["fit", "lora_of", "mesh_of", "run", "step_settings"]
 
@@ -43,5 +43,8 @@ def run(config: Any, workdir: Path, store: Store) -> None:
     started = time.perf_counter()
     if config.experiment not in KINDS:
         raise UserError(f"config.experiment is {config.experiment!r}; choose {', '.join(KINDS)}.")
-    KINDS[config.experiment](config, workdir, store)
+    try:
+        KINDS[config.experiment](config, workdir, store)
+    finally:
+        unlock(workdir / LOCK)
     say(f"Done in {time.perf_counter() - started:.0f} s.")

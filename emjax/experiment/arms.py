@@ -191,12 +191,12 @@ class Arms:
             engine, tokenizer = self.engine(lm), lm.tokenizer
 
             def ask() -> None:
-                said = answers(self.store, {"weights": weights, **self.sampling()}, how)
                 asker = suite.EngineAsker(engine, tokenizer, how, said)
                 self.benchmarks.run(asker, directory, name)
                 asker.close()
 
-            lead(engine, ask)
+            with answers(self.store, {"weights": weights, **self.sampling()}, how) as said:
+                lead(engine, ask)
 
         return self.stage(f"evaluate {name}", "evaluate", settings, inputs, make)
 
@@ -276,20 +276,20 @@ def _step(directory: Path, step: int) -> Path:
 def _curves(lines: list[dict[str, Any]]) -> dict[str, Any]:
     """The training curves that the report draws."""
     margins = None
-    if "kl" in lines[0]:
+    if any("kl" in line for line in lines):
         # A class may be absent from a batch: then that step has no margin, and the one before stands.
         margins, last = [], 0.0
         for line in lines:
-            if line["desirable_count"] and line["undesirable_count"]:
+            if line.get("desirable_count") and line["undesirable_count"]:
                 last = (
                     line["reward_desirable_sum"] / line["desirable_count"]
                     - line["reward_undesirable_sum"] / line["undesirable_count"]
                 )
-            margins.append(last)
+            margins.append(None if "lost" in line else last)
     return {
         "steps": [line["step"] for line in lines],
-        "loss": [line["loss"] for line in lines],
-        "kl": [line["kl"] for line in lines] if margins else None,
+        "loss": [line.get("loss") for line in lines],  # None where lines are lost: there the curve has a gap
+        "kl": [line.get("kl") for line in lines] if margins else None,
         "reward_margin": margins,
     }
 

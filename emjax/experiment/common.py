@@ -1,5 +1,6 @@
 """What every kind of experiment shares."""
 
+import contextlib
 import importlib.metadata
 import json
 import platform
@@ -7,7 +8,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from emjax.errors import UserError
 from emjax.eval import suite
 from emjax.models import lora, sharding
 from emjax.sampling import Engine
-from emjax.store import Stage, Store, digest, unfinished, write_atomically
+from emjax.store import Stage, Store, alone, digest, lock, unfinished, write_atomically
+
+LOCK = "lock"  # a work directory's: the run that writes there
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "grain", "numpy")
 
@@ -28,15 +31,28 @@ _PACE = tuple(f"eval.judge.{name}" for name in ("budget.", "rates.", "failures",
 _CALLS = re.compile(r"interact\.(models\.\w+\.(budget|rates)\.|failures|speed\.|personas\.tries)")
 
 
-def claim(config: Any, workdir: Path) -> None:
-    """Writes the config into the workdir, or refuses a workdir that holds another one.
+def claim(config: Any, workdir: Path, *, locked: bool = True) -> None:
+    """Writes the config into the workdir, or refuses a workdir that holds another one or that a run is at work in.
 
     Called when the config is known to be good: a mistyped value must not claim the place of the run that mends it.
     """
-    process.on_first(lambda: _claim(shown(config), workdir))
+    process.on_first(lambda: _claim(shown(config), workdir, locked))
 
 
-def _claim(mine: dict[str, Any], workdir: Path) -> None:
+def _claim(mine: dict[str, Any], workdir: Path, locked: bool) -> None:
+    _refuse_strangers(mine, workdir)
+    if locked and (who := lock(workdir / LOCK)):
+        raise UserError(
+            f"A run is at work in {workdir}: {who}. Wait for it or end it; the same command goes on from where it stopped. "
+            "Another experiment needs its own --workdir."
+        )
+    _refuse_strangers(mine, workdir)  # one that came before the lock
+    if not (workdir / "config.json").is_file():
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_atomically(workdir / "config.json", json.dumps(mine, indent=1, sort_keys=True))
+
+
+def _refuse_strangers(mine: dict[str, Any], workdir: Path) -> None:
     file = workdir / "config.json"
     if file.is_file():
         theirs = json.loads(file.read_text())
@@ -50,11 +66,8 @@ def _claim(mine: dict[str, Any], workdir: Path) -> None:
                     "Give this one its "
                     "own --workdir (and the same --store, if it should share finished stages)."
                 )
-        return
-    if workdir.exists() and {*workdir.iterdir()} - {workdir / "store", unfinished(file)}:
+    elif workdir.exists() and {*workdir.iterdir()} - {workdir / "store", workdir / LOCK, unfinished(file)}:
         raise UserError(f"{workdir} is not empty and holds no config.json of emjax. Choose a new or empty --workdir.")
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, json.dumps(mine, indent=1, sort_keys=True))
 
 
 def shown(config: Any) -> dict[str, Any]:
@@ -121,12 +134,18 @@ def staged(
     return stage
 
 
-def answers(store: Store, target: Any, how: suite.Settings) -> Path:
+@contextlib.contextmanager
+def answers(store: Store, target: Any, how: suite.Settings) -> Iterator[Path]:
     """Where a model's answers are kept: apart from the verdicts on them, so that another judge, other rules and a further
-    benchmark ask it for nothing that it has said. target: all that decides the answers beside `how`."""
-    folder = store.root / "answers" / digest([target, vars(how)])[:16]
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / "answers.jsonl"
+    benchmark ask it for nothing that it has said. target: all that decides the answers beside `how`.
+
+    Inside, no other run asks this model. For all processes to enter."""
+    name = digest([target, vars(how)])[:16]
+    with alone(store.root / "locks" / f"answers-{name}", "answers of this model"):
+        folder = store.root / "answers" / name
+        if process.first():
+            folder.mkdir(parents=True, exist_ok=True)
+        yield folder / "answers.jsonl"
 
 
 def say(text: str) -> None:

@@ -77,12 +77,14 @@ def evaluation(config: Any, workdir: Path, store: Store) -> None:
                 benchmarks.run(asker, directory, arm.arm)
                 asker.close()
 
-            if arm.endpoint:
-                client = ChatClient(arm.endpoint, arm.path, api_key_env=arm.api_key_env, rates=Rates(**config.eval.judge.rates))
-                process.on_first(lambda: ask(suite.EndpointAsker(client, how, answers(store, target, how))))
-            else:
-                engine, tokenizer = load(arm.path, arm.adapter)
-                lead(engine, lambda: ask(suite.EngineAsker(engine, tokenizer, how, answers(store, target, how))))
+            with answers(store, target, how) as said:
+                if arm.endpoint:
+                    rates = Rates(**config.eval.judge.rates)
+                    client = ChatClient(arm.endpoint, arm.path, api_key_env=arm.api_key_env, rates=rates)
+                    process.on_first(lambda: ask(suite.EndpointAsker(client, how, said)))
+                else:
+                    engine, tokenizer = load(arm.path, arm.adapter)
+                    lead(engine, lambda: ask(suite.EngineAsker(engine, tokenizer, how, said)))
 
         settings = {"target": target, "generation": vars(how), **benchmarks.identity()}
         stages[arm.label] = stage = staged(store, f"evaluate {arm.label}", "evaluate", settings, [], make)

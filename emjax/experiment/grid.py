@@ -9,8 +9,8 @@ from typing import Any
 from emjax import process, report
 from emjax.errors import UserError
 from emjax.eval import stats, suite
-from emjax.experiment.common import claim, command, named, say, shown, staged, versions
-from emjax.store import Stage, Store, digest, plain, read_lines, write_atomically
+from emjax.experiment.common import LOCK, claim, command, named, say, shown, staged, versions
+from emjax.store import Stage, Store, alone, digest, plain, read_lines, write_atomically
 
 Kind = Callable[[Any, Path, Store], Path | None]
 Row = dict[str, Any]
@@ -33,7 +33,7 @@ def grid(config: Any, workdir: Path, store: Store, kinds: Mapping[str, Kind]) ->
             raise UserError(f"config.pools.{pool} names {missing[0]!r}, which is no cell. Cells: {', '.join(config.cells)}.")
     bases = {name: _base(name, config.cells) for name in config.cells}
     order = {name: number for number, name in enumerate(config.cells)}
-    claim(config, workdir)
+    claim(config, workdir, locked=not config.get("only"))  # some cells here, others in another job
     made: dict[str, Path] = {}
     wanted = set(config.get("only", ())) or set(config.cells)
     if missing := sorted(wanted - set(config.cells)):
@@ -47,7 +47,9 @@ def grid(config: Any, workdir: Path, store: Store, kinds: Mapping[str, Kind]) ->
         cell = config.cells[name].copy_and_resolve_references()
         if base := bases[name]:
             cell.model.path = str(made[base])
-        model = kinds[cell.experiment](cell, workdir / "cells" / plain("config.cells", name), store)
+        place = workdir / "cells" / plain("config.cells", name)
+        with alone(place / LOCK, name):  # a base may be another job's as well
+            model = kinds[cell.experiment](cell, place, store)
         if model is not None:
             made[name] = model
         if process.first():

@@ -110,6 +110,7 @@ def run(
         nonlocal pending, kept
         report()  # first: a state whose loss is not finite is not kept, and no saved step lacks its metrics
         pending = None
+        lines.keep()
         checkpoints.save(state, step)
         kept = step
 

@@ -1,6 +1,7 @@
 """What a run reports while it trains: JSON lines always, TensorBoard events beside them, Weights & Biases when asked."""
 
 import json
+import os
 import resource
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,10 @@ class Metrics:
         if self._wandb:
             self._wandb.log(line, step=line["step"])
 
+    def keep(self) -> None:
+        if self._file:
+            self._file.keep()
+
     def close(self) -> None:
         if self._file is None or self._board is None:
             return
@@ -59,17 +64,30 @@ class Metrics:
 
 
 class MetricsFile:
-    """JSON lines, one a step; on resume the lines past the restored step are dropped and written again."""
+    """JSON lines, one a step; on resume the lines past the restored step are dropped and written again.
+
+    Checkpoints that lie elsewhere may outlive this file: then a line {"step", "lost": [first, last]} stands for what is gone.
+    """
 
     def __init__(self, path: Path, start: int):
         kept = [line for line in read_lines(path) if line["step"] <= start] if path.exists() else []
+        first = kept[-1]["step"] + 1 if kept else 1
+        if first <= start:
+            print(f"{path}: the metrics of steps {first} to {start} are lost; training goes on from step {start}.", flush=True)
+            kept.append({"step": start, "lost": [first, start]})
         path.parent.mkdir(parents=True, exist_ok=True)
         write_lines(path, kept)  # a kill here loses no line
-        self._file = path.open("a")
+        self._path, self._file = path, path.open("a")
 
     def write(self, line: dict[str, Any]) -> None:
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
+
+    def keep(self) -> None:
+        """What is written is on the disk from here on; in a bucket that is mounted, that takes closing the file."""
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._file = self._path.open("a")
 
     def close(self) -> None:
         self._file.close()

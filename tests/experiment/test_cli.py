@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 import main
 from emjax.experiment import common
+from emjax.store import unlock
 
 ROOT = Path(__file__).parents[2]
 MICRO = "configs/kto_biased10.py:micro"
@@ -141,7 +142,8 @@ def test_a_claim_that_was_cut_short_is_made_again(tmp_path):
     (tmp_path / "config.json.partial").write_text('{"experiment": "inter')
     (tmp_path / "store").mkdir()
     common.claim(ConfigDict({"experiment": "interaction", "seed": 7}), tmp_path)
-    assert {p.name for p in tmp_path.iterdir()} == {"config.json", "store"}
+    unlock(tmp_path / common.LOCK)
+    assert {p.name for p in tmp_path.iterdir()} == {"config.json", "lock", "store"}
     assert json.loads((tmp_path / "config.json").read_text()) == {"experiment": "interaction", "seed": 7}
 
 

@@ -1,9 +1,11 @@
 """The store: a stage is made once, and never taken for finished when it is not."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
+from emjax import store
 from emjax.errors import UserError
 from emjax.store import Journal, Store, digest, read_lines, write_lines
 
@@ -15,12 +17,12 @@ def test_a_stage_is_made_once(tmp_path):
         made.append(directory)
         (directory / "out.txt").write_text("x")
 
-    store = Store(tmp_path)
-    first = store.run("train", {"a": 1}, ["base"], make)
-    assert store.run("train", {"a": 1}, ["base"], make) == first
+    run = Store(tmp_path).run
+    first = run("train", {"a": 1}, ["base"], make)
+    assert run("train", {"a": 1}, ["base"], make) == first
     assert len(made) == 1
-    others = [store.run("train", {"a": 2}, ["base"], make), store.run("train", {"a": 1}, ["other"], make)]
-    others.append(store.run("train", {"a": 1}, [first], make))
+    others = [run("train", {"a": 2}, ["base"], make), run("train", {"a": 1}, ["other"], make)]
+    others.append(run("train", {"a": 1}, [first], make))
     assert len({stage.hash for stage in [first, *others]}) == 4
 
 
@@ -61,6 +63,20 @@ def test_journal_goes_on_after_a_cut_line(tmp_path):
     assert not (tmp_path / "items.jsonl.journal").exists()
     # Killed after the file was written but before its stage was finished: nothing is done again.
     assert sorted(Journal(path).done) == ["a", "b", "c"]
+
+
+def test_a_journal_is_closed_now_and_then(tmp_path, monkeypatch):
+    """A bucket that is mounted has of a file what was there when it was closed."""
+    clock = [100.0]
+    monkeypatch.setattr(store, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    journal = Journal(tmp_path / "items.jsonl")
+    closed = []
+    for number, clock[0] in enumerate((101, 129, 131, 132, 170, 171)):
+        before = journal._file
+        journal.add({"id": str(number)})
+        closed.append(before.closed)
+    assert closed == [False, False, True, False, True, False]
+    assert len(journal.finish()) == len(read_lines(tmp_path / "items.jsonl")) == 6
 
 
 def test_read_lines_names_file_and_line(tmp_path):

@@ -195,6 +195,43 @@ def test_metrics_are_cut_at_the_resumed_step(tmp_path):
     file.close()
 
 
+def test_metrics_that_do_not_reach_the_checkpoint_are_told_as_lost(whole, tiny, tmp_path, capsys):
+    """Checkpoints may lie elsewhere, and outlive the stage's own files."""
+    elsewhere = loop.Watch(checkpoints=str(tmp_path / "elsewhere"))
+    with pytest.raises(Killed):
+        run(tiny, tmp_path / "a", killed_at=4, watch=elsewhere)
+    for _ in range(2):  # resumed from the same step again, it is told once
+        with pytest.raises(Killed):
+            run(tiny, tmp_path / "b", killed_at=4, watch=elsewhere)
+    path = tmp_path / "b" / "metrics.jsonl"
+    told = f"{path}: the metrics of steps 1 to 3 are lost; training goes on from step 3.\n"
+    assert capsys.readouterr().out.count(told) == 1
+    run(tiny, tmp_path / "b", watch=elsewhere)
+    lost, *rest = read_lines(path)
+    assert lost == {"step": 3, "lost": [1, 3]}
+    assert [line["step"] for line in rest] == [4, 5, 6]
+
+
+def test_no_state_is_saved_before_its_metrics_are_kept(tiny, tmp_path, monkeypatch):
+    """A bucket that is mounted has of a file what was there when it was closed."""
+    kept, saved = [], []
+    monkeypatch.setattr(MetricsFile, "keep", lambda file: kept.append(read_lines(tmp_path / "metrics.jsonl")[-1]["step"]))
+    monkeypatch.setattr(loop.Checkpoints, "save", lambda self, state, step: saved.append((step, kept[-1])))
+    run(tiny, tmp_path)
+    assert saved == [(3, 3)]
+
+
+def test_metrics_that_are_kept_are_closed(tmp_path):
+    file = MetricsFile(tmp_path / "metrics.jsonl", 0)
+    file.write({"step": 1})
+    before = file._file
+    file.keep()
+    assert before.closed
+    file.write({"step": 2})
+    file.close()
+    assert read_lines(tmp_path / "metrics.jsonl") == [{"step": 1}, {"step": 2}]
+
+
 def test_a_kill_while_metrics_are_cut_loses_no_line(tmp_path, monkeypatch):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n')
