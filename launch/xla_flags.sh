@@ -13,8 +13,6 @@ tpu)
 gpu)
     # Gathers of weights run beside arithmetic instead of between; nothing to gain on one GPU, nothing to lose.
     XLA_FLAGS="${XLA_FLAGS:-} --xla_gpu_enable_latency_hiding_scheduler=true"
-    # A collective that waits for a dead peer ends its process after ten minutes instead of holding the node.
-    XLA_FLAGS="$XLA_FLAGS --xla_gpu_nccl_termination_timeout_seconds=600"
     export XLA_FLAGS
     # A tenth stays for NCCL's buffers and the CUDA context; jax's default of a quarter wastes 14 GB of an H100.
     export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.9}"

@@ -6,6 +6,7 @@ the config that made it, versions) and what it holds ("state": a checksum of eve
 that hold them and restored to wherever the new state lives, on any number of devices and processes.
 """
 
+import contextlib
 import importlib.util
 import json
 from collections.abc import Callable, Mapping
@@ -38,8 +39,9 @@ def discard(directory: Path, root: str, identity: str) -> None:
     """Removes the checkpoints of a stage that has finished: before its manifest is written, a kill in the middle of this would
     leave damaged ones to a stage that still needs them."""
     there = place(directory, root, identity)
-    if process.first() and there.exists():
-        there.rmtree()
+    if process.first():
+        with contextlib.suppress(FileNotFoundError):  # none, or another run that waited for this stage is at it
+            there.rmtree()
 
 
 class Checkpoints:
