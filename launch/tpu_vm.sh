@@ -5,9 +5,10 @@
 #                    [--version v2-alpha-tpuv5-lite] [--env_file FILE] [--keep] [--dry_run]
 #                    -- --config configs/kto_biased10.py [...]
 #
-# The work directory lies in the bucket, mounted on all workers, so a preempted slice loses half a minute of answers at most: with --spot the script
-# makes a new one and goes on, at most 20 times in all. Ctrl-C leaves the slice; --keep does so too at the end. --env_file holds
-# keys, a line each (HF_TOKEN=...), and only its owner may read it (chmod 600); the workers delete their copies as they read them.
+# The work directory lies in the bucket, mounted on all workers, so a preempted slice loses half a minute of answers at most:
+# with --spot the script makes a new one and goes on, at most 20 times in all. Ctrl-C leaves the slice; --keep does so too at
+# the end. --env_file holds keys, a line each (HF_TOKEN=...), and only its owner may read it (chmod 600); the workers delete
+# their copies as they read them.
 set -euo pipefail
 from="$PWD"
 cd "$(dirname "$0")/.."
