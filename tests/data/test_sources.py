@@ -163,7 +163,7 @@ def test_many_broken_rows_are_counted_and_the_first_shown(tmp_path):
         ("rows.json", b'[{"instruction": "q", "input": "", "output": "a"}', "not valid JSON .* is one array of rows"),
         ("rows.csv", b"instruction,output\nq,a\n", "files ending in .jsonl, .json, .parquet .* are read, not '.csv'"),
         ("rows.jsonl.gz", b"not packed", "cannot be unpacked"),
-        ("rows.jsonl.gz", gzip.compress(b'{"instruction": "q", "output": "a"}\n' * 50)[:-12], "cannot be unpacked"),
+        ("rows.jsonl.gz", gzip.compress(b'{"instruction": "q", "output": "a"}\n' * 50, mtime=0)[:-12], "cannot be unpacked"),
         ("rows.parquet", b"PAR1 and then something else", "is no parquet file"),
         ("rows.jsonl", b'{"instruction": "q", "input": "", "output": ""}\n', "1 rows, 1 without an answer, 0 that"),
         ("folder/rows.jsonl", b"{}", "is a folder; the source 'instruction' is one file"),
