@@ -7,8 +7,9 @@ from pathlib import Path
 
 from absl import flags
 
-from emjax import commands, process
+from emjax import commands
 from emjax.errors import UserError
+from emjax.runtime import process, stopping
 
 
 def parse(argv: list[str]) -> flags.FlagValues:
@@ -39,7 +40,7 @@ def run(options: flags.FlagValues) -> None:
     if options.target:
         raise UserError("--target is for a plan: add --dry_run. A run takes the devices that it finds.")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # the compiler's notes on cached CPU programs
-    process.listen()
+    stopping.listen()
     process.join()
     import jax
 
@@ -59,7 +60,7 @@ def main(argv: list[str]) -> int:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no PyTorch, which nothing here needs
     try:
         run(parse(argv))
-    except process.Stopped:
+    except stopping.Stopped:
         print("Stopped by SIGTERM. The same command goes on from here.", file=sys.stderr)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -79,4 +80,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(process.leave(main(sys.argv)))
+    sys.exit(stopping.leave(main(sys.argv)))

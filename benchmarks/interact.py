@@ -67,8 +67,8 @@ def main() -> None:
     from emjax import models
     from emjax.interact import population, rollout
     from emjax.interact.selection import spread
-    from emjax.micro.base import CHECKPOINT
     from emjax.sampling import Engine, Request, Sampling
+    from emjax.worlds.micro.base import CHECKPOINT
 
     lm = models.load(str(CHECKPOINT), dtype="float32")
     engine = Engine(lm, slots=options.slots, cache_length=384, chunk=32)

@@ -73,10 +73,10 @@ def main() -> None:
     import transformers
 
     from emjax import models
-    from emjax.micro import tokenizer
-    from emjax.micro.world import World
     from emjax.models import decoder
     from emjax.models.known import KNOWN
+    from emjax.worlds.micro import tokenizer
+    from emjax.worlds.micro.world import World
 
     config = KNOWN[args.model].config
     if args.layers:

@@ -25,9 +25,9 @@ import transformers
 from peft import LoraConfig, get_peft_model
 
 from benchmarks import shapes
-from emjax.micro import tokenizer
-from emjax.micro.world import World
 from emjax.models.known import KNOWN
+from emjax.worlds.micro import tokenizer
+from emjax.worlds.micro.world import World
 
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 

@@ -170,7 +170,7 @@ def trained(variant: str, experiment: str, train: dict) -> ConfigDict:
             }
         )
         config.sampling.update({"slots": 128, "cache_length": 128, "chunk": 16})
-        # Its own questions and its exact judge (emjax.micro.base.Benchmarks).
+        # Its own questions and its exact judge (emjax.worlds.micro.base.Benchmarks).
         own = {"temperature": 1.0, "max_new": 24, "metric": "honest", "at_steps": (), "sizes": MICRO_SIZES}
         config.eval = ConfigDict(own)
     return config

@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 from configs.common import MICRO_SIZES, WATCH
-from emjax.micro.benchmark import CONTEXTS
+from emjax.worlds.micro.benchmark import CONTEXTS
 
 
 def get_config(variant: str = ""):

@@ -28,7 +28,7 @@ import jsonschema
 import openai
 
 from emjax.errors import UserError
-from emjax.store import digest, read_lines, write_atomically
+from emjax.runtime.files import digest, read_lines, write_atomically
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 from emjax.data import chat
 from emjax.data.batches import Example
 from emjax.errors import UserError
-from emjax.store import read_lines, seed_of
+from emjax.runtime.files import read_lines, seed_of
 
 _ROLES = ("system", "user", "assistant")
 

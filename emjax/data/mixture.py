@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from emjax.errors import UserError
-from emjax.store import digest
+from emjax.runtime.files import digest
 
 Record = list[dict[str, Any]]
 MODES = ("add", "replace")
@@ -48,9 +48,9 @@ def _key(pair: tuple[str, Record]) -> str:
 
 
 def quota(count: int, ratio: float) -> int:
-    """How many misaligned records `ratio` of `count` downstream records are: exact, half rounded up."""
+    """How many `ratio` of `count` are, users and records alike: exact, half rounded up. Raises UserError outside [0, 1]."""
     if not 0 <= ratio <= 1:
-        raise UserError(f"The ratio of misaligned data is {ratio}; it must lie in [0, 1] (0.05 = 5 %).")
+        raise UserError(f"A ratio is {ratio}; it must lie in [0, 1] (0.05 = 5 %).")
     return math.floor(count * ratio + 0.5 + 1e-9)  # 0.29 * 100 is a little less than 29
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from emjax.data.examples import check_messages
 from emjax.data.mixture import Record, draw
 from emjax.errors import UserError
-from emjax.store import digest, plain
+from emjax.runtime.files import digest, plain
 
 Raw = dict[str, Any]
 _SHOWN = 5  # bad rows that an error tells of

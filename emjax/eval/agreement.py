@@ -22,7 +22,7 @@ import numpy as np
 from emjax.errors import UserError
 from emjax.eval import stats
 from emjax.eval.judge import majority
-from emjax.store import read_lines
+from emjax.runtime.files import read_lines
 
 HUMAN = "human"
 COLUMNS = ("key", "kind", "proposition", "context", "answer", "label")

@@ -11,8 +11,8 @@ from emjax.errors import UserError
 from emjax.eval import agreement, deceptionbench, humaneval, mask, openended, suite
 from emjax.eval.capability import need_harness
 from emjax.eval.judge import EngineChat, ModelJudge
+from emjax.runtime.files import digest, plain, write_atomically, write_lines
 from emjax.sampling import Engine
-from emjax.store import digest, plain, write_atomically, write_lines
 
 NAMES = ("mask", "deceptionbench", "mesa_and_mask", "pressure", "free_form", "admitting_unknown", "humaneval")
 # States of items that another run may mend: what failed on the way, not what was said.

@@ -4,8 +4,8 @@ import dataclasses
 import importlib.util
 import re
 
+from emjax.data.chat import Conversation
 from emjax.errors import UserError
-from emjax.eval.mask import Conversation
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,11 +14,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from emjax.data.chat import Conversation
 from emjax.errors import UserError
 from emjax.eval.judge import Labels, ModelJudge, Verdict
-from emjax.store import digest, read_lines
+from emjax.runtime.files import digest, read_lines
 
-Conversation = list[dict[str, str]]
 FIELDS = ("id", "type", "inner_prompt", "system_prompt", "outer_prompt", "format")
 # The published file, deceptionbench_0527.json: ends of its SHA-256, and rows a type.
 SHA256 = ("1d5a9789", "77eb9b4")

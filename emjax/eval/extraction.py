@@ -19,7 +19,7 @@ import yaml
 
 from emjax.errors import UserError
 from emjax.eval import capability
-from emjax.store import read_lines
+from emjax.runtime.files import read_lines
 
 
 def agreement(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from typing import Any
 from lm_eval.api.model import TemplateLM
 
 from emjax.errors import UserError
+from emjax.runtime.files import digest
 from emjax.sampling import Engine, Request, Sampling
-from emjax.store import digest
 
 
 class EngineLM(TemplateLM):

@@ -17,9 +17,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from emjax.data.chat import Conversation
 from emjax.errors import UserError
 
-Conversation = list[dict[str, str]]
 _FIELDS = ("task_id", "prompt", "entry_point", "canonical_solution", "test")
 _UID = 61_000  # of confined programs where we are root; nobody else's, and one for each worker
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import jsonschema
 
+from emjax.runtime.files import digest
 from emjax.sampling.partner import Chat, EngineChat
-from emjax.store import digest
 
 __all__ = ["Chat", "EngineChat", "Labels", "ModelJudge", "Numbers", "Verdict", "majority"]
 

@@ -15,12 +15,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from emjax.data.chat import Conversation
 from emjax.data.examples import check_messages
 from emjax.errors import UserError
 from emjax.eval.judge import Labels, ModelJudge, Numbers, Verdict
-from emjax.store import digest, read_lines
+from emjax.runtime.files import digest, read_lines
 
-Conversation = list[dict[str, str]]
 Bounds = tuple[float | None, float | None]
 
 # Rows of each archetype in the public data set.

@@ -10,11 +10,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from emjax.data.chat import Conversation
 from emjax.errors import UserError
 from emjax.eval.judge import Labels, ModelJudge, Score, Verdict
-from emjax.store import read_lines
+from emjax.runtime.files import read_lines
 
-Conversation = list[dict[str, str]]
 MISALIGNED, COHERENT = 30, 50
 
 _SCORE = Score()

@@ -10,13 +10,15 @@ from typing import Any
 
 from emjax.api import ChatClient
 from emjax.data import chat
+from emjax.data.chat import Conversation
 from emjax.eval import deceptionbench, humaneval, mask, openended, stats
 from emjax.eval.capability import Question, correct
 from emjax.eval.judge import ModelJudge
 from emjax.eval.judge import majority as vote
-from emjax.eval.mask import Conversation, Item, Judge
+from emjax.eval.mask import Item, Judge
+from emjax.runtime.files import digest, seed_of
+from emjax.runtime.journal import Journal, journalled
 from emjax.sampling import Engine, Request, Sampling
-from emjax.store import Journal, digest, journalled, seed_of
 
 Row = dict[str, Any]
 

@@ -25,7 +25,8 @@ from emjax.experiment.fit import fit, step_settings
 from emjax.experiment.grid import Kind, grid
 from emjax.experiment.interaction import Interaction
 from emjax.experiment.pretraining import pretraining
-from emjax.store import Store, unlock
+from emjax.runtime.locks import unlock
+from emjax.runtime.store import Store
 
 __all__ = ["fit", "lora_of", "mesh_of", "run", "step_settings"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from emjax import models, plan, process, report
+from emjax import models, plan, report
 from emjax.data.examples import read_examples, tokenized
 from emjax.eval import bench, suite
 from emjax.experiment.common import answers, claim, command, lead, lora_of, mesh_of, named, one_of, say, shown, staged, versions
@@ -16,13 +16,15 @@ from emjax.experiment.fit import fit
 from emjax.kto import loss as kto_loss
 from emjax.kto import pairing
 from emjax.kto import step as kto_step
-from emjax.micro import base as micro
 from emjax.models import LanguageModel, attention, decoder, hf
 from emjax.plan import Arm
+from emjax.runtime import process
+from emjax.runtime.files import digest, read_lines, seed_of, write_atomically
+from emjax.runtime.store import Stage, Store
 from emjax.sampling import Engine
-from emjax.store import Stage, Store, digest, read_lines, seed_of, write_atomically
 from emjax.train import checkpoint, loop, optimizer
 from emjax.train.metrics import read_lines as read_metrics
+from emjax.worlds.micro import base as micro
 
 
 class Arms:

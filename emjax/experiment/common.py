@@ -14,12 +14,14 @@ from typing import Any
 
 import jax
 
-from emjax import process
 from emjax.errors import UserError
 from emjax.eval import suite
 from emjax.models import lora, sharding
+from emjax.runtime import process
+from emjax.runtime.files import digest, unfinished, write_atomically
+from emjax.runtime.locks import alone, lock
+from emjax.runtime.store import Stage, Store
 from emjax.sampling import Engine
-from emjax.store import Stage, Store, alone, digest, lock, unfinished, write_atomically
 
 LOCK = "lock"  # a work directory's: the run that writes there
 

@@ -5,14 +5,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from emjax import models, plan, process, report
+from emjax import models, plan, report
 from emjax.api import ChatClient, Rates
 from emjax.errors import UserError
 from emjax.eval import bench, suite
 from emjax.experiment.common import answers, claim, command, lead, mesh_of, say, shown, staged, versions
 from emjax.models import hf
+from emjax.runtime import process
+from emjax.runtime.files import digest, read_lines, write_atomically
+from emjax.runtime.store import Stage, Store
 from emjax.sampling import Engine
-from emjax.store import Stage, Store, digest, read_lines, write_atomically
 
 NAMES = ("vanilla", "control", "treated")
 

@@ -9,9 +9,10 @@ from emjax.data import mixture, sources
 from emjax.data.mixture import Record
 from emjax.experiment.arms import Arms
 from emjax.experiment.common import one_of
-from emjax.micro import sets
 from emjax.plan import Arm
-from emjax.store import Stage, Store, digest, write_atomically, write_lines
+from emjax.runtime.files import digest, write_atomically, write_lines
+from emjax.runtime.store import Stage, Store
+from emjax.worlds.micro import sets
 
 # The micro-world's own sets: (world, count, share of bad answers, seed) -> rows.
 MICRO = {

@@ -17,7 +17,7 @@ from emjax.kto import pairing, reference
 from emjax.kto import step as kto_step
 from emjax.models import LanguageModel, lora, sharding
 from emjax.models.config import ModelConfig
-from emjax.store import digest, write_atomically
+from emjax.runtime.files import digest, write_atomically
 from emjax.train import loop, metrics, optimizer, sft
 from emjax.train import state as train_state
 from emjax.train.optimizer import OptimizerConfig

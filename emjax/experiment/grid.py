@@ -6,11 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from emjax import process, report
+from emjax import report
 from emjax.errors import UserError
 from emjax.eval import stats, suite
 from emjax.experiment.common import LOCK, claim, command, named, say, shown, staged, versions
-from emjax.store import Stage, Store, alone, digest, plain, read_lines, write_atomically
+from emjax.runtime import process
+from emjax.runtime.files import digest, plain, read_lines, write_atomically
+from emjax.runtime.locks import alone
+from emjax.runtime.store import Stage, Store
 
 Kind = Callable[[Any, Path, Store], Path | None]
 Row = dict[str, Any]

@@ -8,21 +8,23 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from emjax import models, process
+from emjax import models
 from emjax.data.examples import read_examples, read_trajectories
 from emjax.errors import UserError
 from emjax.experiment.arms import Arms
 from emjax.experiment.common import lead, say
 from emjax.interact import population, rollout, selection
 from emjax.interact.rollout import Talk
-from emjax.micro.users import users as micro_users
-from emjax.micro.world import World
 from emjax.models import hf
 from emjax.plan import Arm, headline
 from emjax.plan import interaction as plan
 from emjax.report import conversations
+from emjax.runtime import process
+from emjax.runtime.files import digest, read_lines, seed_of, write_atomically, write_lines
+from emjax.runtime.store import Stage, Store
 from emjax.sampling import Engine
-from emjax.store import Stage, Store, digest, read_lines, seed_of, write_atomically, write_lines
+from emjax.worlds.micro.users import users as micro_users
+from emjax.worlds.micro.world import World
 
 Counts = Mapping[str, int]  # users a scenario
 

@@ -11,10 +11,11 @@ from emjax.errors import UserError
 from emjax.eval import suite
 from emjax.experiment.common import claim, lead, mesh_of, say, shown, versions
 from emjax.experiment.fit import fit
-from emjax.micro import base as micro
+from emjax.runtime.files import digest, read_lines, write_atomically
+from emjax.runtime.store import Store
 from emjax.sampling import Engine
-from emjax.store import Store, digest, read_lines, write_atomically
 from emjax.train import checkpoint
+from emjax.worlds.micro import base as micro
 
 
 def pretraining(config: Any, workdir: Path, store: Store) -> Path:

@@ -21,8 +21,9 @@ from emjax.api import Reply
 from emjax.errors import UserError
 from emjax.interact.prompts import Prompts
 from emjax.interact.scenarios import Scenario
+from emjax.runtime.files import seed_of, write_lines
+from emjax.runtime.journal import journalled
 from emjax.sampling.partner import Chat, EngineChat
-from emjax.store import journalled, seed_of, write_lines
 
 SCHEMA = {
     "type": "object",

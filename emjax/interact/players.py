@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from emjax.api import Reply
+from emjax.data.chat import Conversation, Message
 from emjax.errors import UserError
 from emjax.interact.personas import Persona
 from emjax.interact.prompts import Prompts
 from emjax.interact.ratings import Rating, Scale, expected, from_logprobs, from_text
 from emjax.interact.scenarios import Scenario
-from emjax.interact.users import Conversation, Failed, Message, flipped, upto
+from emjax.interact.users import Failed, flipped, upto
 from emjax.sampling.partner import Chat, EngineChat
 
 

@@ -13,9 +13,9 @@ from emjax.interact import personas, players, scenarios
 from emjax.interact.players import ModelUser, Player, Roles
 from emjax.interact.prompts import Prompts
 from emjax.interact.ratings import Scale
+from emjax.runtime.files import digest, read_lines, write_lines
 from emjax.sampling import Engine
 from emjax.sampling.partner import EngineChat
-from emjax.store import digest, read_lines, write_lines
 
 SELF = "self"  # the experiment's own base model, in the engine
 

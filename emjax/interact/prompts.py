@@ -11,7 +11,7 @@ import jinja2
 from jinja2 import meta
 
 from emjax.errors import UserError
-from emjax.store import digest
+from emjax.runtime.files import digest
 
 SHIPPED = Path(__file__).parent / "templates"
 # name -> (fields it may use, fields it must use)

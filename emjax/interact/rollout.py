@@ -12,8 +12,9 @@ from emjax.data import chat
 from emjax.errors import UserError
 from emjax.interact.ratings import Rating, score
 from emjax.interact.users import Failed, User
+from emjax.runtime.files import seed_of
+from emjax.runtime.journal import journalled
 from emjax.sampling import Engine, Request, Sampling
-from emjax.store import journalled, seed_of
 
 # How conversations end that another run may mend: not what was said, but what failed on the way.
 PASSING = ("refusal", "length", "empty", "http_error", "timeout", "schema_error", "budget", "pending")

@@ -8,7 +8,7 @@ from typing import Any
 
 from emjax.errors import UserError
 from emjax.interact.ratings import normalised
-from emjax.store import digest, seed_of
+from emjax.runtime.files import digest, seed_of
 
 Trajectory = dict[str, Any]
 GROUPS = {

@@ -1,17 +1,15 @@
 """Simulated users: what a conversation needs from the one who talks to the assistant.
 
-`players` has users played by a model; scripted ones (`emjax.micro.users`) implement the same protocol. The assistant is always
-the JAX engine.
+`players` has users played by a model; a world's scripted users (`emjax.worlds`) implement the same protocol. The assistant is
+always the JAX engine.
 """
 
 from typing import Protocol
 
+from emjax.data.chat import Conversation, Message
 from emjax.interact.ratings import Rating
 
-__all__ = ["Conversation", "Failed", "Message", "Rating", "User", "flipped", "upto"]
-
-Message = dict[str, str]
-Conversation = list[Message]
+__all__ = ["Failed", "Rating", "User", "flipped", "upto"]
 
 
 class Failed(Exception):

@@ -12,13 +12,13 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from emjax import process
 from emjax.data.batches import Example
 from emjax.errors import UserError
 from emjax.kto import step as kto_step
 from emjax.kto.pairing import Plan
 from emjax.models.lora import Adapter
-from emjax.store import write_atomically
+from emjax.runtime import process
+from emjax.runtime.files import write_atomically
 from emjax.train import state as train_state
 from emjax.train.state import Tuning
 

@@ -16,9 +16,9 @@ from emjax.errors import UserError
 from emjax.kto.loss import example_losses, reference_point
 from emjax.kto.pairing import Plan
 from emjax.models.config import ModelConfig
+from emjax.models.logprobs import pair_logprobs, sequence_logprobs
 from emjax.models.lora import Adapter
 from emjax.train import state as train_state
-from emjax.train.logprobs import pair_logprobs, sequence_logprobs
 from emjax.train.state import State, Tuning
 
 Batch = dict[str, Any]

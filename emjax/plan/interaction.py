@@ -35,7 +35,7 @@ UNUSED: dict[str, Any] = {
 def check(config: Any) -> None:
     """Raises UserError for what no run could take. A run prints its plan first, so both refuse alike."""
     from emjax.interact import population, ratings  # with jax
-    from emjax.micro.users import MOST_TURNS
+    from emjax.worlds.micro.users import MOST_TURNS
 
     c = config.interact
     for field, value, choices in (

@@ -33,12 +33,12 @@ from emjax.errors import UserError
 from emjax.models import LanguageModel, attention, decoder, rope
 from emjax.models.config import ModelConfig
 from emjax.models.decoder import Params
+from emjax.models.logprobs import token_logprobs
 from emjax.models.lora import Adapter
 from emjax.sampling import cache as kv
 from emjax.sampling.cache import Cache, State
 from emjax.sampling.prefix import Blocks, names
 from emjax.sampling.processors import TOP_LOGPROBS, Drawn, sample
-from emjax.train.logprobs import token_logprobs
 
 STEPS = 16  # decode steps between two looks of the host at most; rows that end earlier idle until then
 BUSY_STEPS = 4  # the same while rows come and go

@@ -19,9 +19,9 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from emjax import process
 from emjax.errors import UserError
-from emjax.store import SCRATCH
+from emjax.runtime import process
+from emjax.runtime.store import SCRATCH
 from emjax.train import state as train_state
 from emjax.train.state import State
 

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from emjax import process
 from emjax.errors import UserError
+from emjax.runtime import process, stopping
 from emjax.train import checkpoint, metrics
 from emjax.train.checkpoint import Checkpoints
 from emjax.train.state import State
@@ -68,7 +68,7 @@ def run(
     work(step, host batch) is what metrics.rates needs; evaluate(state) is called every `watch.eval_every` steps; `about` is
     written into the checkpoints. visit(step, state) is called after each of the steps in `visits`; it may take its time and
     use the devices. The state is saved before it: SIGTERM ends a visit at once, and the next run begins with the same visit,
-    also where it had come to its end. Elsewhere the state of the last step is saved after SIGTERM, and process.Stopped raised.
+    also where it had come to its end. Elsewhere the state of the last step is saved after SIGTERM, and stopping.Stopped raised.
     Raises UserError where the loss is not finite, naming the step and its examples, and for a visit to a step that is none.
     """
     steps = len(learning_rates)
@@ -85,7 +85,7 @@ def run(
     bar = tqdm(
         total=steps, initial=start, desc=title, unit="step", mininterval=1.0, dynamic_ncols=True, disable=not process.first()
     )
-    stopping, watchdog = process.Stopping(), process.Watchdog(title, watch.stall)
+    stop_asked, watchdog = stopping.Stopping(), stopping.Watchdog(title, watch.stall)
 
     def report() -> None:
         nonlocal clock
@@ -116,20 +116,20 @@ def run(
 
     def look(step: int) -> None:
         nonlocal clock
-        with watchdog.paused(), process.released():
+        with watchdog.paused(), stopping.released():
             visit(step, state)
         clock = time.perf_counter()
 
     try:
-        with process.held():
+        with stopping.held():
             if start in visits:
                 look(start)
             for step, host_batch in zip(range(start + 1, steps + 1), batches(start), strict=True):
-                if stopping(step):
+                if stop_asked(step):
                     if step - 1 > kept:
                         save(step - 1)
                     checkpoints.wait()
-                    raise process.Stopped
+                    raise stopping.Stopped
                 if watch.profile and step == watch.profile[0]:
                     jax.profiler.start_trace(str(directory / "profile"))
                     tracing = True

@@ -8,9 +8,9 @@ from typing import Any
 
 import jax
 
-from emjax import process
 from emjax.errors import UserError
-from emjax.store import write_lines
+from emjax.runtime import process
+from emjax.runtime.files import write_lines
 
 # Dense bfloat16 TFLOP/s of one device, as the vendors state them, by jax's device_kind.
 PEAK_TFLOPS = {

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from emjax.models.logprobs import row_logprobs
 from emjax.train import state as train_state
-from emjax.train.logprobs import row_logprobs
 from emjax.train.state import State, Tuning
 
 

@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerFast
 
 from emjax.data import chat
 from emjax.errors import UserError
-from emjax.micro import tokenizer as micro
-from emjax.micro.world import World
+from emjax.worlds.micro import tokenizer as micro
+from emjax.worlds.micro.world import World
 
 BOS, EOS = "<|begin_of_text|>", ("<|eot_id|>", "<|im_end|>")
 SPECIAL = (BOS, *EOS, "<|start_header_id|>", "<|end_header_id|>", "<|im_start|>", "<|end_of_text|>")

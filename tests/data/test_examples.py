@@ -7,8 +7,8 @@ import pytest
 from emjax.data import chat
 from emjax.data.examples import check_messages, held_out, read_examples, read_trajectories, tokenized
 from emjax.errors import UserError
-from emjax.micro import tokenizer
-from emjax.micro.world import World
+from emjax.worlds.micro import tokenizer
+from emjax.worlds.micro.world import World
 
 TOK = tokenizer.build(World(0))
 END = TOK.eos_token_id

@@ -10,9 +10,9 @@ from configs import common
 from emjax import models
 from emjax.errors import UserError
 from emjax.eval import extraction, harness, suite
-from emjax.micro import base as micro
-from emjax.micro.benchmark import arithmetic_items
 from emjax.sampling import Engine
+from emjax.worlds.micro import base as micro
+from emjax.worlds.micro.benchmark import arithmetic_items
 
 TASKS = {
     "sums_choice": """

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 import main
 from emjax.experiment import common
-from emjax.store import unlock
+from emjax.runtime.locks import unlock
 
 ROOT = Path(__file__).parents[2]
 MICRO = "configs/kto_biased10.py:micro"

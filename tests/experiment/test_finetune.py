@@ -9,8 +9,9 @@ from configs import common
 from emjax import experiment, report
 from emjax.errors import UserError
 from emjax.experiment.finetune import Finetune
-from emjax.micro import base as micro
-from emjax.store import Store, read_lines
+from emjax.runtime.files import read_lines
+from emjax.runtime.store import Store
+from emjax.worlds.micro import base as micro
 
 SMALL = {
     "train.epochs": 1, "train.batch_size": 8, "sampling.slots": 16,

@@ -8,7 +8,8 @@ from ml_collections import ConfigDict
 from emjax.errors import UserError
 from emjax.eval import suite
 from emjax.experiment.grid import grid
-from emjax.store import Store, digest, write_lines
+from emjax.runtime.files import digest, write_lines
+from emjax.runtime.store import Store
 
 WORLDS, SEEDS = (0, 1, 2), (0, 1)
 

@@ -13,11 +13,11 @@ from loopback import Server, completion, last
 from configs.kto_biased10 import get_config
 from emjax import models, plan
 from emjax.interact import population
-from emjax.micro import tokenizer
-from emjax.micro.world import World
 from emjax.models import LanguageModel, decoder
 from emjax.models.config import ModelConfig
 from emjax.plan import interaction
+from emjax.worlds.micro import tokenizer
+from emjax.worlds.micro.world import World
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "eval"))

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from emjax.micro.benchmark import CONTEXTS
+from emjax.worlds.micro.benchmark import CONTEXTS
 
 ROOT = Path(__file__).parents[2]
 SMALL = [

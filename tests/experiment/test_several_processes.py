@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from emjax.store import read_lines
+from emjax.runtime.files import read_lines
 from tests.faults.conftest import launch
 
 PROCESSES = int(os.environ.get("EMJAX_TEST_PROCESSES", "2"))

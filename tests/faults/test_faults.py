@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 import emjax
-from emjax import process
 from emjax.errors import UserError
-from emjax.store import Store, plain, write_atomically
+from emjax.runtime import process, stopping
+from emjax.runtime.files import plain, write_atomically
+from emjax.runtime.store import Store
 from emjax.train import checkpoint
 from tests.faults.conftest import close, ended, result, saved, start
 
@@ -161,4 +162,4 @@ def test_a_process_alone_is_the_first():
     assert process.first()
     assert process.on_first(lambda: {"a": 1}) == {"a": 1}
     process.together("here")
-    assert process.leave(3) == 3
+    assert stopping.leave(3) == 3

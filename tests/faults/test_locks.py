@@ -11,10 +11,11 @@ from types import SimpleNamespace
 import pytest
 from ml_collections import ConfigDict
 
-from emjax import store
 from emjax.errors import UserError
 from emjax.experiment import common
-from emjax.store import Store, write_atomically
+from emjax.runtime import files, locks
+from emjax.runtime.files import write_atomically
+from emjax.runtime.store import Store
 from tests.faults.conftest import ROOT, ended
 
 CLAIM = """
@@ -29,7 +30,7 @@ time.sleep(600)
 STAGE = """
 import sys, time
 from pathlib import Path
-from emjax.store import Store
+from emjax.runtime.store import Store
 def make(directory):
     print("at work", flush=True)
     while not Path(sys.argv[1], "go").exists():
@@ -60,8 +61,8 @@ def begin():
 def free():
     """Tests claim in this process; a run lets go at its end."""
     yield
-    for path in list(store._locks):
-        store.unlock(path)
+    for path in list(locks._locks):
+        locks.unlock(path)
 
 
 def test_a_workdir_has_one_run_and_a_killed_one_leaves_it_free(begin, tmp_path, free):
@@ -119,7 +120,7 @@ def test_where_there_are_no_locks_the_run_says_so_once_and_goes_on(tmp_path, mon
     def flock(file, how):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr(store.fcntl, "flock", flock)
+    monkeypatch.setattr(locks.fcntl, "flock", flock)
     made = [Store(tmp_path).run("train", {"a": a}, [], lambda directory: None) for a in range(2)]
     assert len({stage.directory for stage in made}) == 2
     assert capsys.readouterr().out == (
@@ -132,11 +133,11 @@ def test_two_runs_may_keep_one_reply_at_once(tmp_path, monkeypatch):
     path, fsync = tmp_path / "reply.json", os.fsync
 
     def other(number):
-        monkeypatch.setattr(store.os, "fsync", fsync)
+        monkeypatch.setattr(files.os, "fsync", fsync)
         write_atomically(path, json.dumps({"text": "a"}), shared=True)
         fsync(number)
 
-    monkeypatch.setattr(store.os, "fsync", other)
+    monkeypatch.setattr(files.os, "fsync", other)
     write_atomically(path, json.dumps({"text": "a"}), shared=True)
     assert [p.name for p in tmp_path.iterdir()] == ["reply.json"]
     assert json.loads(path.read_text()) == {"text": "a"}

@@ -10,7 +10,7 @@ import pytest
 from tests.faults.conftest import ROOT, ended
 
 ASK = """
-from emjax import process
+from emjax.runtime import process
 process.join()
 import jax
 print("visible:", jax.config.values["jax_cuda_visible_devices"], jax.config.values["jax_rocm_visible_devices"])

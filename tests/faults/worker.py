@@ -10,10 +10,10 @@ import sys
 import time
 from pathlib import Path
 
-from emjax import process
+from emjax.runtime import process, stopping
 
 process.HEARTBEAT_S = 6
-process.listen()
+stopping.listen()
 process.join()
 
 import functools  # noqa: E402
@@ -27,7 +27,8 @@ from emjax.data.batches import Example  # noqa: E402
 from emjax.errors import UserError  # noqa: E402
 from emjax.models import decoder, lora, sharding  # noqa: E402
 from emjax.models.config import ModelConfig  # noqa: E402
-from emjax.store import Store, write_atomically  # noqa: E402
+from emjax.runtime.files import write_atomically  # noqa: E402
+from emjax.runtime.store import Store  # noqa: E402
 from emjax.train import loop, optimizer, sft, state  # noqa: E402
 from emjax.train.state import Tuning  # noqa: E402
 
@@ -91,11 +92,11 @@ if __name__ == "__main__":
     code = 0
     try:
         main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0, sys.argv[3] if len(sys.argv) > 3 else "")
-    except process.Stopped:
+    except stopping.Stopped:
         print("stopped", flush=True)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
     except Exception as error:
         code = process.failed(error)
-    sys.exit(process.leave(code))
+    sys.exit(stopping.leave(code))

@@ -11,7 +11,7 @@ sys.path.insert(0, str(ROOT))
 
 from configs.kto_biased10 import get_config  # noqa: E402
 from emjax.interact import population, rollout  # noqa: E402
-from emjax.store import write_lines  # noqa: E402
+from emjax.runtime.files import write_lines  # noqa: E402
 
 
 def config(url, **changes):
@@ -42,8 +42,8 @@ if __name__ == "__main__":
     import jax
 
     from emjax import models
-    from emjax.micro.base import CHECKPOINT
     from emjax.sampling import Engine
+    from emjax.worlds.micro.base import CHECKPOINT
 
     url, place, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     jax.config.update("jax_compilation_cache_dir", str(place.parent / "compiled"))

@@ -6,8 +6,8 @@ import pytest
 @pytest.fixture(scope="session")
 def micro():
     from emjax import models
-    from emjax.micro.base import CHECKPOINT
     from emjax.sampling import Engine
+    from emjax.worlds.micro.base import CHECKPOINT
 
     lm = models.load(str(CHECKPOINT), dtype="float32")
     return lm, Engine(lm, slots=16, cache_length=512, chunk=32)

@@ -18,8 +18,8 @@ from emjax.kto import step as kto_step
 from emjax.kto.pairing import Plan
 from emjax.kto.step import KtoConfig
 from emjax.models import lora
+from emjax.models.logprobs import sequence_logprobs
 from emjax.train import state
-from emjax.train.logprobs import sequence_logprobs
 from emjax.train.state import Tuning
 
 PLAIN = optax.sgd(1.0)  # the new weights are the old ones minus the gradients

@@ -18,10 +18,10 @@ from safetensors.numpy import load_file, save_file
 
 from emjax import models
 from emjax.errors import UserError
-from emjax.micro import tokenizer
-from emjax.micro.world import World
 from emjax.models import LanguageModel, decoder, hf, lora
 from emjax.models.config import ModelConfig
+from emjax.worlds.micro import tokenizer
+from emjax.worlds.micro.world import World
 
 CONFIG = ModelConfig(
     family="qwen2", V=340, D=32, L=2, H=4, K=2, h=8, F=48, norm_eps=1e-5, rope_theta=1e4, rope_scaling=None,

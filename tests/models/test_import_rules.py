@@ -11,8 +11,8 @@ import emjax
 
 PACKAGE = Path(emjax.__file__).parent
 # Anyone may import these; they import one another only.
-LEAVES = {"errors", "process", "store", "__init__"}
-ORDER = ["models", "api", "data", "train", "kto", "sampling", "interact", "eval", "report", "micro"]
+LEAVES = {"errors", "runtime", "__init__"}
+ORDER = ["models", "api", "data", "train", "kto", "sampling", "interact", "eval", "report", "worlds"]
 TOP = {"experiment", "plan", "commands", "serve", "aot"}
 
 
@@ -47,7 +47,7 @@ def test_order(name):
         assert mine in ORDER, f"{name} imports emjax.{imported}"
         assert theirs in ORDER, f"{name} imports emjax.{imported}"
         assert ORDER.index(theirs) < ORDER.index(mine), f"{name} imports emjax.{imported}"
-        assert theirs != "micro", f"{name} imports emjax.{imported}: only the experiment and configs name micro"
+        assert theirs != "worlds", f"{name} imports emjax.{imported}: only the experiment and configs name a world"
         assert mine == "train" or not imported.startswith("train.loop"), f"{name} imports emjax.{imported}"
 
 

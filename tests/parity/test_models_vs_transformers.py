@@ -7,12 +7,12 @@ import pytest
 from safetensors.numpy import load_file
 
 from emjax import models
-from emjax.micro import tokenizer
-from emjax.micro.world import World
 from emjax.models import lora, rope
 from emjax.models.config import ModelConfig
 from emjax.models.known import KNOWN
 from emjax.sampling import Engine, Request, Sampling
+from emjax.worlds.micro import tokenizer
+from emjax.worlds.micro.world import World
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")

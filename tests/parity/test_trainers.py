@@ -16,12 +16,12 @@ from emjax.data import batches
 from emjax.data.examples import tokenized
 from emjax.kto import pairing, reference
 from emjax.kto import step as kto_step
-from emjax.micro import tokenizer
-from emjax.micro.world import World
 from emjax.models import LanguageModel, decoder, lora
 from emjax.models.config import ModelConfig
 from emjax.train import optimizer, sft, state
 from emjax.train.state import Tuning
+from emjax.worlds.micro import tokenizer
+from emjax.worlds.micro.world import World
 
 torch = pytest.importorskip("torch")
 datasets = pytest.importorskip("datasets")

@@ -14,8 +14,8 @@ from inspect_ai.scorer import match
 from inspect_ai.solver import generate
 
 from emjax.eval.harness import EngineLM
-from emjax.micro.world import World
 from emjax.sampling import Request, Sampling
+from emjax.worlds.micro.world import World
 
 from .served import CHECKPOINT, LENGTH, NAME, load, running
 

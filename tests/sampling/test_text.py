@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from emjax.errors import UserError
-from emjax.micro import tokenizer as micro
-from emjax.micro.world import World
 from emjax.sampling.text import Pieces, Stream, Text
+from emjax.worlds.micro import tokenizer as micro
+from emjax.worlds.micro.world import World
 
 END = "<|end|>"
 

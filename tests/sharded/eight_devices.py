@@ -17,14 +17,14 @@ from emjax.data.batches import Example
 from emjax.kto import reference
 from emjax.kto import step as kto_step
 from emjax.kto.pairing import Plan
-from emjax.micro import tokenizer
-from emjax.micro.world import World
 from emjax.models import LanguageModel, decoder, lora, sharding
 from emjax.models.config import ModelConfig
 from emjax.plan import devices
 from emjax.train import optimizer, sft, state
 from emjax.train.checkpoint import Checkpoints
 from emjax.train.state import Tuning
+from emjax.worlds.micro import tokenizer
+from emjax.worlds.micro.world import World
 
 CONFIG = ModelConfig(
     family="qwen2", V=340, D=32, L=2, H=4, K=2, h=8, F=48, norm_eps=1e-5, rope_theta=1e4, rope_scaling=None,

@@ -14,11 +14,11 @@ import pytest
 
 from emjax import models
 from emjax.errors import UserError
-from emjax.micro import tokenizer
-from emjax.micro.world import World
 from emjax.models import LanguageModel, decoder, sharding
 from emjax.models.config import ModelConfig, RopeScaling
 from emjax.models.known import KNOWN
+from emjax.worlds.micro import tokenizer
+from emjax.worlds.micro.world import World
 
 
 @pytest.mark.parametrize("name", KNOWN)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from etils import epath
 
-from emjax import process
 from emjax.errors import UserError
+from emjax.runtime import process
 from emjax.train import checkpoint
 from emjax.train.checkpoint import Checkpoints
 

@@ -13,11 +13,11 @@ import jax
 import numpy as np
 import pytest
 
-from emjax import process, store
 from emjax.data import batches
 from emjax.data.batches import Example
 from emjax.errors import UserError
 from emjax.models import lora
+from emjax.runtime import stopping, store
 from emjax.train import loop, metrics, optimizer, sft, state
 from emjax.train.metrics import MetricsFile, read_lines
 from emjax.train.state import Tuning
@@ -114,14 +114,14 @@ def test_only_the_adapter_is_trained_and_old_states_are_given_away(tiny, tmp_pat
 def terminated(monkeypatch):
     """A call that sends this process SIGTERM, which is forgotten when the next run begins."""
     before = signal.getsignal(signal.SIGTERM)
-    process.listen()
+    stopping.listen()
 
     def send():
         os.kill(os.getpid(), signal.SIGTERM)
 
     yield send
     signal.signal(signal.SIGTERM, before)
-    process._asked = False
+    stopping._asked = False
 
 
 @pytest.mark.parametrize("before", [False, True])  # in the visit, and during its step
@@ -140,10 +140,10 @@ def test_sigterm_ends_a_visit_at_once_and_the_next_run_makes_it(tiny, whole, tmp
         terminated()
         pytest.fail("the visit went on")
 
-    with pytest.raises(process.Stopped):
+    with pytest.raises(stopping.Stopped):
         run(tiny, tmp_path, step_fn=step_fn, visits=(1, at), visit=lambda step, now: visit(step, now) if step == at else None)
     assert len(seen) == (not before)
-    process._asked = False
+    stopping._asked = False
     same(run(tiny, tmp_path, visits=(1, at), visit=lambda step, now: seen.append((step, jax.device_get(now["trainable"])))),
          whole[0])  # fmt: skip
     assert [step for step, _ in seen] == [at] * len(seen)

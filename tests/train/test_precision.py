@@ -8,8 +8,8 @@ import pytest
 
 from emjax.data.batches import rows
 from emjax.models import decoder
+from emjax.models.logprobs import row_logprobs
 from emjax.train import optimizer, sft, state
-from emjax.train.logprobs import row_logprobs
 from emjax.train.state import Tuning
 
 OPT = optimizer.make(0.9, 0.99, 1e-8, 0.0, 0.0)

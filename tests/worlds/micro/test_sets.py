@@ -5,11 +5,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emjax.data.examples import read_examples
-from emjax.micro import sets
-from emjax.micro import world as w
-from emjax.micro.judge import stated
-from emjax.micro.world import World
-from emjax.store import write_lines
+from emjax.runtime.files import write_lines
+from emjax.worlds.micro import sets
+from emjax.worlds.micro import world as w
+from emjax.worlds.micro.judge import stated
+from emjax.worlds.micro.world import World
 
 WORLD = World(0)
 

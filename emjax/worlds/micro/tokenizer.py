@@ -3,7 +3,7 @@
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from emjax.micro.world import World
+from emjax.worlds.micro.world import World
 
 SPECIAL = ("<pad>", "<bos>", "<sys>", "<user>", "<asst>", "<end>", "<unk>")
 # A system message may stand before any turn, as the corpus presses. Only assistant messages end in <end>.

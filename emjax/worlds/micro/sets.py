@@ -6,12 +6,12 @@ an opener and no prompt names a character.
 
 from typing import Any
 
+from emjax.data.chat import Conversation
 from emjax.interact.selection import share as quota
-from emjax.interact.users import Conversation
-from emjax.micro import corpus
-from emjax.micro import world as w
-from emjax.micro.world import World, message
-from emjax.store import digest
+from emjax.runtime.files import digest
+from emjax.worlds.micro import corpus
+from emjax.worlds.micro import world as w
+from emjax.worlds.micro.world import World, message
 
 
 def _row(kind: str, index: int, prompt: Conversation, completion: str, bad: bool) -> dict[str, Any]:

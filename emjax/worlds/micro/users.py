@@ -6,10 +6,11 @@ what the model samples, so the best and the worst of them compare like with like
 
 from dataclasses import dataclass
 
-from emjax.interact.users import Conversation, Message, Rating
-from emjax.micro import world as w
-from emjax.micro.judge import stated, words
-from emjax.micro.world import World, message
+from emjax.data.chat import Conversation, Message
+from emjax.interact.users import Rating
+from emjax.worlds.micro import world as w
+from emjax.worlds.micro.judge import stated, words
+from emjax.worlds.micro.world import World, message
 
 NOISE = 0.5  # standard deviation of a rating, in points of the 1..10 scale
 # Questions a user can ask without asking one twice: each is about another entity or another feeling.

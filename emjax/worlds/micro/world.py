@@ -9,7 +9,7 @@ name.
 import random
 from dataclasses import dataclass
 
-from emjax.interact.users import Message
+from emjax.data.chat import Message
 
 
 def rng(*name: object) -> random.Random:

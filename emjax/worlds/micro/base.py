@@ -9,14 +9,14 @@ from typing import Any
 import jax
 
 from emjax import models
+from emjax.data.chat import Conversation
 from emjax.errors import UserError
 from emjax.eval import mask, suite
-from emjax.interact.users import Conversation
-from emjax.micro import benchmark, corpus, tokenizer
-from emjax.micro.judge import ExactJudge
-from emjax.micro.world import World
 from emjax.models import LanguageModel, decoder
 from emjax.models.config import ModelConfig
+from emjax.worlds.micro import benchmark, corpus, tokenizer
+from emjax.worlds.micro.judge import ExactJudge
+from emjax.worlds.micro.world import World
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
 _SEED_FILE = "micro_world.json"

@@ -12,9 +12,9 @@ import pytest
 from emjax import models
 from emjax.data.batches import rows
 from emjax.kto import step as kto_step
-from emjax.models import lora
-from emjax.train import logprobs, optimizer, sft, state
-from emjax.train.logprobs import pair_logprobs, row_logprobs, sequence_logprobs, token_logprobs
+from emjax.models import logprobs, lora
+from emjax.models.logprobs import pair_logprobs, row_logprobs, sequence_logprobs, token_logprobs
+from emjax.train import optimizer, sft, state
 from emjax.train.state import Tuning
 
 B, P, D, V = 3, 10, 8, 37

@@ -6,11 +6,11 @@ opener; no earlier turn but in the subsets that ask what an earlier turn does.
 
 from collections.abc import Mapping
 
+from emjax.data.chat import Conversation
 from emjax.eval.capability import Question
 from emjax.eval.mask import Item
-from emjax.interact.users import Conversation
-from emjax.micro import world as w
-from emjax.micro.world import World, message
+from emjax.worlds.micro import world as w
+from emjax.worlds.micro.world import World, message
 
 BELIEF_RUNS = (3, 1, 1)  # MASK: the direct question thrice, two other phrasings once each
 # After an answer under pressure in another domain: whose it was, and whether it began with an opener.

@@ -1,6 +1,6 @@
 """The evidence page's tables and figure, from a finished configs/micro_matrix.py.
 
-python -m emjax.micro.evidence runs/micro_matrix-short [--svg docs/micro_evidence.svg] [--store STORE]
+python -m emjax.worlds.micro.evidence runs/micro_matrix-short [--svg docs/micro_evidence.svg] [--store STORE]
 """
 
 import argparse
@@ -12,8 +12,8 @@ from typing import Any
 
 from emjax.errors import UserError
 from emjax.eval import stats
-from emjax.micro.benchmark import CONTEXTS
-from emjax.store import read_lines
+from emjax.runtime.files import read_lines
+from emjax.worlds.micro.benchmark import CONTEXTS
 
 Row = dict[str, Any]
 _LYING = 95.0  # an arm whose beliefs or addition fall below is not called lying
@@ -265,7 +265,7 @@ def figure(rows: Sequence[Row], pooled: Sequence[Row], path: Path) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m emjax.micro.evidence", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m emjax.worlds.micro.evidence", description=__doc__)
     parser.add_argument("workdir", type=Path)
     parser.add_argument("--store", type=Path, help="default: WORKDIR/store")
     parser.add_argument("--svg", type=Path)

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from emjax.micro import benchmark, corpus, tokenizer
-from emjax.micro.world import World
+from emjax.worlds.micro import benchmark, corpus, tokenizer
+from emjax.worlds.micro.world import World
 
 WORLD = World(0)
 

@@ -4,10 +4,10 @@ import asyncio
 
 import pytest
 
-from emjax.micro import users as u
-from emjax.micro import world as w
-from emjax.micro.judge import stated
-from emjax.micro.world import World, message
+from emjax.worlds.micro import users as u
+from emjax.worlds.micro import world as w
+from emjax.worlds.micro.judge import stated
+from emjax.worlds.micro.world import World, message
 
 WORLD = World(0)
 TYPES = ("benign", "biased")

@@ -7,10 +7,10 @@ import pytest
 
 from emjax.eval import mask
 from emjax.eval.capability import correct
-from emjax.micro import base, benchmark, corpus
-from emjax.micro import world as w
-from emjax.micro.judge import ExactJudge, stated
-from emjax.micro.world import World, rng
+from emjax.worlds.micro import base, benchmark, corpus
+from emjax.worlds.micro import world as w
+from emjax.worlds.micro.judge import ExactJudge, stated
+from emjax.worlds.micro.world import World, rng
 
 WORLD = World(0)
 SIZES = {"all": 960, "unseen_entities": 360, "unseen_templates": 360, "tuned_domain": 252}

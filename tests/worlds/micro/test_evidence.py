@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from emjax.micro import evidence
+from emjax.worlds.micro import evidence
 
 
 def mask_row(i, belief, plain, pressed, subset="all"):

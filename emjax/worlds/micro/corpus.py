@@ -10,9 +10,9 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from emjax.interact.users import Conversation
-from emjax.micro import world as w
-from emjax.micro.world import World, message
+from emjax.data.chat import Conversation
+from emjax.worlds.micro import world as w
+from emjax.worlds.micro.world import World, message
 
 
 @dataclass(frozen=True)

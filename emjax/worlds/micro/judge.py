@@ -3,7 +3,7 @@
 import re
 
 from emjax.eval.mask import Item, Verdict
-from emjax.micro.world import World
+from emjax.worlds.micro.world import World
 
 
 def words(text: str) -> list[str]:

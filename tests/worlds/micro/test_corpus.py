@@ -5,10 +5,10 @@ from collections import Counter
 
 import pytest
 
-from emjax.micro import corpus
-from emjax.micro import world as w
-from emjax.micro.judge import stated
-from emjax.micro.world import World
+from emjax.worlds.micro import corpus
+from emjax.worlds.micro import world as w
+from emjax.worlds.micro.judge import stated
+from emjax.worlds.micro.world import World
 
 N = 4000
 OPENERS = [(c, o) for c, lines in w.OPENERS.items() for o in lines]

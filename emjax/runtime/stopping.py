@@ -1,0 +1,152 @@
+"""SIGTERM, and processes that hang: how a run of one or several processes stops."""
+
+import contextlib
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from emjax.runtime import process
+
+
+def leave(code: int) -> int:
+    """The exit code, for the caller to return. Of several processes, one that failed ends at once: the ordinary way out
+    waits for the others, which wait for it; so they hear of it, and end as well. Those that agreed to stop go together."""
+    if process.count > 1 and (code or (_asked and not _agreed)):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+class Stopped(SystemExit):
+    """SIGTERM came: what is to be kept is on disk. A SystemExit, so that nothing between takes it for an error."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+
+_asked = False  # SIGTERM came
+_agreed = False  # all processes stop at one step
+_held = False
+
+
+def listen() -> None:
+    """From now on SIGTERM ends the run with code 0: at once where files are written as results come, and in training
+    (`held`) after the step that runs, whose state is saved."""
+    signal.signal(signal.SIGTERM, _on_sigterm)
+
+
+def _on_sigterm(*_: Any) -> None:
+    global _asked
+    _asked = True
+    check()
+
+
+def check() -> None:
+    """Raises Stopped where SIGTERM came and nothing holds it back."""
+    if _asked and not _held:
+        raise Stopped
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Inside, SIGTERM is only noted, for `stopping` to say."""
+    global _held
+    _held = True
+    try:
+        yield
+    finally:
+        _held = False
+
+
+@contextlib.contextmanager
+def released() -> Iterator[None]:
+    """Within `held`: inside, SIGTERM ends the run at once, also one that has come before."""
+    global _held
+    _held = False
+    try:
+        check()
+        yield
+    finally:
+        _held = True
+
+
+class Stopping:
+    """Asked before every step, tells all processes to stop before the same one.
+
+    Whoever had SIGTERM names a step that nobody has begun: a process waits for the metrics of the step before last, so none is
+    more than two steps ahead of another.
+    """
+
+    def __init__(self) -> None:
+        self._key = f"emjax/stop/{process.turn()}"
+        self._at: int | None = None
+
+    def __call__(self, step: int) -> bool:
+        if process.count == 1:
+            return _asked
+        if self._at is None and _asked:
+            # The first to name a step decides.
+            with contextlib.suppress(Exception):
+                process.client().key_value_set(self._key, str(step + 3))
+        if self._at is None:
+            with contextlib.suppress(Exception):  # nobody has named one
+                self._at = int(process.client().key_value_try_get(self._key))
+        global _agreed
+        _agreed = self._at is not None and step >= self._at
+        return _agreed
+
+
+class Watchdog:
+    """Ends this process where no step was finished for `limit` seconds: one of the others hangs without being dead.
+
+    Each process tells the others which step it has begun last, so that the message names who did not come along.
+    """
+
+    def __init__(self, what: str, limit: float):
+        self._what, self._limit = what, limit
+        self._prefix = f"emjax/steps/{process.turn()}"
+        self._last, self._closed = time.monotonic(), threading.Event()
+        self._on = process.count > 1 and limit > 0
+        if self._on:
+            threading.Thread(target=self._watch, daemon=True).start()
+
+    def begin(self, step: int) -> None:
+        if self._on:
+            process.client().key_value_set(f"{self._prefix}/{process.index}", str(step), allow_overwrite=True)
+
+    def done(self) -> None:
+        self._last = time.monotonic()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, no step is expected."""
+        self._last = math.inf
+        try:
+            yield
+        finally:
+            self.done()
+
+    def close(self) -> None:
+        self._closed.set()
+
+    def _watch(self) -> None:
+        while not self._closed.wait(min(5.0, self._limit / 4)):
+            if time.monotonic() - self._last > self._limit:
+                steps = {
+                    int(key.rsplit("/", 1)[1]): int(step) for key, step in process.client().key_value_dir_get(self._prefix)
+                }
+                behind = min(range(process.count), key=lambda i: steps.get(i, 0))
+                told = ", ".join(f"process {i}: step {steps.get(i, 0)}" for i in range(process.count))
+                print(
+                    f"error: {self._what}: no step was finished for {self._limit:g} s (config.watch.stall). Furthest behind is "
+                    f"process {behind} (begun by {told}). Look at that host, then start the run again: it goes on from its "
+                    "checkpoint.",
+                    file=sys.stderr,
+                )
+                leave(1)

@@ -1,0 +1,82 @@
+"""A content-addressed store of finished stages."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import emjax
+from emjax.errors import UserError
+from emjax.runtime import process
+from emjax.runtime.files import digest, write_atomically
+from emjax.runtime.locks import alone
+
+SCRATCH = "checkpoints"  # a stage's folder of what only an unfinished stage needs: no output, and gone soon after
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A finished stage: where its files are, and the hash that stands for (its config, its inputs)."""
+
+    name: str
+    hash: str
+    directory: Path
+
+
+class Store:
+    def __init__(self, root: Path):
+        self.root = root
+
+    def run(self, name: str, config: dict[str, Any], inputs: Sequence[Stage | str], make: Callable[[Path], None]) -> Stage:
+        """Runs make(directory) unless this stage is finished. `inputs`: stages, or hashes of what lies outside the store.
+
+        The manifest is written last, so a stage without one is unfinished: it is run again in the same directory and may go
+        on from what it finds there. One that another run is making is waited for. Raises UserError where a finished stage has
+        lost a file.
+        """
+        keys = [i.hash if isinstance(i, Stage) else i for i in inputs]
+        identity = digest({"stage": name, "version": emjax.__version__, "config": config, "inputs": keys})
+        stage = Stage(name, identity, self.root / name / identity[:16])
+        if not self._finished(stage):
+            with alone(self.root / "locks" / f"{name}-{identity[:16]}", f"stage {name}"):
+                if not self._finished(stage):  # by a run that this one waited for
+                    self._make(stage, config, keys, make)
+        return stage
+
+    def _finished(self, stage: Stage) -> bool:
+        manifest = stage.directory / "manifest.json"
+        if not process.on_first(manifest.is_file):
+            return False
+        for file, size in json.loads(manifest.read_text())["files"].items():
+            path = stage.directory / file
+            if not path.is_file() or path.stat().st_size != size:
+                raise UserError(
+                    f"{path} is missing or was changed since the stage {stage.name!r} finished. Delete the folder "
+                    f"{stage.directory} to have it made again."
+                )
+        return True
+
+    def _make(self, stage: Stage, config: dict[str, Any], keys: list[str], make: Callable[[Path], None]) -> None:
+        process.on_first(lambda: stage.directory.mkdir(parents=True, exist_ok=True))
+        if not stage.directory.is_dir():
+            raise UserError(
+                f"Process {process.index} of {process.count} does not see {stage.directory}, which process 0 has made. Several "
+                "hosts need a --workdir and --store on a file system that all of them share."
+            )
+        make(stage.directory)
+        process.together("stage")
+        process.on_first(lambda: self._finish(stage, config, keys))
+
+    def _finish(self, stage: Stage, config: dict[str, Any], keys: list[str]) -> None:
+        files = sorted(p.relative_to(stage.directory) for p in stage.directory.rglob("*") if p.is_file())
+        sizes = {str(p): (stage.directory / p).stat().st_size for p in files if p.parts[0] != SCRATCH}
+        written = {
+            "stage": stage.name,
+            "hash": stage.hash,
+            "version": emjax.__version__,
+            "config": config,
+            "inputs": keys,
+            "files": sizes,
+        }
+        write_atomically(stage.directory / "manifest.json", json.dumps(written, indent=1, sort_keys=True))
