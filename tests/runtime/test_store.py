@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from emjax.errors import UserError
-from emjax.runtime import journal
+from emjax.runtime import journal as journal_module
 from emjax.runtime.files import digest, read_lines, write_lines
 from emjax.runtime.journal import Journal
 from emjax.runtime.store import Store
@@ -70,7 +70,7 @@ def test_journal_goes_on_after_a_cut_line(tmp_path):
 def test_a_journal_is_closed_now_and_then(tmp_path, monkeypatch):
     """A bucket that is mounted has of a file what was there when it was closed."""
     clock = [100.0]
-    monkeypatch.setattr(journal, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(journal_module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     journal = Journal(tmp_path / "items.jsonl")
     closed = []
     for number, clock[0] in enumerate((101, 129, 131, 132, 170, 171)):
