@@ -1,0 +1,95 @@
+"""What a benchmark is made of: items, rows, metrics, and the protocol that holds them together."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from emjax.config import BenchmarkConfig
+
+if TYPE_CHECKING:
+    from emjax.eval.asker import Asker
+    from emjax.eval.judge import Judge
+
+Row = dict[str, Any]  # of items.jsonl
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One item of a benchmark; a benchmark adds what it needs. Items that share a context share the cluster."""
+
+    id: str
+    subset: str
+    cluster: str
+
+
+def always(row: Row) -> bool:
+    return True
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A share of rows: whether a scored row (state "ok") is a hit, or how much of one, in [0, 1].
+
+    arises: the rows that the metric can be asked of, scored or not. printed: shown in the table that an evaluation ends with.
+    """
+
+    hit: Callable[[Row], float]
+    arises: Callable[[Row], bool] = always
+    printed: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where a benchmark's items come from: a file, folder or hub id, rows of each subset, and hashes."""
+
+    source: str
+    rows: Mapping[str, int]
+    sha256: str | Mapping[str, str] = ""
+    revision: str | None = None
+    world: int | None = None  # seed of the world that made them
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What one model costs: declared sizes, known without any file. counted: False where they are those of one row of a
+    user's file."""
+
+    items: int
+    generations: int
+    judge_calls: int
+    call_tokens: tuple[int, int] = (1000, 200)  # prompt and answer of a judge call; a declared guess
+    counted: bool = True
+
+
+class Benchmark(Protocol):
+    """A module, or an object, with these names; docs/benchmarks.md has a complete one.
+
+    positions: tokens of the longest prompt; with config.max_new that is the engine's cache that it needs.
+    judge: "none" (nothing to judge, such as programs that are executed), "rule" (its own exact rule) or "model".
+    A benchmark may also have `summary(rows, config) -> Row`: fields that each of its result rows gets, by subset.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def Config(self) -> type[BenchmarkConfig]: ...  # noqa: N802
+    @property
+    def metrics(self) -> Mapping[str, Metric]: ...
+    @property
+    def positions(self) -> int: ...
+    @property
+    def judge(self) -> Literal["none", "rule", "model"]: ...
+
+    def load(self, config: Any, gate: Sequence[Item] | None = None) -> tuple[Sequence[Item], Origin]:
+        """The items. gate: those that the untouched model can be asked, where a world has a gate. Raises UserError."""
+        ...
+
+    def ask(self, asker: "Asker", items: Sequence[Any], config: Any) -> list[Row]:
+        """Each item's answers: rows with "outputs", not yet judged."""
+        ...
+
+    def verdicts(self, rows: Sequence[Row], judge: "Judge", config: Any) -> list[Row]:
+        """The rows with "verdicts", "state" and "result". A row whose state is not "ok" is scored by nobody."""
+        ...
+
+    def cost(self, config: Any) -> Cost: ...
