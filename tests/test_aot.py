@@ -13,6 +13,7 @@ import pytest
 
 from configs import common
 from emjax import aot, experiment
+from emjax.config import KtoConfig, LoraConfig
 from emjax.data.batches import Example
 from emjax.errors import UserError
 from emjax.kto import step as kto_step
@@ -73,7 +74,7 @@ def test_it_is_the_step_that_training_runs(tiny, tmp_path, monkeypatch, train):
     experiment.fit(
         tiny, data, config.train, method=config.train.method, lora_config=experiment.lora_of(config.train), attention="xla",
         mesh=mesh, seed=config.seed, directory=tmp_path, identity="x", title="test", watch=common.WATCH,
-        kto=kto_step.KtoConfig(**config.kto),
+        kto=KtoConfig(**config.kto),
     )  # fmt: skip
     real, ran, with_settings = seen[0]
     assert real is step
@@ -216,4 +217,4 @@ def test_a_config_without_such_a_step():
 
 def test_lora_of():
     assert experiment.lora_of(config_of("micro", tuning="full").train) is None
-    assert experiment.lora_of(config_of("micro").train) == lora.LoraConfig(32, 64.0)
+    assert experiment.lora_of(config_of("micro").train) == LoraConfig(32, 64.0)

@@ -17,6 +17,7 @@ from huggingface_hub import errors
 from safetensors.numpy import load_file, save_file
 
 from emjax import models
+from emjax.config import LoraConfig
 from emjax.errors import UserError
 from emjax.models import LanguageModel, decoder, hf, lora
 from emjax.models.config import ModelConfig
@@ -42,7 +43,7 @@ def directory(lm, tmp_path):
 
 
 def adapted(lm, seed=0):
-    adapter = lora.init(lora.LoraConfig(2, 4.0), CONFIG, jax.random.key(seed))
+    adapter = lora.init(LoraConfig(2, 4.0), CONFIG, jax.random.key(seed))
     weights = jax.tree.map(lambda x: x + 0.01, adapter.weights)
     return lm.replace(adapter=lora.Adapter(adapter.config, weights))
 
@@ -288,4 +289,4 @@ def test_fingerprint_sees_weights_config_and_tokenizer(directory):
 )
 def test_refused_lora(fields):
     with pytest.raises(UserError, match="LoRA"):
-        lora.LoraConfig(**({"rank": 2, "alpha": 2.0} | fields))
+        LoraConfig(**({"rank": 2, "alpha": 2.0} | fields))

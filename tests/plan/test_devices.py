@@ -7,10 +7,10 @@ import pytest
 
 from configs import common
 from emjax import plan
+from emjax.config import LoraConfig
 from emjax.errors import UserError
 from emjax.models.config import ModelConfig, RopeScaling
 from emjax.models.known import KNOWN
-from emjax.models.lora import LoraConfig
 from emjax.plan import devices
 
 LORA = LoraConfig(32, 64.0)
