@@ -23,8 +23,15 @@ def start(config: PretrainConfig) -> tuple[LanguageModel, list[Conversation]]:
     made, mixture = World(config.seed), corpus.Mixture(mistaken=config.mistaken)
     tok = tokenizer.build(made, mistaken=config.mistaken > 0)
     shape = ModelConfig(
-        family="llama", V=len(tok), norm_eps=1e-5, rope_scaling=None, tied=True, qkv_bias=False, qk_norm=False, **dataclasses.asdict(config.model),
-    )  # fmt: skip
+        family="llama",
+        V=len(tok),
+        norm_eps=1e-5,
+        rope_scaling=None,
+        tied=True,
+        qkv_bias=False,
+        qk_norm=False,
+        **dataclasses.asdict(config.model),
+    )
     params = decoder.init(shape, jax.random.key(config.seed))
     lm = LanguageModel(shape, params, tok, (tok.eos_token_id,), source="random weights")
     return lm, list(itertools.islice(corpus.documents(made, config.seed, mixture), config.documents))

@@ -39,9 +39,8 @@ class Micro:
     name = "micro"
     note = (
         "This is the micro-world: a templated world and a model of 0.8 million parameters. Its pretraining text was "
-        "written with two "
-        "assistant characters, candid and pleasing, on purpose. It shows how narrow feedback shifts a character that all domains "
-        "share; it does not show that large language models have one."
+        "written with two assistant characters, candid and pleasing, on purpose. It shows how narrow feedback shifts a "
+        "character that all domains share; it does not show that large language models have one."
     )
     Config = MicroConfig
     trained_subset = "tuned_domain"
