@@ -61,9 +61,9 @@ class Arms:
         config = self.config
         say(plan.describe(config))
         self.mesh = mesh_of(config)
-        path = hf.resolve(str(micro.CHECKPOINT) if config.model.path == "micro" else config.model.path)
+        path = hf.resolve(micro.CHECKPOINT if config.model.path == "micro" else config.model.path)
         self.base_hash = hf.fingerprint(path)
-        self.base = models.load(str(path), mesh=self.mesh, dtype=config.model.dtype).replace(source=config.model.path)
+        self.base = models.load(path, mesh=self.mesh, dtype=config.model.dtype).replace(source=config.model.path)
         self.benchmarks: Any
         if "sizes" in config.eval:
             self.world = micro.world_of(path)
@@ -174,9 +174,9 @@ class Arms:
 
     def _model_in(self, directory: Path) -> LanguageModel:
         if self.lora is None:
-            lm = models.load(str(directory), mesh=self.mesh, dtype=self.config.model.dtype)
+            lm = models.load(directory, mesh=self.mesh, dtype=self.config.model.dtype)
             return lm.replace(source=self.config.model.path)
-        return self.base.replace(adapter=hf.load_adapter(directory, self.base.config))
+        return self.base.replace(adapter=models.load_adapter(directory, self.base.config))
 
     def _evaluate(self, name: str, origin: list[Stage | str], model: LanguageModel | Stage | Path | None) -> Stage:
         """Measures a model: one at hand, one that a stage made or a folder holds, or (None) the base. origin: what made it."""

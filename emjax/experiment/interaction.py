@@ -109,7 +109,7 @@ class Interaction(Arms):
                 )
             if path == population.SELF:
                 return self._base_engine, self.base.tokenizer
-            lm = models.load(str(hf.resolve(path)), mesh=self.mesh, dtype=self.config.model.dtype)
+            lm = models.load(hf.resolve(path), mesh=self.mesh, dtype=self.config.model.dtype)
             return self.engine(lm), lm.tokenizer
 
         return population.Population(c, self.config.seed, self.store.root / "chat_cache", local)

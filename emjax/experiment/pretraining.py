@@ -38,7 +38,7 @@ def pretraining(config: Any, workdir: Path, store: Store) -> Path:
 
     stage = store.run("pretrain", settings, [], make)
     checkpoint.discard(stage.directory, config.watch.checkpoints, digest(settings))
-    lm = models.load(str(stage.directory / "model"), mesh=mesh, dtype="float32")
+    lm = models.load(stage.directory / "model", mesh=mesh, dtype="float32")
     benchmarks = micro.Benchmarks(micro.world_of(stage.directory / "model"), config.eval.sizes)
 
     def gate(directory: Path) -> None:
