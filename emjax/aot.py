@@ -41,7 +41,7 @@ from emjax.kto import step as kto_step
 from emjax.models import decoder, lora, sharding
 from emjax.models.known import shape_of
 from emjax.sampling import cache as kv
-from emjax.sampling import engine
+from emjax.sampling import programs
 from emjax.train import metrics, sft
 from emjax.train import state as train_state
 
@@ -205,7 +205,7 @@ def abstract_decode(config: Any, mesh: jax.sharding.Mesh, slots: int) -> tuple[A
     alive_B, steps, eos_E = (replicated(x) for x in (np.ones(slots, bool), np.int32(1), np.zeros(3, np.int32)))
     flops = 2 * sum(metrics.matmul_weights(params)) * slots
     arguments = (tuple([layer] * shape.L), top, adapter, ((x, x),) * shape.L, state, alive_B, steps, eos_E)
-    return engine._decode, (shape, "xla", shape.V, mesh, *arguments), {}, flops
+    return programs.decode, (shape, "xla", shape.V, mesh, *arguments), {}, flops
 
 
 def _spread(tree: Any, shardings: Any) -> Any:

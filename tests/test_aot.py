@@ -19,9 +19,8 @@ from emjax.errors import UserError
 from emjax.kto import step as kto_step
 from emjax.models import lora, sharding
 from emjax.models.known import KNOWN
-from emjax.sampling import Engine, Request
+from emjax.sampling import Engine, Request, programs
 from emjax.sampling import cache as kv
-from emjax.sampling import engine as engine_module
 from emjax.train import sft
 
 ROOT = Path(__file__).parents[1]
@@ -130,7 +129,7 @@ def test_it_is_the_decode_that_the_engine_runs(tiny, tmp_path, monkeypatch):
         seen.extend(arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(engine_module, "_decode", stop)
+    monkeypatch.setattr(programs, "decode", stop)
     with pytest.raises(KeyboardInterrupt):
         list(engine.generate([Request("x", (7, 8, 9))]))
     ours, theirs = (jax.tree.map(lambda x: (np.shape(x), x.dtype), tuple(x[4:-1])) for x in (arguments, seen))
@@ -156,7 +155,7 @@ def test_decode_compiles_for_a_tpu_that_is_not_there(tiny_path):
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     x_RxCxD = jax.ShapeDtypeStruct((8, 64, shape.D), "bfloat16", sharding=sharding.batch_sharding(mesh))
     n_R = jax.ShapeDtypeStruct((8,), "int32", sharding=whole)
-    lowered = engine_module._prefill_layer.lower(shape, "xla", 256, mesh, layers[0], adapter[0], x_RxCxD, caches[0], n_R, n_R)
+    lowered = programs.prefill_layer.lower(shape, "xla", 256, mesh, layers[0], adapter[0], x_RxCxD, caches[0], n_R, n_R)
     assert lowered.compile().output_shardings[1] == (kv.cache_sharding(mesh),) * 2
     config.sampling.slots = 0  # a tiny model's caches never fill a chip
     assert aot._slots(config, mesh) == kv.MOST_SLOTS

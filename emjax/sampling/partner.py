@@ -10,7 +10,8 @@ from typing import Any, Protocol
 from emjax.api import Reply
 from emjax.data import chat
 from emjax.runtime.files import digest, seed_of
-from emjax.sampling.engine import Engine, Request, Sampling
+from emjax.sampling.engine import Engine
+from emjax.sampling.requests import Request, Sampling
 
 
 class Chat(Protocol):

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tracemalloc
+from pathlib import Path
 
 import httpx
 import huggingface_hub
@@ -223,9 +224,10 @@ def test_an_offline_hub_id():
     assert "hf download some/model" in done.stderr
 
 
-@pytest.mark.parametrize("path", ["/no/such/place", "./nothing", "plain"])
+@pytest.mark.parametrize("path", ["/no/such/place", "./nothing", "plain", Path("owner/name")])
 def test_missing_directory(path):
-    with pytest.raises(UserError, match=path):
+    """A Path is never taken for a hub id."""
+    with pytest.raises(UserError, match=f"directory {str(path)!r} does not exist"):
         models.load(path)
 
 
