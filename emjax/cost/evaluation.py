@@ -1,56 +1,130 @@
-"""The plan of an evaluation."""
+"""What measuring costs: generations, judge calls, money, and the difference that the items can show."""
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypedDict
 
-from emjax.errors import UserError
+from emjax.config import EvalConfig, EvaluationConfig, FinetuneConfig, InteractionConfig, JudgeConfig
+from emjax.design.arms import arms
+from emjax.eval.items import Benchmark, Cost
 from emjax.eval.stats import detectable
 
-# The published row counts; generations and judge calls an item (MASK: five belief answers and a pressured one).
-_MASK = {
-    "continuations": (176, 6, 6), "disinformation": (125, 6, 6), "doubling_down_known_facts": (120, 6, 6),
-    "known_facts": (209, 6, 6), "provided_facts": (274, 1, 1), "statistics": (96, 4, 2),
-}  # fmt: skip
-# Of a user's own files the size is unknown before they are read: what is counted is one row.
-_OTHERS = {
-    "deceptionbench": (180, 2, 3), "mesa_and_mask": (2100, 2, 3), "humaneval": (164, 1, 0),
-    "pressure": (1, 6, 6), "free_form": (8, 1, 2), "admitting_unknown": (1, 1, 1),
-}  # fmt: skip
-_OWN = ("pressure", "admitting_unknown")
-_TOKENS = 1000, 200  # of a judge call, prompt and answer; a declared guess
+
+class Totals(TypedDict):
+    """The "cost" of results.json, over all models that are measured, without benchmarks whose size only a user's file says."""
+
+    generations: int
+    judge_calls: int
+    usd: float | None  # None: an endpoint that is called has no price
 
 
-def describe(config: Any) -> str:
-    """Generations, judge calls and money, and the difference that the items can show."""
-    arms = [name for name, arm in config.arms.items() if arm.path]
-    return "\n".join([f"arms       {', '.join(arms)}", *measured(config.eval, len(arms))])
+def models(config: InteractionConfig | FinetuneConfig | EvaluationConfig) -> int:
+    """How many models are measured: the untouched one, and each trained one after every round and at config.eval.at_steps.
+
+    Of an evaluation: the arms with a model, and the steps in their folders of checkpoints, as far as these are here.
+    """
+    if isinstance(config, EvaluationConfig):
+        folders = [Path(arm.checkpoints) for arm in config.arms.named().values() if arm.checkpoints]
+        steps = [step for folder in folders if folder.is_dir() for step in folder.iterdir() if step.name.isdigit()]
+        return len(config.arms.named()) + len(steps)
+    trained = sum(arm.ratio is not None for arm in arms(config))
+    rounds = config.rounds.count if isinstance(config, InteractionConfig) else 1
+    return 1 + rounds * trained * (1 + len(config.eval.at_steps))
 
 
-def measured(settings: Any, models: int) -> list[str]:
-    """The lines of the plan that say what config.eval comes to, for so many models."""
-    lines, total = [], 0
-    judges = 1 + len(settings.judge.panel)
-    for name in settings.benchmarks:
-        if name != "mask" and name not in _OTHERS:
-            raise UserError(f"config.eval.benchmarks holds {name!r}; choose of mask, {', '.join(_OTHERS)}.")
-        of = settings[name]
-        sets = [_MASK[subset] for subset in of.subsets] if name == "mask" else [_OTHERS[name]]
-        more, times = of.get("runs", 1) - 1, of.get("samples", 1)
-        items = sum(n for n, _, _ in sets)
-        asked, calls = (sum(n * (row + more) * times for n, *both in sets for row in [both[i]]) for i in (0, 1))
-        calls = 0 if name == "humaneval" else calls * judges
-        if name in _OWN:
-            lines.append(f"{name:10} a row of your file: {asked} generations, {calls} judge calls an arm (not in the sum)")
-            continue
-        total += calls * models
-        lines.append(
-            f"{name:10} {items} items; an arm: {asked} generations, {calls} judge calls; differences from about "
-            f"{detectable(items):.1f} points can be seen (unpaired, near 50 %, power 80 %)"
-        )
-    if settings.capability.tasks:
-        lines.append(f"capability {', '.join(settings.capability.tasks)}, by the lm-evaluation-harness")
-    price = settings.judge.budget
-    usd = total * (_TOKENS[0] * price.price_in + _TOKENS[1] * price.price_out) / 1e6
-    rates = f"{price.price_in:g} and {price.price_out:g} USD a million (config.eval.judge.budget)"
-    money = f"about {usd:.2f} USD at {rates}" if usd else "no price given (config.eval.judge.budget)"
-    names = "" if judges == 1 else f" by {judges} judges"
-    return [*lines, f"judge      {total} calls{names} of about {_TOKENS[0]} + {_TOKENS[1]} tokens: {money}"]
+def describe(config: EvaluationConfig) -> list[str]:
+    """The plan's first line; `measured` has the others."""
+    return [f"arms       {', '.join(config.arms.named())}"]
+
+
+class _Read(NamedTuple):
+    """What one judge reads of all models and benchmarks."""
+
+    calls: int
+    prompt: int  # tokens
+    answer: int
+
+    def usd(self, judge: JudgeConfig) -> float:
+        return (self.prompt * judge.budget.price_in + self.answer * judge.budget.price_out) / 1e6
+
+
+class _Asked(NamedTuple):
+    """What one benchmark asks of one model, and who reads the answers."""
+
+    name: str
+    cost: Cost
+    judges: tuple[str, ...]
+
+    @property
+    def calls(self) -> int:
+        return self.cost.judge_calls * len(self.judges)
+
+
+def measured(settings: EvalConfig, benchmarks: Mapping[str, Benchmark], models: int) -> list[str]:
+    """The plan's lines on what measuring `models` models takes. benchmarks: those that they are measured on, by name."""
+    lines = []
+    for asked in (every := _asked(settings, benchmarks)):
+        cost = asked.cost
+        if not cost.items:
+            lines.append(f"{asked.name:10} its items are counted when they are read (not in the sum)")
+        elif not cost.counted:
+            lines.append(
+                f"{asked.name:10} a row of your file: {cost.generations} generations, {asked.calls} judge calls an arm (not in "
+                "the sum)"
+            )
+        else:
+            lines.append(
+                f"{asked.name:10} {cost.items} items; an arm: {cost.generations} generations, {asked.calls} judge calls; "
+                f"differences of {detectable(cost.items):.1f} points or more can be seen (unpaired, near 50 %, power 80 %)"
+            )
+    return [*lines, *(_line(name, settings.judges[name], read) for name, read in _reads(every, models).items())]
+
+
+def totals(config: InteractionConfig | FinetuneConfig | EvaluationConfig, benchmarks: Mapping[str, Benchmark]) -> Totals:
+    """The sums of `measured`, for results.json; also for a world's benchmarks, whose judge is exact and costs nothing."""
+    judges, number = config.eval.judges, models(config)
+    every = _asked(config.eval, benchmarks)
+    reads = _reads(every, number)
+    unpriced = any(_unpriced(judges[name], read) for name, read in reads.items())
+    usd = sum(read.usd(judges[name]) for name, read in reads.items())
+    return {
+        "generations": number * sum(asked.cost.generations for asked in every if asked.cost.counted),
+        "judge_calls": sum(read.calls for read in reads.values()),
+        "usd": None if unpriced else round(usd, 2),
+    }
+
+
+def _asked(settings: EvalConfig, benchmarks: Mapping[str, Benchmark]) -> list[_Asked]:
+    """What each benchmark asks. A model's answers are read by the benchmark's own judge and by the panel."""
+    found = []
+    for benchmark in benchmarks.values():
+        section = settings.sections.get(benchmark.name) or benchmark.Config()
+        judges = tuple(dict.fromkeys((section.judge, *settings.panel))) if benchmark.judge == "model" else ()
+        found.append(_Asked(benchmark.name, benchmark.cost(section), judges))
+    return found
+
+
+def _reads(every: Sequence[_Asked], models: int) -> dict[str, _Read]:
+    """What each judge that is called reads, by its name."""
+    found: dict[str, _Read] = {}
+    for asked in every:
+        calls = asked.cost.judge_calls * models if asked.cost.counted else 0
+        prompt, answer = asked.cost.call_tokens
+        for name in asked.judges if calls else ():
+            before = found.get(name, _Read(0, 0, 0))
+            found[name] = _Read(before.calls + calls, before.prompt + calls * prompt, before.answer + calls * answer)
+    return found
+
+
+def _unpriced(judge: JudgeConfig, read: _Read) -> bool:
+    return judge.kind == "endpoint" and not read.usd(judge)
+
+
+def _line(name: str, judge: JudgeConfig, read: _Read) -> str:
+    budget, usd, field = judge.budget, read.usd(judge), f"config.eval.judges.{name}.budget"
+    who = {"rule": "the benchmark's rule", "engine": f"{judge.model} (the engine)"}.get(judge.kind, judge.model)
+    if usd:
+        money = f"about {usd:.2f} USD at {budget.price_in:g} and {budget.price_out:g} USD a million ({field})"
+    else:
+        money = f"no price given ({field})" if judge.kind == "endpoint" else "free"
+    return f"judge      {name}: {read.calls} calls to {who}, about {read.prompt} + {read.answer} tokens: {money}"

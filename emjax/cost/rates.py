@@ -1,43 +1,36 @@
-"""How fast training is where it was measured, for plans."""
+"""How long training and sampling take, at the speeds that were measured (runtime.hardware)."""
 
-from typing import Any
+from emjax.config import InteractionConfig, TrainingConfig
+from emjax.runtime.hardware import ENGINE, TRAINING
 
-# Tokens a second of a whole optimizer step (docs/training.md): LoRA of rank 32, rows of 1,024 tokens; KTO with a cached
-# reference, prompt and answer of 512 each; the micro model in full.
-RATES = {
-    "meta-llama/Llama-3.1-8B-Instruct": ("one NVIDIA H200", {"sft": 16_045, "kto": 14_438}),
-    "Qwen/Qwen2.5-7B-Instruct": ("one NVIDIA H200", {"sft": 16_782, "kto": 15_258}),
-    "Qwen/Qwen3-32B": ("one NVIDIA H200", {"sft": 3_204, "kto": 2_939}),
-}
-# Tokens a second of the engine, drawn and read: 8B shape, bfloat16, one NVIDIA H200, 256 rows at context 256 (12.7 ms a step)
-# and prefill (python -m benchmarks.sample --model llama3.1-8b --batch 256).
-ENGINE = (20_000, 33_800)
 WEIGHTS = {"meta-llama/Llama-3.1-8B-Instruct": 8.0, "Qwen/Qwen2.5-7B-Instruct": 7.6, "Qwen/Qwen3-32B": 32.8}  # billions
 
 
-def engine(config: Any) -> tuple[float, float, str]:
-    """Tokens a second that the engine draws and reads, and where that is from: config.interact.speed, or what was measured, as
-    much slower as the model has more weights."""
+def engine(config: InteractionConfig) -> tuple[float, float, str]:
+    """(tokens a second that the engine draws, those that it reads, where the two numbers are from).
+
+    They are config.interact.speed, or the measured speed divided by how many times more weights the model has.
+    """
     speed, path = config.interact.speed, config.model.path
     if speed.decode and speed.prefill:
         return speed.decode, speed.prefill, "config.interact.speed"
-    size = WEIGHTS.get(path, 8.0)
-    drawn, read = (rate * 8.0 / size for rate in ENGINE)
-    origin = "measured on the 8B shape, one NVIDIA H200"
+    size = WEIGHTS.get(path, ENGINE.billions)
+    drawn, read = (rate * ENGINE.billions / size for rate in (ENGINE.decode, ENGINE.prefill))
+    origin = f"measured on the {ENGINE.billions:g}B shape, {ENGINE.device}"
     if path not in WEIGHTS:
-        origin += f"; {path} was not: give config.interact.speed"
-    elif size != 8.0:
-        origin += f", and not on this one: scaled to {size:g} billion weights"
+        origin += f"; {path} was not measured: give config.interact.speed"
+    elif size != ENGINE.billions:
+        origin += f", and not on this model: scaled to {size:g} billion weights"
     return speed.decode or drawn, speed.prefill or read, origin
 
 
-def training(config: Any, tokens: float) -> list[str]:
+def training(config: TrainingConfig, tokens: float) -> list[str]:
     """A line on the hours that `tokens` of training take; none for a model that was not measured."""
-    if config.model.path not in RATES:
+    if config.model.path not in TRAINING:
         return []
-    device, rates = RATES[config.model.path]
+    device, rates = TRAINING[config.model.path]
     rate = rates[config.train.method]
     return [
         f"time       {tokens:,.0f} tokens trained on, at {rate:,} a second on {device}: {tokens / rate / 3600:.2g} hours "
-        "(tokens of a row are a guess; a run counts them)"
+        "(the length of a row is a guess; a run counts its tokens)"
     ]

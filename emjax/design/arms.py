@@ -1,20 +1,17 @@
 """The arms of an experiment, as its config names them."""
 
 import dataclasses
-import math
-from typing import Any
 
-from emjax.errors import UserError
-from emjax.interact.selection import CONTROLS, share
+from emjax.config import FinetuneConfig, InteractionConfig, LevelsConfig, names, split_arm
 
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
     """One model that is evaluated. vanilla: untouched; control: the same training without the cause; treated: with it."""
 
-    name: str  # vanilla | control | treated | one of selection.CONTROLS
+    name: str  # vanilla | control | treated | one of config.names.CONTROLS
     ratio: float | None = None
-    level: str = ""  # of a data set that comes in grades of misalignment
+    level: str = ""  # grade of misalignment, where the data set has grades
 
     @property
     def label(self) -> str:
@@ -23,40 +20,42 @@ class Arm:
     @property
     def shuffling(self) -> str:
         """The control that selection applies."""
-        return self.name if self.name in CONTROLS else "none"
+        return self.name if self.name in names.CONTROLS else "none"
 
 
-def headline(config: Any) -> Arm:
-    interact = config.interact
-    if interact.control == "none" and not interact.biased_ratio:
-        return Arm("control", 0.0)  # without biased users the treated arm is the control
-    return Arm("treated" if interact.control == "none" else interact.control, float(interact.biased_ratio))
+VANILLA = Arm("vanilla")
+CONTROL = Arm("control", 0.0)
 
 
-def arms(config: Any) -> list[Arm]:
-    """vanilla, control, the config's own arm, then its extra arms ("<control>@<ratio>"); each once."""
-    if config.interact.control not in CONTROLS:
-        raise UserError(f"config.interact.control is {config.interact.control!r}; choose {', '.join(CONTROLS)}.")
-    found = [Arm("vanilla"), Arm("control", 0.0), headline(config)]
-    for text in config.extra_arms:
-        control, at, ratio = str(text).partition("@")
-        try:
-            value = float(ratio)
-        except ValueError:
-            value = math.nan
-        if control not in CONTROLS or not at or not 0 <= value <= 1:
-            raise UserError(
-                f"config.extra_arms holds {text!r}; write <control>@<ratio>, the control being "
-                f"{', '.join(CONTROLS)} and the ratio "
-                "a number in [0, 1], for example 'shuffled_ratings@1.0'."
-            )
-        found.append(Arm("treated" if control == "none" else control, value))
-    unique = []
-    for arm in found:
-        if arm.ratio is not None:
-            share(0, arm.ratio)  # refuses a ratio outside [0, 1]
-        if arm.name == "treated" and arm.ratio == 0:
-            arm = Arm("control", 0.0)  # without biased users the treated arm is the control
-        if arm not in unique:
-            unique.append(arm)
-    return unique
+def arms(config: InteractionConfig | FinetuneConfig) -> list[Arm]:
+    """vanilla, control, then the treated arms and further controls, each once.
+
+    Of conversations: the config's own arm, then its extra arms. Of data sets: every level, or every ratio. All rows of a level
+    have that grade, so its ratio is 1 unless config.data.severity gives another.
+    """
+    if isinstance(config, InteractionConfig):
+        extra = (_arm(*split_arm(text)) for text in config.extra_arms)
+        return list(dict.fromkeys([VANILLA, CONTROL, headline(config), *extra]))
+    data = config.data
+    if isinstance(data, LevelsConfig):
+        treated = [Arm("treated", data.severity.get(level, 1.0), level) for level in data.levels]
+    else:
+        treated = [Arm("treated", ratio) for ratio in data.ratios]
+    return list(dict.fromkeys([VANILLA, CONTROL, *treated]))
+
+
+def headline(config: InteractionConfig | FinetuneConfig) -> Arm:
+    """The arm that the headline is about: the config's own; of data sets the last level, or config.data.headline, or the
+    smallest ratio."""
+    if isinstance(config, InteractionConfig):
+        return _arm(config.interact.control, config.interact.biased_ratio)
+    data = config.data
+    if isinstance(data, LevelsConfig):
+        return arms(config)[-1]
+    return Arm("treated", data.headline or min(data.ratios))
+
+
+def _arm(control: str, ratio: float) -> Arm:
+    if control == "none":
+        return Arm("treated", ratio) if ratio else CONTROL  # without biased users the treated arm is the control
+    return Arm(control, ratio)

@@ -4,24 +4,16 @@ A world is chosen once, as config.world: a name below, or the import path of a c
 which one it is.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from emjax.config import Section, TrainingConfig
 from emjax.data.mixture import Record
+from emjax.design.users import Limits
 from emjax.eval.asker import Asker
 from emjax.eval.items import Benchmark, Item
 from emjax.interact.users import User
-
-
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """What a plan needs to know of a world's users: the scenario they belong to, and most turns of a conversation."""
-
-    scenario: str
-    most_turns: int
 
 
 class World(Protocol):
