@@ -40,13 +40,11 @@ from emjax.errors import UserError
 from emjax.kto import step as kto_step
 from emjax.models import decoder, lora, sharding
 from emjax.models.known import shape_of
+from emjax.runtime import hardware
 from emjax.sampling import cache as kv
 from emjax.sampling import programs
 from emjax.train import metrics, sft
 from emjax.train import state as train_state
-
-# Per chip, of 2^30 bytes (docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e).
-HBM_GB = {"TPU v4": 32, "TPU v5 lite": 16, "TPU v5": 95, "TPU v6 lite": 32}
 
 
 def main(argv: list[str]) -> int:
@@ -98,7 +96,7 @@ def compile_step(config: Any, topology: str, stage: str = "train") -> dict[str, 
         "attention": config.model.attention if stage == "train" else "xla",
         "compile_s": round(time.perf_counter() - start, 1),
         "hbm_gb_per_chip": round(gb, 2),
-        "fits": gb <= HBM_GB[devices[0].device_kind],
+        "fits": gb * 2**30 <= _memory(devices[0]),
         "flops": flops,
         **more,
     }
@@ -116,12 +114,19 @@ def _devices(topology: str) -> list[Any]:
             f"--topology {topology!r} is no TPU slice that libtpu knows ({str(error).splitlines()[0]}). Give a generation and "
             "a shape, such as v5e:4x4, v5p:2x2x4 or v6e:4x4."
         ) from error
-    if devices[0].device_kind not in HBM_GB:
+    if hardware.by_kind(devices[0].device_kind) is None:
         raise UserError(
-            f"--topology {topology!r} is of {devices[0].device_kind}, whose memory emjax does not know; choose v4, v5e, v5p "
-            "or v6e."
+            f"--topology is {topology!r}, a slice of {devices[0].device_kind}, whose memory emjax does not know; choose v4, "
+            "v5e, v5p or v6e."
         )
     return devices
+
+
+def _memory(device: Any) -> int:
+    """Bytes of a chip that `_devices` let through."""
+    known = hardware.by_kind(device.device_kind)
+    assert known
+    return int(known.memory_gb * 2**30)
 
 
 def abstract_step(config: Any, mesh: jax.sharding.Mesh) -> tuple[Any, tuple[Any, ...], dict[str, Any], float]:
@@ -173,7 +178,7 @@ def _slots(config: Any, mesh: jax.sharding.Mesh) -> int:
     device = mesh.devices.flat[0]
     shape, dtype = shape_of(config.model.path), config.model.dtype
     weights = sum(row.device for row in sharding.table(shape, dtype, mesh.shape))
-    return kv.slots_in(HBM_GB[device.device_kind] * 2**30 - weights, shape, _positions(config), dtype, mesh)
+    return kv.slots_in(_memory(device) - weights, shape, _positions(config), dtype, mesh)
 
 
 def _positions(config: Any) -> int:

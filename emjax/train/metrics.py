@@ -9,14 +9,8 @@ from typing import Any
 import jax
 
 from emjax.errors import UserError
-from emjax.runtime import process
+from emjax.runtime import hardware, process
 from emjax.runtime.files import write_lines
-
-# Dense bfloat16 TFLOP/s of one device, as the vendors state them, by jax's device_kind.
-PEAK_TFLOPS = {
-    "NVIDIA H200": 989.0, "NVIDIA H100 80GB HBM3": 989.0, "NVIDIA A100-SXM4-80GB": 312.0,
-    "TPU v4": 275.0, "TPU v5 lite": 197.0, "TPU v5": 459.0, "TPU v6 lite": 918.0,
-}  # fmt: skip
 
 
 class Metrics:
@@ -118,16 +112,16 @@ def flops(weights: tuple[int, int], *, full: bool, tokens: int, scored: int, kl_
 def rates(work: dict[str, float], seconds: float, dtype: str) -> dict[str, float]:
     """The line's part that a clock makes: `work` is {"examples", "tokens", "flops", "padding"} of one step.
 
-    mfu: the share of the vendor's bfloat16 peak; absent for float32 and for devices whose peak is not known here.
+    mfu: the share of the vendor's bfloat16 peak; absent for float32 and for devices that runtime.hardware does not have.
     """
     tflops = work["flops"] / seconds / 1e12
     line = {
         "seconds": seconds, "examples_s": work["examples"] / seconds, "tokens_s": work["tokens"] / seconds, "tflops": tflops,
         "padding": work["padding"], "peak_gb": peak_gb(),
     }  # fmt: skip
-    peak = PEAK_TFLOPS.get(jax.devices()[0].device_kind)
-    if peak and dtype == "bfloat16":
-        line["mfu"] = tflops / (peak * jax.device_count())
+    device = hardware.by_kind(jax.devices()[0].device_kind)
+    if device and dtype == "bfloat16":
+        line["mfu"] = tflops / (device.tflops * jax.device_count())
     return {name: float(f"{value:.5g}") for name, value in line.items()}
 
 

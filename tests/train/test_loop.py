@@ -1,6 +1,7 @@
 """The loop: resume, metrics, checkpoints, and what stops a run."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import os
@@ -18,7 +19,7 @@ from emjax.data import batches
 from emjax.data.batches import Example
 from emjax.errors import UserError
 from emjax.models import lora
-from emjax.runtime import stopping, store
+from emjax.runtime import hardware, stopping, store
 from emjax.train import loop, metrics, optimizer, sft, state
 from emjax.train.metrics import MetricsFile, read_lines
 from emjax.train.state import Tuning
@@ -262,7 +263,9 @@ def test_rates_count_what_is_done(monkeypatch):
     assert (line["examples_s"], line["tokens_s"], line["tflops"], line["padding"]) == (2.0, 50.0, 4.0, 0.25)
     assert line["peak_gb"] > 0.01
     assert "mfu" not in line  # no peak is known for this device
-    monkeypatch.setitem(metrics.PEAK_TFLOPS, jax.devices()[0].device_kind, 16.0)
+    kinds = (jax.devices()[0].device_kind,)
+    here = dataclasses.replace(hardware.DEVICES["cpu"], tflops=16.0, kinds=kinds)
+    monkeypatch.setitem(hardware.DEVICES, "here", here)
     assert metrics.rates(work, 2.0, "bfloat16")["mfu"] == 0.25 / jax.device_count()
     assert "mfu" not in metrics.rates(work, 2.0, "float32")
 

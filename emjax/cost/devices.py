@@ -1,7 +1,7 @@
-"""What a run takes on devices that one names: memory a chip by kind, time and money of training, a mesh and a batch that fit.
+"""What a run takes on the devices of --target: memory of each chip, time and money of training, a mesh and a batch that fit.
 
-The one file of stated rates and prices. Everything follows from shapes; docs/scaling.md has the formulas and how far they
-are from what the compiler says.
+Everything follows from shapes and from runtime.hardware; docs/scaling.md has the formulas, and how far they are from what the
+compiler says.
 """
 
 import bisect
@@ -10,54 +10,20 @@ import itertools
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from jax.sharding import AbstractMesh
 
+from emjax.config import EngineConfig, InteractionConfig, LoraConfig, TrainingConfig
 from emjax.errors import UserError
 from emjax.models import decoder, sharding
 from emjax.models.config import ModelConfig
 from emjax.models.known import shape_of
-from emjax.models.lora import LoraConfig, shapes
+from emjax.models.lora import shapes
+from emjax.runtime.hardware import DEVICES, Device
 from emjax.sampling import cache as kv
+from emjax.train import metrics
 
 GB = 2**30
-
-
-@dataclasses.dataclass(frozen=True)
-class Device:
-    """One chip. Rates are the vendor's; `share` is how much of the peak a step's matrix products are expected to reach."""
-
-    name: str
-    tflops: float  # dense bfloat16
-    memory_gb: float  # of 2^30 bytes
-    memory_rate: float  # GB/s
-    link: float  # GB/s that one chip sends to others of its slice or host
-    share: float
-    usd_hour: float | None  # on demand, list price of one chip; None = not for rent by the hour
-    node: int  # chips that `link` connects: a host's GPUs, or the largest TPU slice
-    far: float = 0.0  # GB/s a chip between nodes; 0 = nothing goes beyond one
-
-    def rate(self, span: int, count: int) -> float:
-        """GB/s of a chip among groups of `span` neighbours out of `count` chips: that of the slowest link a group crosses."""
-        return self.link if count <= self.node or self.node % span == 0 else self.far
-
-
-# Compute, memory, links: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e} and NVIDIA's H100, H200 and A100 data sheets, read
-# 2025-11; links are half of the "bidirectional" figure. Share: TPUs 0.45, as MaxText reports for Llama-3.1-8B on 256 v6e
-# (2025-08); GPUs 0.49, measured (docs/training.md: 482 of 989 TFLOP/s, one H200, SFT). Money: cloud.google.com/tpu/pricing and
-# .../compute/gpus-pricing, US regions, as remembered from 2025 and NOT read again: check before you rely on them. cpu: the
-# speed of the micro-world's step on two cores of an AMD EPYC (docs/training.md).
-DEVICES = {
-    "cpu": Device("CPU (two cores)", 0.2, 16, 20, 10, 0.40, None, 1),
-    "a100": Device("NVIDIA A100 80GB", 312, 80, 2039, 300, 0.49, 5.07, 8, 12.5),
-    "h100": Device("NVIDIA H100 80GB", 989, 79, 3350, 450, 0.49, 11.06, 8, 50),
-    "h200": Device("NVIDIA H200", 989, 139, 4800, 450, 0.49, 10.60, 8, 50),
-    "v4": Device("TPU v4", 275, 32, 1228, 150, 0.45, 3.22, 4096),
-    "v5e": Device("TPU v5e", 197, 16, 819, 200, 0.45, 1.20, 256),
-    "v5p": Device("TPU v5p", 459, 95, 2765, 600, 0.45, 4.20, 6144),
-    "v6e": Device("TPU v6e", 918, 32, 1638, 400, 0.45, 2.70, 256),
-}
 ROOM = 0.92  # of a chip's memory that a plan may fill
 
 
@@ -72,12 +38,12 @@ def target(text: str) -> tuple[Device, int]:
         )
     count = math.prod(map(int, found[5].split("x"))) if found[5] else int(found[3] or 1)
     if count < 1:
-        raise UserError(f"--target is {text!r}, which has no chips.")
+        raise UserError(f"--target is {text!r}, which has no chips; give at least one.")
     device = DEVICES[str(name)]
     if count > device.node and not device.far:
         raise UserError(
-            f"--target is {text!r}, which has {count} chips; a slice of {name} has at most {device.node}, and several slices "
-            "are not planned for."
+            f"--target is {text!r}, which has {count} chips; a slice of {name} has at most {device.node}, and a plan is for "
+            "one slice. Give a smaller one."
         )
     return device, count
 
@@ -149,8 +115,6 @@ def memory(step: Step, sizes: Mapping[str, int]) -> dict[str, float]:
 
 def flops(step: Step) -> tuple[float, float]:
     """(arithmetic that a step needs, and what it executes) of all chips; they differ by what remat computes again."""
-    from emjax.train import metrics
-
     layers, head, _ = _weights(step)
     tokens, scored = step.rows * step.length, step.rows * step.answer
     again = tokens if step.paired and step.microbatches > 1 else 0
@@ -256,33 +220,36 @@ def most_rows(made: Plan, device: Device) -> int:
     return unit * bisect.bisect_right(range(2**20), ROOM * device.memory_gb * GB, lo=1, key=total) - unit
 
 
-def sampling(config: Any, made: Plan, device: Device) -> tuple[bool, int, str]:
-    """(whether the sampler fits a chip on the mesh of the plan, how many slots would, the line on what it takes)."""
-    model, dtype, c = made.step.model, made.step.dtype, config.sampling
+def sampling(engine: EngineConfig, made: Plan, device: Device, *, at_steps: bool) -> tuple[bool, int, str]:
+    """(whether the sampler fits a chip on the plan's mesh, how many slots would, the line on what it takes).
+
+    at_steps: whether models are measured while they train, so that the sampler runs beside the optimizer.
+    """
+    model, dtype = made.step.model, made.step.dtype
     table = sharding.table(model, dtype, made.sizes)
-    # A tuned model stands beside the base, and the sampler has the layers once more, apart.
+    # A tuned model is kept beside the base, and the sampler has a second copy of the layers.
     held = {
         "weights": sum(row.device for row in table) * (2 if made.step.lora is None else 1),
         "the layers apart": sum(row.device for row in table if row.name.startswith("layers.")),
         "adapter": 4 * made.step.adapter,
     }
-    if config.eval.at_steps:
+    if at_steps:
         held["optimizer"] = int(made.memory["optimizer"])
     free = max(0, int(ROOM * device.memory_gb * GB) - sum(held.values()))
-    length = -(-c.cache_length // c.chunk) * c.chunk
+    length = -(-engine.cache_length // engine.chunk) * engine.chunk
     mesh = AbstractMesh(tuple(made.sizes.values()), tuple(made.sizes))
     shards = made.sizes["data"] * made.sizes["fsdp"]
     try:
         most = kv.slots_in(None if device.name == DEVICES["cpu"].name else free, model, length, dtype, mesh)
     except UserError:
         most = 0
-    slots = c.slots or most
+    slots = engine.slots or most
     cache = slots // shards * kv.slot_bytes(model, length, dtype, made.sizes["tensor"])
     fits = False
     if slots % shards:
-        verdict = f"config.sampling.slots must be a multiple of data x fsdp, {shards}"
+        verdict = f"config.engine.slots must be a multiple of data x fsdp, {shards}"
     elif not 0 < cache <= (1 - kv.KEPT_FREE) * free:
-        verdict = f"does not fit; at most {most} slots do (config.sampling.slots, cache_length)"
+        verdict = f"does not fit; at most {most} slots do (config.engine.slots, cache_length)"
     else:
         fits, verdict = True, f"fits, with {kv.KEPT_FREE:.0%} of what is left kept free"
     parts = ", ".join(filter(None, (_parts(held), f"{slots} slots of {length} positions {cache / GB:.2f}")))
@@ -293,20 +260,25 @@ def _parts(sizes: Mapping[str, float]) -> str:
     return ", ".join(f"{kind} {size / GB:.2f}" for kind, size in sizes.items() if size >= GB / 200)
 
 
-def step_of(config: Any) -> Step:
+def step_of(config: TrainingConfig) -> Step:
     """The step of a config that trains a model whose shape is known."""
     train = config.train
-    tuned = None if train.tuning == "full" else LoraConfig(**{**train.lora, "targets": tuple(train.lora.targets)})
     length = max(train.buckets)
-    answer = min(int(config.interact.max_new) if "interact" in config else length // 2, length - 1)
-    paired = train.method == "kto" and config.kto.loss_type == "kto"
+    answer = min(config.interact.max_new if isinstance(config, InteractionConfig) else length // 2, length - 1)
     return Step(
-        shape_of(config.model.path), config.model.dtype, int(train.batch_size), length, answer, train.remat, tuned, paired,
-        int(train.microbatches),
-    )  # fmt: skip
+        model=shape_of(config.model.path),
+        dtype=config.model.dtype,
+        rows=train.batch_size,
+        length=length,
+        answer=answer,
+        remat=train.remat,
+        lora=None if train.tuning == "full" else train.lora,
+        paired=train.method == "kto" and config.kto.paired,
+        microbatches=train.microbatches,
+    )
 
 
-def describe(config: Any, text: str, steps: int) -> str:
+def describe(config: TrainingConfig, text: str, steps: int) -> str:
     """The plan's lines for --target: memory a chip, the mesh, and what `steps` steps of training take."""
     device, count = target(text)
     step = step_of(config)
@@ -321,32 +293,36 @@ def describe(config: Any, text: str, steps: int) -> str:
             f"nearest that does is {other}, which is another experiment. Or use other chips."
         )
 
+    def sampler(one: Plan) -> tuple[bool, int, str]:
+        return sampling(config.engine, one, device, at_steps=bool(config.eval.at_steps))
+
     def room(one: Plan) -> tuple[bool, int]:
-        fits, most, _ = sampling(config, one, device)
+        fits, most, _ = sampler(one)
         return fits, 0 if fits else most
 
-    best = max(plans, key=room)  # a mesh is for the whole run: the fastest with room for the sampler, or the one with most
+    # A mesh is for the whole run: the fastest that has room for the sampler, or else the one with room for most slots.
+    best = max(plans, key=room)
+    return "\n".join([f"target     {heading}", *_training(best, device, count, steps), sampler(best)[2]])
+
+
+def _training(best: Plan, device: Device, count: int, steps: int) -> list[str]:
+    """The lines on memory, mesh, batch, time and money of training."""
     mesh = " ".join(f"--config.mesh.{axis}={size}" for axis, size in best.sizes.items())
     shards = best.sizes["data"] * best.sizes["fsdp"]
+    rows, parts = best.step.rows, best.step.microbatches
+    shared = f", each row shared by {count // shards} chips" if shards < count else ""
+    sums = best.link_s["tensor"] + best.link_s["gradients"]
     hours = best.seconds * steps / 3600
-    lines = [
-        f"target     {heading}",
+    money = (
+        "" if device.usd_hour is None else f", about ${hours * count * device.usd_hour:,.0f} at ${device.usd_hour} a chip-hour"
+    )
+    return [
         f"memory     {best.total / GB:.2f} GB a chip: {_parts(best.memory)}",
         f"mesh       {mesh} --config.train.remat={best.step.remat}",
-        f"batch      {step.rows} rows, --config.train.microbatches={best.step.microbatches}: "
-        f"{step.rows // (shards * best.step.microbatches)} at a time on each of {shards} shards"
-        + (f", each row shared by {count // shards} chips" if shards < count else "")
-        + f"; at most {most_rows(best, device)} fit",
+        f"batch      {rows} rows, --config.train.microbatches={parts}: {rows // (shards * parts)} at a time on each of "
+        f"{shards} shards{shared}; at most {most_rows(best, device)} fit",
         f"step       {best.seconds:.2f} s: arithmetic {best.compute_s:.2f} s at {device.share:.0%} of "
-        f"{device.tflops:g} TFLOP/s; gathering {best.link_s['fsdp']:.2f} s beside it; sums "
-        f"{best.link_s['tensor'] + best.link_s['gradients']:.2f} s",
-        f"training   {steps} steps, all arms: {hours:.1f} hours"
-        + (
-            ""
-            if device.usd_hour is None
-            else f", about ${hours * count * device.usd_hour:,.0f} at ${device.usd_hour} a chip-hour"
-        ),
-        "           rows as long as the largest bucket; sampling, judging and loading come on top",
-        sampling(config, best, device)[2],
+        f"{device.tflops:g} TFLOP/s; gathering {best.link_s['fsdp']:.2f} s beside it; sums {sums:.2f} s",
+        f"training   {steps} steps, all arms: {hours:.1f} hours{money}",
+        "           with rows as long as the largest bucket; sampling, judging and loading come on top",
     ]
-    return "\n".join(lines)
