@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from emjax import cost, presets
+from emjax.config import GridConfig
 from emjax.presets import Chosen
 
 
@@ -11,5 +12,6 @@ def describe(chosen: Chosen, missing: Sequence[str] = (), target: str = "") -> s
     if chosen.cells:
         parts = {name: describe(cell, presets.missing(cell), target) for name, cell in chosen.cells.items()}
         return cost.describe_grid(parts)
+    assert not isinstance(chosen.config, GridConfig)
     limits = chosen.world.limits if chosen.world else None
     return cost.describe(chosen.config, limits=limits, benchmarks=chosen.benchmarks, missing=missing, target=target)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from emjax import cost, report
-from emjax.config import GridConfig
+from emjax.config import GridConfig, PretrainConfig
 from emjax.design.arms import Arm
 from emjax.eval.items import Row
 from emjax.experiment.common import command, config_hash, versions
@@ -49,7 +49,7 @@ def assemble(
     study: str | None,
 ) -> dict[str, Any]:
     """results.json. last: the final models' rows, on which judges are compared. study: what the paper's rows are found by."""
-    assert not isinstance(chosen.config, GridConfig)
+    assert not isinstance(chosen.config, GridConfig | PretrainConfig)
     rows = [row for one in models for row in measuring.score(one.files, one.against, one.about)]
     origins = {name: dataclasses.asdict(origin) for name, origin in measuring.origins.items()}
     return {
@@ -60,7 +60,7 @@ def assemble(
         "data": next(iter(origins.values())) if chosen.world else origins,
         "judges": measuring.agreement(last),
         "world": world_of(chosen.world),
-        "cost": cost.totals(chosen.config, benchmarks=chosen.benchmarks, models=len(models)),
+        "cost": cost.totals(chosen.config, chosen.benchmarks),
         "rows": rows,
     }
 
