@@ -250,10 +250,10 @@ def _missing_models(chosen: Chosen) -> list[str]:
 def judges() -> dict[str, cfg.JudgeConfig]:
     """The judge of every benchmark, and two more for panels. The prices are gpt-4o-2024-08-06's at its release: give your
     judge's."""
-    api = {"base_url": "https://api.openai.com/v1", "api_key_env": "OPENAI_API_KEY"}
+    spare = cfg.JudgeConfig(base_url="https://api.openai.com/v1", api_key_env="OPENAI_API_KEY")
     budget = cfg.Budget(price_in=2.5, price_out=10.0)
-    main = cfg.JudgeConfig(model="gpt-4o-2024-08-06", budget=budget, **api)
-    return {"main": main, "second": cfg.JudgeConfig(**api), "third": cfg.JudgeConfig(**api)}
+    main = dataclasses.replace(spare, model="gpt-4o-2024-08-06", budget=budget)
+    return {"main": main, "second": spare, "third": spare}
 
 
 def _eval(names: tuple[str, ...], metric: str) -> cfg.EvalConfig:

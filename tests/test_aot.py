@@ -157,7 +157,7 @@ def test_decode_compiles_for_a_tpu_that_is_not_there(tiny_path):
     n_R = jax.ShapeDtypeStruct((8,), "int32", sharding=whole)
     lowered = programs.prefill_layer.lower(shape, "xla", 256, mesh, layers[0], adapter[0], x_RxCxD, caches[0], n_R, n_R)
     assert lowered.compile().output_shardings[1] == (kv.cache_sharding(mesh),) * 2
-    config.sampling.slots = 0  # a tiny model's caches never fill a chip
+    config.engine.slots = 0  # a tiny model's caches never fill a chip
     assert aot._slots(config, mesh) == kv.MOST_SLOTS
 
 

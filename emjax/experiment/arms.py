@@ -15,7 +15,8 @@ from emjax.eval.items import Item
 from emjax.experiment import plan, results
 from emjax.experiment.common import claim, lead, mesh_of, named, say, staged
 from emjax.experiment.fit import Recipe, Visits, fit
-from emjax.experiment.measure import Measuring, freeze, measured, thaw
+from emjax.experiment.gate import freeze, thaw
+from emjax.experiment.measure import Measuring, measured
 from emjax.experiment.results import Files, Headline, Measured
 from emjax.models import LanguageModel, hf
 from emjax.presets import Chosen
