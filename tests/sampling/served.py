@@ -21,7 +21,7 @@ from emjax.sampling.guard import Guard, Limits
 from emjax.sampling.server import make_app
 from emjax.serve import Server, listen
 
-CHECKPOINT = str(Path(emjax.__file__).parent / "micro" / "checkpoint")
+CHECKPOINT = str(Path(emjax.__file__).parent / "worlds" / "micro" / "checkpoint")
 LENGTH = 256  # positions a slot
 SLOTS = 8
 NAME = "micro"

@@ -24,7 +24,7 @@ from emjax.sampling.server import make_app
 
 from .served import CHECKPOINT, NAME, load
 
-ROOT = Path(CHECKPOINT).parents[2]
+ROOT = Path(CHECKPOINT).parents[3]
 KEY = "a-key-that-no-log-may-hold"
 
 
