@@ -11,11 +11,14 @@ from emjax.api import ChatClient
 from emjax.config import BenchmarkConfig, EvalConfig, JudgeConfig, as_dict, options
 from emjax.errors import UserError
 from emjax.eval import agreement
-from emjax.eval.asker import Asker
+from emjax.eval.asker import Asker, EndpointAsker, EngineAsker
 from emjax.eval.items import Benchmark, Item, Origin, Row
 from emjax.eval.judge import Judge, ModelJudge, majority_rows
 from emjax.eval.score import score
+from emjax.experiment.common import answers, lead, staged
+from emjax.runtime import process
 from emjax.runtime.files import digest, read_lines, write_atomically, write_lines
+from emjax.runtime.store import Stage, Store
 from emjax.sampling import Engine
 from emjax.sampling.partner import EngineChat
 
@@ -297,3 +300,36 @@ def _finished(path: Path) -> bool:
 def _write(path: Path, rows: Sequence[Row]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_lines(path, rows)
+
+
+def measured(
+    store: Store,
+    measuring: Measuring,
+    name: str,
+    *,
+    arm: str,
+    seed: int,
+    target: dict[str, Any],
+    model: Callable[[], tuple[Engine, Any]] | ChatClient,
+) -> Stage:
+    """Measures one model, once: the stage with its judged rows.
+
+    name: of the stage, for people; arm: what the rows say; target: JSON values of all that decides the model's answers beside
+    the draw; model: makes the engine and its tokenizer when they are needed, or the client of an endpoint.
+    """
+
+    def make(directory: Path) -> None:
+        def run(asker: Asker) -> None:
+            measuring.run(asker, directory, arm)
+            asker.close()
+
+        with answers(store, target) as folder:
+            if isinstance(model, ChatClient):
+                client = model
+                process.on_first(lambda: run(EndpointAsker(client, seed, arm, folder)))
+            else:
+                engine, tokenizer = model()
+                lead(engine, lambda: run(EngineAsker(engine, tokenizer, seed, arm, folder)))
+
+    settings = {"target": target, "seed": seed, "arm": arm, **measuring.identity()}
+    return staged(store, f"evaluate {name}", "evaluate", settings, [], make)
