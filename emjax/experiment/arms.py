@@ -42,7 +42,8 @@ class Arms(Generic[C]):
     study: str
 
     def __init__(self, chosen: Chosen, config: C, workdir: Path, store: Store):
-        self.chosen, self.config, self.workdir, self.store = chosen, config, workdir, store
+        self.chosen, self.workdir, self.store = chosen, workdir, store
+        self.config: C = config
         self.world = chosen.world
         self.arms = design.arms(config)
         self.on_the_way: dict[tuple[Arm, int, int], Stage] = {}  # (arm, round, step): its evaluation

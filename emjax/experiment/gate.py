@@ -35,9 +35,10 @@ def thaw(directory: Path) -> list[Item]:
 
 def _item(row: dict[str, Any]) -> Item:
     module, _, name = row["kind"].partition(":")
-    cls = getattr(importlib.import_module(module), name)
-    if not (isinstance(cls, type) and issubclass(cls, Item)):
+    cls: Any = getattr(importlib.import_module(module), name)
+    if not issubclass(cls, Item):
         raise UserError(f"{FILE} names the kind {row['kind']!r}, which is no item. Delete the gate's stage to make it again.")
     hints = typing.get_type_hints(cls)
     fields = {name: value for name, value in row.items() if name != "kind"}
-    return cls(**{n: tuple(v) if typing.get_origin(hints[n]) is tuple else v for n, v in fields.items()})
+    made: dict[str, Any] = {n: tuple(v) if typing.get_origin(hints[n]) is tuple else v for n, v in fields.items()}
+    return cls(**made)

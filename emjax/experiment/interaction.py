@@ -1,13 +1,11 @@
 """Self-training on conversations with a share of biased users (paper, section 4)."""
 
-import dataclasses
 import functools
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from emjax import models
 from emjax.config import InteractionConfig, as_dict
@@ -19,6 +17,7 @@ from emjax.errors import UserError
 from emjax.experiment.arms import Arms
 from emjax.experiment.common import lead, say
 from emjax.interact import population, rollout, selection
+from emjax.interact.players import ModelUser
 from emjax.interact.rollout import Talk
 from emjax.interact.users import User
 from emjax.presets import Chosen
@@ -27,46 +26,10 @@ from emjax.runtime import process
 from emjax.runtime.files import digest, read_lines, seed_of, write_atomically, write_lines
 from emjax.runtime.store import Stage, Store
 from emjax.sampling import Engine
-from emjax.worlds import World
 
 Counts = Mapping[str, int]  # users a scenario
 Pools = Sequence[tuple[Stage, str, Counts]]  # (conversations, user type, how many of its users are the arm's)
 Base = tuple[Engine, Any]  # the base's engine and its tokenizer
-
-
-class _People(Protocol):
-    """Who talks to the assistant: `population.Population`, or a world's users."""
-
-    def identity(self, source: str) -> dict[str, Any]: ...
-
-    def users(
-        self,
-        directory: Path | None,
-        user_type: str,
-        counts: Counts,
-        dialogues: int,
-        *,
-        source: str,
-        seed: int,
-        base: Base,
-        busy: AbstractContextManager[Any],
-    ) -> Sequence[User]: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class _Scripted:
-    """A world's users in the place of a population that models play."""
-
-    world: World
-    turns: int
-
-    def identity(self, source: str) -> dict[str, Any]:
-        return {"source": source, "turns": self.turns, "world": self.world.identity()}
-
-    def users(self, directory: Path | None, user_type: str, counts: Counts, dialogues: int, **how: Any) -> Sequence[User]:
-        return self.world.users(
-            user_type, counts, seed=how["seed"], turns=self.turns, dialogues=dialogues, source=how["source"]
-        )
 
 
 class Interaction(Arms[InteractionConfig]):
@@ -91,7 +54,7 @@ class Interaction(Arms[InteractionConfig]):
         if not process.first():
             return
         self._write_page(design.headline(self.config))
-        if isinstance(self.people, population.Population) and (spent := self.people.spent()):
+        if self.population and (spent := self.population.spent()):
             say(spent)
 
     # --- rounds -------------------------------------------------------------------------------------------
@@ -109,9 +72,10 @@ class Interaction(Arms[InteractionConfig]):
         return done
 
     @functools.cached_property
-    def people(self) -> _People:
+    def population(self) -> population.Population | None:
+        """The users that models play; None where the world has users of its own."""
         if self.world:
-            return _Scripted(self.world, self.config.interact.turns)
+            return None
 
         def local(path: str) -> Base:
             if process.count > 1:
@@ -128,8 +92,8 @@ class Interaction(Arms[InteractionConfig]):
 
     @functools.cached_property
     def _personas(self) -> Stage | None:
-        people = self.people
-        if not isinstance(people, population.Population):
+        people = self.population
+        if people is None:
             return None
         ratios = [arm.ratio for arm in self.arms if arm.ratio is not None]
         counts = population.needed([pools_of.users(self.config, ratio, self._names) for ratio in ratios])
@@ -183,7 +147,7 @@ class Interaction(Arms[InteractionConfig]):
             "aggregate": c.aggregate,
             "seed": self._seed(before),
             "round": len(before),
-            **self.people.identity(source),
+            **self._people(source),
             **self.sampling(),
         }
 
@@ -206,9 +170,22 @@ class Interaction(Arms[InteractionConfig]):
             failures=c.failures,
         )
 
-    def _users(self, source: str, kind: str, counts: Counts, before: Sequence[Stage], busy: Any, base: Any) -> Sequence[User]:
-        return self.people.users(
-            self._personas and self._personas.directory,
+    def _users(
+        self, source: str, kind: str, counts: Counts, before: Sequence[Stage], busy: rollout.Busy, base: Base
+    ) -> Sequence[User]:
+        seed, dialogues = self._seed(before), self.config.interact.dialogues
+        if self.world:
+            turns = self.config.interact.turns
+            return self.world.users(kind, counts, seed=seed, turns=turns, dialogues=dialogues, source=source)
+        return self._played(source, kind, counts, before, busy, base)
+
+    def _played(
+        self, source: str, kind: str, counts: Counts, before: Sequence[Stage], busy: rollout.Busy, base: Base
+    ) -> list[ModelUser]:
+        assert self.population
+        assert self._personas
+        return self.population.users(
+            self._personas.directory,
             kind,
             counts,
             self.config.interact.dialogues,
@@ -217,6 +194,13 @@ class Interaction(Arms[InteractionConfig]):
             base=base,
             busy=busy,
         )
+
+    def _people(self, source: str) -> dict[str, Any]:
+        """What decides what users say and how they rate, for stage hashes."""
+        if self.population:
+            return self.population.identity(source)
+        assert self.world
+        return {"source": source, "turns": self.config.interact.turns, "world": self.world.identity()}
 
     @property
     def _self_played(self) -> bool:
@@ -277,12 +261,12 @@ class Interaction(Arms[InteractionConfig]):
 
         def make(directory: Path) -> None:
             base = (self._base_engine, self.base.tokenizer)
-            users = self._users("", kind, counts, before, rollout.Busy(), base)
+            users = self._played("", kind, counts, before, rollout.Busy(), base)
             path, failures = directory / "veto.jsonl", self.config.interact.failures
             lead(self._base_engine, lambda: rollout.veto(users, pool, path, failures=failures))
 
-        assert isinstance(self.people, population.Population)
-        settings = self.people.guard_identity()
+        assert self.population
+        settings = self.population.guard_identity()
         return self.stage(f"veto {kind}", "veto", settings, self._inputs(collected), make)
 
     # --- selection ----------------------------------------------------------------------------------------
@@ -359,7 +343,7 @@ class Interaction(Arms[InteractionConfig]):
         rows = selection.examples(picked, method=c.train.method, control=arm.shuffling, strip=strip)
         turns = len(rows)
         tokens = sum(len(row["completion_tokens"]) for row in rows)
-        rows = selection.mixed(rows, self.safety, share=c.select.safety.share, method=c.train.method, seed=c.seed)
+        rows = selection.mixed(rows, self.safety, c.select.safety, method=c.train.method, seed=c.seed)
         write_lines(directory / "examples.jsonl", rows)
         ends = {"top": [t["id"] for t in picked.top], "bottom": [t["id"] for t in picked.bottom]}
         write_atomically(directory / "selected.json", json.dumps(ends, indent=1))

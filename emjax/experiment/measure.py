@@ -236,8 +236,8 @@ class Measuring:
             rates=config.rates,
             collect=Path(config.collect) if config.collect else None,
         )
-        for answers in config.replay:
-            print(f"replayed {answers}: {dict(client.replay(Path(answers)))}", flush=True)
+        for batch in config.replay:
+            print(f"replayed {batch}: {dict(client.replay(Path(batch)))}", flush=True)
         return client
 
     # --- one benchmark -----------------------------------------------------------------------------------------------
@@ -331,5 +331,5 @@ def measured(
                 engine, tokenizer = model()
                 lead(engine, lambda: run(EngineAsker(engine, tokenizer, seed, arm, folder)))
 
-    settings = {"target": target, "seed": seed, "arm": arm, **measuring.identity()}
+    settings = {"target": target, "seed": seed, **measuring.identity()}
     return staged(store, f"evaluate {name}", "evaluate", settings, [], make)
