@@ -16,9 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 CODE = [*FILES, *sorted((ROOT / "configs").glob("*.py")), *sorted((ROOT / "benchmarks").glob("*.py")), ROOT / "main.py"]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 # Names that carry configuration, and types that say nothing about it.
-CARRIES = re.compile(
-    r"(config|settings|train|kto|watch|interact|select|rounds|judge|engine|mesh|draw|role|spec|sampling)s?"
-)
+CARRIES = re.compile(r"(config|settings|train|kto|watch|interact|select|rounds|judge|engine|mesh|draw|role|spec|sampling)s?")
 UNTYPED = {"Any", "object", "dict", "Mapping", "dict[str, Any]", "Mapping[str, Any]", "ConfigDict"}
 # These hold a ConfigDict, or parse one.
 DOOR = {"config/parse.py", "config/fields.py", "presets.py", "commands.py"}
@@ -77,9 +75,12 @@ def test_files_are_small(file):
     "file", [f for f in FILES if f.relative_to(PACKAGE).parts[0] not in ("models", "sampling")], ids=name_of
 )
 def test_functions_are_small(file):
+    """At most sixty lines after the signature and the docstring."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            assert node.end_lineno - node.lineno < 60, f"{node.name} has {node.end_lineno - node.lineno + 1} lines"
+            body = node.body[1:] if ast.get_docstring(node) else node.body
+            lines = node.end_lineno - body[0].lineno + 1 if body else 0
+            assert lines <= 60, f"{node.name} has {lines} lines"
 
 
 def prose(file):

@@ -49,7 +49,16 @@ def prepare(
         labels, prompts = [e.label for e in part], [e.prompt_id for e in part]
         plan = pairing.plan(labels, prompts, batch_size=size, seed=seed, paired=kto.paired, **how)
         make = functools.partial(
-            reference.compute, against.params, against.adapter, where.tuning, part, plan, size, buckets, where.put, how["microbatches"]
+            reference.compute,
+            against.params,
+            against.adapter,
+            where.tuning,
+            part,
+            plan,
+            size,
+            buckets,
+            where.put,
+            how["microbatches"],
         )
         return plan, reference.cached(where.directory / name, reference.key(model, part, plan), make)
 
