@@ -12,6 +12,7 @@ import pytest
 from benchmarks import collectives
 from configs import common
 from emjax import aot, experiment, models
+from emjax.cost import devices
 from emjax.data import batches
 from emjax.data.batches import Example
 from emjax.kto import reference
@@ -19,7 +20,6 @@ from emjax.kto import step as kto_step
 from emjax.kto.pairing import Plan
 from emjax.models import LanguageModel, decoder, lora, sharding
 from emjax.models.config import ModelConfig
-from emjax.plan import devices
 from emjax.train import optimizer, sft, state
 from emjax.train.checkpoint import Checkpoints
 from emjax.train.state import Tuning
