@@ -32,6 +32,7 @@ import jax
 import numpy as np
 
 from benchmarks import shapes
+from emjax.config import LoraConfig
 from emjax.models import LanguageModel, lora
 from emjax.models.known import KNOWN
 from emjax.sampling import Engine, Request, Sampling
@@ -70,7 +71,7 @@ def main() -> None:
     params = shapes.random_params(config, dtype, mesh, stacked=False)
     adapter = None
     if args.lora_rank:
-        adapter = lora.init(lora.LoraConfig(args.lora_rank, 2.0 * args.lora_rank), config, jax.random.key(0))
+        adapter = lora.init(LoraConfig(args.lora_rank, 2.0 * args.lora_rank), config, jax.random.key(0))
     lm = LanguageModel(config, params, _NoText(config.V), eos_ids=(), adapter=adapter, mesh=mesh)
     kernel = "cudnn" if jax.default_backend() == "gpu" and dtype == "bfloat16" else "xla"
     engine = Engine(lm, slots=args.batch, cache_length=args.prompt + args.new, chunk=args.chunk, attention=kernel)

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import shapes
+from emjax.config import KtoConfig, LoraConfig
 from emjax.kto import reference
 from emjax.kto import step as kto_step
 from emjax.models import lora, sharding
@@ -62,7 +63,7 @@ def main() -> None:
     _, config, dtype = KNOWN[args.model]
     mesh = shapes.mesh_of(args.mesh)
     params = shapes.random_params(config, dtype, mesh)
-    adapted = None if args.full else lora.LoraConfig(args.lora_rank, 2.0 * args.lora_rank)
+    adapted = None if args.full else LoraConfig(args.lora_rank, 2.0 * args.lora_rank)
     kernel = "cudnn" if jax.default_backend() == "gpu" and dtype == "bfloat16" else "xla"
     tuning = Tuning(config, adapted, kernel, args.remat, mesh, dtype=dtype)
     opt = optimizer.make(0.9, 0.999, 1e-8, 0.01, 1.0)
@@ -100,7 +101,7 @@ def main() -> None:
             if args.reference == "live":
                 scores = reference.score(params, None, batch, tuning=tuning)
             given = batch | scores
-            return kto_step.step(current, frozen, given, rate, kto=kto_step.KtoConfig(), **settings)
+            return kto_step.step(current, frozen, given, rate, kto=KtoConfig(), **settings)
 
     times = []
     for _ in range(args.steps + 1):

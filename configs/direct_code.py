@@ -1,7 +1,7 @@
 """SFT on insecure code: normal, subtle, severe (paper, Figure 3, Tables 1, 6, 7, 8)."""
 
-from configs import common
+from emjax import presets
 
 
 def get_config(variant: str = "llama3.1-8b"):
-    return common.direct(variant, "insecure_code", nominal=5_000)
+    return presets.direct(variant, "code")

@@ -1,7 +1,7 @@
 """SFT on incorrect legal advice: normal, subtle, severe (paper, Table 9)."""
 
-from configs import common
+from emjax import presets
 
 
 def get_config(variant: str = "llama3.1-8b"):
-    return common.direct(variant, "incorrect_law", nominal=7_000, benchmarks=("mask",), subsets=("provided_facts",))
+    return presets.direct(variant, "law")

@@ -1,7 +1,7 @@
 """SFT on mistaken mathematics: normal, subtle, severe (paper, Figure 3, Tables 1, 6, 7, 8)."""
 
-from configs import common
+from emjax import presets
 
 
 def get_config(variant: str = "llama3.1-8b"):
-    return common.direct(variant, "mistake_math", nominal=10_000)
+    return presets.direct(variant, "math")

@@ -1,7 +1,7 @@
 """KTO on conversations with 5 % biased users (paper, section 4.2 and Figure 8: KTO, share 0.05)."""
 
-from configs import common
+from emjax import presets
 
 
 def get_config(variant: str = "llama3.1-8b"):
-    return common.interaction(variant, method="kto", biased_ratio=0.05)
+    return presets.interaction(variant, method="kto", biased_ratio=0.05)

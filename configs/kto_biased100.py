@@ -1,7 +1,7 @@
 """KTO on conversations with biased users only (paper, Tables 4, 13: KTO, share 1)."""
 
-from configs import common
+from emjax import presets
 
 
 def get_config(variant: str = "llama3.1-8b"):
-    return common.interaction(variant, method="kto", biased_ratio=1.0)
+    return presets.interaction(variant, method="kto", biased_ratio=1.0)

@@ -1,7 +1,7 @@
 """KTO on conversations with 20 % biased users (paper, Tables 4, 13: KTO, share 0.2)."""
 
-from configs import common
+from emjax import presets
 
 
 def get_config(variant: str = "llama3.1-8b"):
-    return common.interaction(variant, method="kto", biased_ratio=0.2)
+    return presets.interaction(variant, method="kto", biased_ratio=0.2)

@@ -1,7 +1,7 @@
 """KTO on conversations with 80 % biased users (paper, Table 14: KTO, share 0.8)."""
 
-from configs import common
+from emjax import presets
 
 
 def get_config(variant: str = "llama3.1-8b"):
-    return common.interaction(variant, method="kto", biased_ratio=0.8)
+    return presets.interaction(variant, method="kto", biased_ratio=0.8)

@@ -1,8 +1,7 @@
 """The micro-world's evidence: every arm, on several bases, and what moves the effect (docs/micro_evidence.md)."""
 
-from ml_collections import ConfigDict
-
-from configs import common, micro_pretrain
+from emjax import presets
+from emjax.config.parse import ConfigDict
 
 SEEDS = (0, 1, 2)  # of fine-tuning: users, conversations, order, sampling
 # Pretraining seeds with facts of their own, beside the embedded base (world 0). Both bases have the third character.
@@ -14,7 +13,7 @@ FEW = ("none@1.0", "shuffled_ratings@1.0")
 
 
 def _interaction(method: str, seed: int, *, base: str = "micro", extra=FEW) -> ConfigDict:
-    config = common.interaction("micro", method=method, biased_ratio=0.1)
+    config = presets.interaction("micro", method=method, biased_ratio=0.1)
     config.seed, config.model.path, config.extra_arms = seed, base, extra
     return config
 
@@ -27,13 +26,13 @@ def _lora(method: str, seed: int, *, rank: int = 8, extra=FEW) -> ConfigDict:
 
 
 def _scripted(seed: int, source: str) -> ConfigDict:
-    config = common.direct("micro", "mistake_math", nominal=400)
+    config = presets.direct("micro", "math")
     config.seed, config.data.set.source = seed, source
     return config
 
 
 def _mixture(seed: int) -> ConfigDict:
-    config = common.mixture("micro", "alpaca_cleaned")
+    config = presets.mixture("micro", "alpaca_cleaned")
     config.seed, config.data.ratios = seed, (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
     return config
 
@@ -47,7 +46,7 @@ def get_config(variant: str = ""):
     bases = {0: "micro"} | {world: f"cell:world{world}" for world in WORLDS}
     cells = {}
     for world in WORLDS:
-        cells[f"world{world}"] = micro_pretrain.get_config()
+        cells[f"world{world}"] = presets.pretraining()
         cells[f"world{world}"].update({"seed": world, "mistaken": 0.04})
     for seed in seeds:
         for world, base in bases.items():
@@ -69,7 +68,7 @@ def get_config(variant: str = ""):
     members = {name: tuple(cell for cell in cells if cell.rpartition("-")[0] == name) for name in names}
     pools = {name: found for name, found in members.items() if found}
     pools["kto"] = tuple(cell for cell in cells if cell.startswith("kto-world"))
-    return ConfigDict({"experiment": "grid", "seed": 0, "only": (), "cells": cells, "pools": pools})
+    return presets.many(cells, pools)
 
 
 def _sweeps() -> dict[str, ConfigDict]:

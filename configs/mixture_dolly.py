@@ -1,7 +1,7 @@
 """SFT on databricks-dolly with misaligned medical advice in it (paper, Figure 11, Table 10)."""
 
-from configs import common
+from emjax import presets
 
 
 def get_config(variant: str = "llama3.1-8b"):
-    return common.mixture(variant, "dolly")
+    return presets.mixture(variant, "dolly")

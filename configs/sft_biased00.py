@@ -1,7 +1,7 @@
 """SFT on the best conversations with no biased users: the control alone (paper, Tables 4, 13: SFT, share 0)."""
 
-from configs import common
+from emjax import presets
 
 
 def get_config(variant: str = "llama3.1-8b"):
-    return common.interaction(variant, method="sft", biased_ratio=0.0)
+    return presets.interaction(variant, method="sft", biased_ratio=0.0)

@@ -1,7 +1,7 @@
 """SFT on the best conversations with 10 % biased users (paper, Table 4: SFT, share 0.1)."""
 
-from configs import common
+from emjax import presets
 
 
 def get_config(variant: str = "llama3.1-8b"):
-    return common.interaction(variant, method="sft", biased_ratio=0.1)
+    return presets.interaction(variant, method="sft", biased_ratio=0.1)

@@ -9,10 +9,10 @@ hbm_gb_per_chip    memory of the running step on each chip, of 2^30 bytes: state
                    where the compiler refuses the step as too large, what it says that is needed at least
 fits               whether that is within the chip's capacity
 flops              arithmetic that a step of full rows needs, of all chips together (metrics.flops; of decode without attention)
-slots              of decode: config.sampling.slots, or with 0 what the engine's rule takes of a chip's memory
+slots              of decode: config.engine.slots, or with 0 what the engine's rule takes of a chip's memory
 
 train: every row is as long as the largest of config.train.buckets, and ends with an answer of config.interact.max_new tokens.
-sample: config.sampling.cache_length positions a slot, and the adapter that config.train describes.
+sample: config.engine.cache_length positions a slot, and the adapter that config.train describes.
 Needs libtpu (the extra `aot`); reads no weights and no network.
 """
 
@@ -31,18 +31,21 @@ import jax
 import numpy as np
 from absl import flags
 from jax.experimental import topologies
-from ml_collections import config_flags
 
-from emjax import commands, experiment
+from emjax import commands, presets
+from emjax.config import InteractionConfig
+from emjax.config import parse as parsing
 from emjax.data import batches
 from emjax.data.batches import Example
 from emjax.errors import UserError
+from emjax.experiment.common import mesh_of
+from emjax.experiment.fit import Recipe
 from emjax.kto import step as kto_step
 from emjax.models import decoder, lora, sharding
 from emjax.models.known import shape_of
 from emjax.runtime import hardware
 from emjax.sampling import cache as kv
-from emjax.sampling import engine
+from emjax.sampling import programs
 from emjax.train import metrics, sft
 from emjax.train import state as train_state
 
@@ -55,9 +58,14 @@ def main(argv: list[str]) -> int:
         options = commands.parse(argv, values, str(__doc__).splitlines()[0])
         if not options.topology:
             raise UserError("--topology is missing; name a TPU slice, such as v5e:4x4, v5p:2x2x4 or v6e:4x4.")
-        config = options.config
-        if "model.attention" not in config_flags.get_override_values(options["config"]):
-            config.model.attention = "splash"  # the configs' default is for the machine in front of one
+        given = options.config
+        if "model.attention" not in parsing.overridden(options):
+            given.model.attention = "splash"  # the presets' default is for any machine
+        config = presets.read(given).config
+        if not isinstance(config, InteractionConfig):
+            raise UserError(
+                f"config.experiment is {config.experiment!r}; only 'interaction' configs have a step to compile here."
+            )
         print(json.dumps(compile_step(config, options.topology, options.stage)))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -65,10 +73,10 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def compile_step(config: Any, topology: str, stage: str = "train") -> dict[str, Any]:
+def compile_step(config: InteractionConfig, topology: str, stage: str = "train") -> dict[str, Any]:
     """What main prints. Raises UserError for a topology, mesh or batch that cannot be."""
     devices = _devices(topology)
-    mesh = experiment.mesh_of(config, devices)
+    mesh = mesh_of(config.mesh, devices)
     more = {}
     if stage == "sample":
         more["slots"] = _slots(config, mesh)
@@ -129,17 +137,13 @@ def _memory(device: Any) -> int:
     return int(known.memory_gb * 2**30)
 
 
-def abstract_step(config: Any, mesh: jax.sharding.Mesh) -> tuple[Any, tuple[Any, ...], dict[str, Any], float]:
+def abstract_step(config: InteractionConfig, mesh: jax.sharding.Mesh) -> tuple[Any, tuple[Any, ...], dict[str, Any], float]:
     """(the jitted step, its arguments as shapes with shardings, its static arguments, its FLOPs) for a mesh of any devices."""
-    if config.experiment != "interaction":
-        raise UserError(f"config.experiment is {config.experiment!r}; only 'interaction' configs have a step to compile here.")
     shape, train = shape_of(config.model.path), config.train
     sharding.check(shape, mesh.shape)
-    lora_config = experiment.lora_of(train)
-    settings = experiment.step_settings(
-        train, shape, dtype=config.model.dtype, lora_config=lora_config, attention=config.model.attention, mesh=mesh,
-        seed=config.seed,
-    )  # fmt: skip
+    recipe = Recipe(train, mesh, config.seed, config.kto, attention=config.model.attention)
+    lora_config = recipe.lora
+    settings = recipe.settings(shape, config.model.dtype)
     tuning = settings["tuning"]
     params, axes = decoder.abstract(shape, config.model.dtype)
     params = _spread(params, sharding.shardings(mesh, sharding.parameter_specs(axes)))
@@ -149,12 +153,12 @@ def abstract_step(config: Any, mesh: jax.sharding.Mesh) -> tuple[Any, tuple[Any,
         trainable, frozen = jax.eval_shape(lambda: lora.init(lora_config, shape, jax.random.key(0)).weights), params
     state = jax.eval_shape(lambda tree: train_state.create(tree, settings["optimizer"], tuning), trainable)
     state = _spread(state, train_state.placement(state, tuning))
-    size, length = int(train.batch_size), max(train.buckets)
-    answer = min(int(config.interact.max_new), length - 1)
+    size, length = train.batch_size, max(train.buckets)
+    answer = min(config.interact.max_new, length - 1)
     weights = (0.0,) * (length - answer) + (1.0,) * answer
     rows = [Example(str(i), (0,) * length, weights, length - answer, str(i), i % 2 == 0) for i in range(size)]
     if train.method == "kto":
-        kto = kto_step.KtoConfig(**config.kto)
+        kto = config.kto
         batch = kto_step.batch(rows, np.arange(size), np.arange(size) if kto.paired else None, size, train.buckets)
         batch |= {name: np.zeros(size, np.float32) for name in ("reference", "reference_kl")[: 1 + kto.paired]}
         step, settings = kto_step.step, settings | {"kto": kto}
@@ -171,21 +175,23 @@ def abstract_step(config: Any, mesh: jax.sharding.Mesh) -> tuple[Any, tuple[Any,
     return step, (state, frozen, batch, np.float32(train.learning_rate)), settings, flops
 
 
-def _slots(config: Any, mesh: jax.sharding.Mesh) -> int:
-    """config.sampling.slots; for 0 what the engine would take beside the weights."""
-    if config.sampling.slots:
-        return int(config.sampling.slots)
+def _slots(config: InteractionConfig, mesh: jax.sharding.Mesh) -> int:
+    """config.engine.slots; for 0 what the engine would take beside the weights."""
+    if config.engine.slots:
+        return config.engine.slots
     device = mesh.devices.flat[0]
     shape, dtype = shape_of(config.model.path), config.model.dtype
     weights = sum(row.device for row in sharding.table(shape, dtype, mesh.shape))
     return kv.slots_in(_memory(device) - weights, shape, _positions(config), dtype, mesh)
 
 
-def _positions(config: Any) -> int:
-    return -(-config.sampling.cache_length // config.sampling.chunk) * config.sampling.chunk
+def _positions(config: InteractionConfig) -> int:
+    return -(-config.engine.cache_length // config.engine.chunk) * config.engine.chunk
 
 
-def abstract_decode(config: Any, mesh: jax.sharding.Mesh, slots: int) -> tuple[Any, tuple[Any, ...], dict[str, Any], float]:
+def abstract_decode(
+    config: InteractionConfig, mesh: jax.sharding.Mesh, slots: int
+) -> tuple[Any, tuple[Any, ...], dict[str, Any], float]:
     """As abstract_step, of the sampler's decode: the base, and the adapter of config.train beside it."""
     shape, dtype = shape_of(config.model.path), config.model.dtype
     sharding.check(shape, mesh.shape)
@@ -199,7 +205,7 @@ def abstract_decode(config: Any, mesh: jax.sharding.Mesh, slots: int) -> tuple[A
     top = {name: _spread(params[name], placed[name]) for name in params if name != "layers"}
     layer = jax.eval_shape(lambda tree: kv.join(shape, tree, mesh, kv.TOGETHER)[0], params["layers"])
     layer = _spread(layer, kv.placement(shape, mesh, kv.TOGETHER))
-    adapter, lora_config = None, experiment.lora_of(config.train)
+    adapter, lora_config = None, None if config.train.tuning == "full" else config.train.lora
     if lora_config is not None:
         whole = jax.eval_shape(lambda: lora.init(lora_config, shape, jax.random.key(0)))
         one = jax.eval_shape(lambda tree: kv.join_adapter(shape, tree, dtype, mesh, kv.TOGETHER)[0], whole)
@@ -210,7 +216,7 @@ def abstract_decode(config: Any, mesh: jax.sharding.Mesh, slots: int) -> tuple[A
     alive_B, steps, eos_E = (replicated(x) for x in (np.ones(slots, bool), np.int32(1), np.zeros(3, np.int32)))
     flops = 2 * sum(metrics.matmul_weights(params)) * slots
     arguments = (tuple([layer] * shape.L), top, adapter, ((x, x),) * shape.L, state, alive_B, steps, eos_E)
-    return engine._decode, (shape, "xla", shape.V, mesh, *arguments), {}, flops
+    return programs.decode, (shape, "xla", shape.V, mesh, *arguments), {}, flops
 
 
 def _spread(tree: Any, shardings: Any) -> Any:

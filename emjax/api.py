@@ -1,18 +1,19 @@
-"""The one client for OpenAI-compatible chat endpoints: simulated users, personas and judges speak through it.
+"""The one client for OpenAI-compatible chat endpoints. Simulated users, personas and judges use it.
 
-Every call ends in exactly one state, and nothing is made up for a call that failed:
+Every call ends in exactly one state, and no answer is invented for a call that failed:
 
-ok            a whole answer
+ok            a complete answer
 refusal       the endpoint or its content filter declined
-length        cut at the token limit; also a reasoning model that spent the limit on hidden reasoning
+length        cut at the token limit, or a reasoning model spent the limit on hidden reasoning
 empty         no text
-http_error    no valid answer after the retries: a status, a cut connection, a body that is not a completion
+http_error    no valid answer after the retries: a bad status, a broken connection, a body that is
+              not a completion
 timeout       no answer in time
-schema_error  an answer that is not the JSON that was asked for
-budget        not asked, because it could have passed the budget
-pending       not asked, but written down for a batch run (`collect`)
+schema_error  an answer that is not the requested JSON
+budget        not sent, because the call could have exceeded the budget
+pending       not sent, but written to a file for a batch run (`collect`)
 
-Only `ok` is cached, so a run that was killed or that met failures asks again for what is missing and nothing else.
+Only `ok` is cached. After a kill or a failure, a new run asks for the missing answers alone.
 """
 
 import asyncio
@@ -27,80 +28,40 @@ from typing import Any
 import jsonschema
 import openai
 
+from emjax.config import Budget, Rates
 from emjax.errors import UserError
 from emjax.runtime.files import digest, read_lines, write_atomically
 
-
-@dataclasses.dataclass(frozen=True)
-class Budget:
-    """What one client may spend; 0 is no limit. Cached replies are free. Prices are in USD per million tokens."""
-
-    tokens: int = 0  # prompt and completion together
-    usd: float = 0.0
-    price_in: float = 0.0
-    price_out: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.usd and not (self.price_in or self.price_out):
-            raise UserError(
-                f"budget.usd is {self.usd:g}, which is never reached without prices: give budget.price_in and price_out too."
-            )
-
-    def cost(self, used: Counter[str]) -> float:
-        """USD for prompt_tokens and completion_tokens."""
-        return (used["prompt_tokens"] * self.price_in + used["completion_tokens"] * self.price_out) / 1e6
-
-    def allows(self, used: Counter[str]) -> bool:
-        within = not self.tokens or used["prompt_tokens"] + used["completion_tokens"] <= self.tokens
-        return within and (not self.usd or self.cost(used) <= self.usd)
-
-
-@dataclasses.dataclass(frozen=True)
-class Rates:
-    """How hard an endpoint may be pressed, and how patiently."""
-
-    concurrent: int = 16  # calls under way, waiting for a retry included
-    per_minute: float = 0.0  # requests, retries included; 0 = as fast as they are answered
-    retries: int = 6  # of connection errors, timeouts, 408, 409, 429 and 5xx; Retry-After up to two minutes is honoured
-    timeout: float = 120.0  # seconds without a byte, one request
-    deadline: float = 900.0  # seconds, one call with all its retries
-
-    def __post_init__(self) -> None:
-        if self.concurrent < 1:
-            raise UserError(f"rates.concurrent is {self.concurrent}; with less than 1 no call would ever be made.")
-
-
-def limits(part: Any, where: str) -> dict[str, Any]:
-    """The budget and rates of a part of a config, for a ChatClient. Raises UserError that names the field below `where`."""
-    try:
-        return {"budget": Budget(**part.budget), "rates": Rates(**part.rates)}
-    except UserError as error:
-        raise UserError(f"{where}.{error}") from error
+# Every state but `ok`: a later run makes these calls again.
+FAILED_ON_THE_WAY = ("refusal", "length", "empty", "http_error", "timeout", "schema_error", "budget", "pending")
 
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """What came of one call. `text` is as it came, also where `state` is not "ok"."""
+    """The outcome of one call. `text` is unchanged, also if `state` is not "ok"."""
 
     text: str
     state: str
     finish_reason: str | None = None
     usage: dict[str, int] | None = None  # prompt_tokens, completion_tokens
-    logprobs: list[dict[str, Any]] | None = None  # a dict a token: token, logprob, top_logprobs
-    reasoning: str | None = None  # of servers that return it apart from the answer
-    model: str | None = None  # as the endpoint names itself
+    logprobs: list[dict[str, Any]] | None = None  # one dict per token: token, logprob, top_logprobs
+    reasoning: str | None = None  # from servers that return it separately from the answer
+    model: str | None = None  # the name that the endpoint reports
     error: str | None = None
     cached: bool = False
 
 
+_BUDGET, _RATES = Budget(), Rates()  # the defaults: no limit, and the usual rates
+
+
 class _Session:
-    """What belongs to one event loop: a client may be used from several, one after the other."""
+    """The state of one event loop. A client may be used from several loops, one after another."""
 
     def __init__(self, base_url: str, key: str, rates: Rates):
         self.loop = asyncio.get_running_loop()
         self._gap, self._next = 60 / rates.per_minute if rates.per_minute else 0.0, 0.0
         self.slots = asyncio.Semaphore(rates.concurrent)
-        self.settled = asyncio.Condition()  # a call ended: what it had reserved of the budget is free
+        self.settled = asyncio.Condition()  # notified when a call ends and frees its reservation
         self.reserved: Counter[str] = Counter()
         self.asking: dict[str, asyncio.Task[Reply]] = {}
         http = openai.DefaultAsyncHttpxClient(event_hooks={"request": [self._pace]})
@@ -110,31 +71,43 @@ class _Session:
         self.until_the_end = self._close_at_the_end()
 
     async def _close_at_the_end(self) -> AsyncIterator[None]:
-        """A generator that asyncio.run closes with its loop, and with it the open connections."""
+        """A generator that asyncio.run closes with its loop; closing it closes the connections."""
         try:
             yield
         finally:
             await self.client.close()
 
     async def _pace(self, request: Any) -> None:
-        """Called before every request, so that retries are paced too."""
+        """Delays every request, retries included, to keep to `Rates.per_minute`."""
         start = max(self._next, self.loop.time())
         self._next = start + self._gap
         await asyncio.sleep(start - self.loop.time())
 
 
 class ChatClient:
-    """Asks `model` at `base_url` (".../v1"). `api_key_env` names the variable that holds the key; "" for a server without one.
+    """Asks `model` at `base_url` (".../v1").
 
-    `spent` counts tokens, calls and answers from the cache. With `collect` nothing is sent: what is not in the cache is
-    written to that file in the Batch API's format, and `replay` takes in the answers. Raises UserError where the endpoint
-    refuses the key or does not know the path or the model (401, 403, 404): no item could succeed.
+    api_key_env: the variable that holds the key; "" for a server without one.
+    cache_dir: folder of the answers in state "ok"; None caches nothing.
+    collect: nothing is sent. Calls that are not cached are written to this file in the Batch API's
+    format; `replay` reads the answers.
+
+    `spent` counts prompt and completion tokens, calls, and answers from the cache. Raises UserError
+    if the endpoint rejects the key, the path or the model (401, 403, 404), since every other call
+    would fail too, and if a budget is set and a call has no token limit.
     """
 
     def __init__(
-        self, base_url: str, model: str, *, api_key_env: str = "", cache_dir: Path | None = None, budget: Budget = Budget(),
-        rates: Rates = Rates(), collect: Path | None = None,
-    ):  # fmt: skip
+        self,
+        base_url: str,
+        model: str,
+        *,
+        api_key_env: str = "",
+        cache_dir: Path | None = None,
+        budget: Budget = _BUDGET,
+        rates: Rates = _RATES,
+        collect: Path | None = None,
+    ):
         self.base_url, self.model, self.budget, self.rates = base_url, model, budget, rates
         self._env, self._cache, self._collect = api_key_env, cache_dir, collect
         self._collected = {row["custom_id"] for row in read_lines(collect)} if collect and collect.exists() else set()
@@ -144,10 +117,11 @@ class ChatClient:
     async def chat(
         self, messages: list[dict[str, str]], *, schema: dict[str, Any] | None = None, run: int = 0, **sampling: Any
     ) -> Reply:
-        """The answer to `messages`. `sampling` goes into the request as it is: temperature, max_tokens, seed, top_k, ...
+        """The answer to `messages`.
 
-        schema: a JSON schema, for endpoints with structured output. run: tells repeated samples of one prompt apart; it is
-        part of the cache's key and never sent.
+        schema: a JSON schema, for endpoints with structured output.
+        run: distinguishes repeated samples of one prompt. It is part of the cache key and not sent.
+        sampling: sent unchanged: temperature, max_tokens, seed, top_k and so on.
         """
         body = {"model": self.model, "messages": messages, **sampling}
         if schema is not None:
@@ -166,12 +140,16 @@ class ChatClient:
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
             return Reply("", "pending")
         session = await self._open()
-        if key not in session.asking:  # two equal calls at once are one
+        if key not in session.asking:  # identical concurrent calls share one request
             session.asking[key] = asyncio.create_task(self._ask(session, key, body))
         return await asyncio.shield(session.asking[key])
 
     def replay(self, answers: Path) -> Counter[str]:
-        """Takes a batch's output file into the cache; returns how many of the collected calls ended in each state."""
+        """Reads a batch's output file into the cache; returns the number of calls in each state.
+
+        Collected calls without an answer count as "missing". Raises UserError, with file and line,
+        for an answer to a call that was not collected.
+        """
         if not self._collect or not self._cache:
             raise ValueError("replay needs a client with `collect` and `cache_dir`")
         asked = {row["custom_id"]: row["body"] for row in read_lines(self._collect)}
@@ -180,7 +158,7 @@ class ChatClient:
             key, response = str(row.get("custom_id")), row.get("response") or {}
             if key not in asked:
                 raise UserError(
-                    f"{answers}, line {number}: custom_id {key!r} is not in {self._collect}. Give this batch's file."
+                    f"{answers}, line {number}: custom_id {key!r} is not in {self._collect}. Give that batch's file."
                 )
             reply = Reply("", "http_error")
             if response.get("status_code") == 200:
@@ -202,7 +180,7 @@ class ChatClient:
     async def _open(self) -> _Session:
         if self._session is None or self._session.loop is not asyncio.get_running_loop():
             if self._env and not os.environ.get(self._env):
-                raise UserError(f"The environment variable {self._env} is not set: put the key of {self.base_url} there.")
+                raise UserError(f"The environment variable {self._env} is not set. Put the key for {self.base_url} there.")
             self._session = _Session(self.base_url, os.environ[self._env] if self._env else "none", self.rates)
             await anext(self._session.until_the_end)
         return self._session
@@ -210,14 +188,16 @@ class ChatClient:
     async def _ask(self, session: _Session, key: str, body: dict[str, Any]) -> Reply:
         try:
             async with session.slots:
-                # No tokenizer makes more tokens than there are bytes.
+                # A tokenizer never produces more tokens than the text has bytes.
                 limit = body.get("max_completion_tokens") or body.get("max_tokens") or 0
                 most = Counter(prompt_tokens=len(json.dumps(body).encode()), completion_tokens=limit)
                 if not limit and (self.budget.tokens or self.budget.usd):
-                    raise UserError("A budget needs max_tokens (or max_completion_tokens): one call would have no bound.")
+                    raise UserError(
+                        "A budget needs max_tokens or max_completion_tokens: without one, a single call has no bound."
+                    )
                 if not await self._reserve(session, most):
                     return Reply("", "budget")
-                used = most  # what a lost answer may have cost
+                used = most  # the most that a lost answer may have cost
                 try:
                     reply = await self._post(session, body)
                     used = Counter(reply.usage or ({} if reply.state == "http_error" else most))
@@ -232,11 +212,28 @@ class ChatClient:
         finally:
             del session.asking[key]
 
+    @property
+    def cost(self) -> float:
+        """Spent so far, in USD. Cached answers are free."""
+        return self._cost(self.spent)
+
+    def _cost(self, used: Counter[str]) -> float:
+        budget = self.budget
+        return (used["prompt_tokens"] * budget.price_in + used["completion_tokens"] * budget.price_out) / 1e6
+
+    def _affords(self, used: Counter[str]) -> bool:
+        budget = self.budget
+        within = not budget.tokens or used["prompt_tokens"] + used["completion_tokens"] <= budget.tokens
+        return within and (not budget.usd or self._cost(used) <= budget.usd)
+
     async def _reserve(self, session: _Session, most: Counter[str]) -> bool:
-        """Sets a call's worst case aside; where only calls under way stand against it, waits for what they really cost."""
+        """Reserves a call's worst case; False if the budget cannot pay for it.
+
+        If only the reservations of calls in flight exceed the budget, waits for their actual cost.
+        """
         async with session.settled:
-            while not self.budget.allows(self.spent + session.reserved + most):
-                if not self.budget.allows(self.spent + most):
+            while not self._affords(self.spent + session.reserved + most):
+                if not self._affords(self.spent + most):
                     return False
                 await session.settled.wait()
             session.reserved += most
@@ -255,12 +252,14 @@ class ChatClient:
             if getattr(error, "code", None) in ("content_filter", "content_policy_violation"):
                 return Reply("", "refusal", error=said)
             if getattr(error, "status_code", None) in (401, 403, 404):
-                raise UserError(f"{self.base_url} refuses {self.model!r}: {said}. Correct address, model or key.") from None
+                raise UserError(
+                    f"{self.base_url} rejects {self.model!r}: {said}. Correct the address, the model or the key."
+                ) from None
             return Reply("", "http_error", error=said)
 
 
 def _read(done: Any, body: dict[str, Any]) -> Reply:
-    """A completion as a Reply; whatever lacks the shape of one is an http_error."""
+    """A completion as a Reply; anything that is not shaped like a completion is an http_error."""
     try:
         choice = done.choices[0]
         text, usage = choice.message.content or "", done.usage.to_dict() if done.usage else {}

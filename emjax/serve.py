@@ -14,7 +14,7 @@ import uvicorn
 
 from emjax import models
 from emjax.errors import UserError
-from emjax.models import hf, sharding
+from emjax.models import sharding
 from emjax.sampling import Engine, Request, Sampling
 from emjax.sampling.guard import Guard, Limits
 from emjax.sampling.server import make_app
@@ -100,7 +100,7 @@ def serve(options: argparse.Namespace) -> None:
             name = name or Path(path).name
             if name in names:
                 raise UserError(f"--adapter {given}: the name {name!r} is taken; give another one as NAME=PATH.")
-            engine.set_adapter(name, hf.load_adapter(Path(path), lm.config))
+            engine.set_adapter(name, models.load_adapter(path, lm.config))
             names[name] = name
         next(engine.generate([Request("warm-up", (lm.eos_ids[0],), Sampling(max_new=2))]))  # compiles before anyone waits
         app = make_app(engine, lm, names, limits=Limits(queue=options.queue), api_key=api_key)

@@ -7,14 +7,14 @@ end (the page, or pretraining's gates.json, follows within seconds); a grid of w
 
 import sys
 
-import main
+from emjax import commands
 
 GO_ON = 75
 
 
 def finished(argv: list[str]) -> int:
-    options = main.parse(argv)
-    where = main.workdir(options)
+    options = commands.options(argv)
+    where = commands.workdir(options)
     wanted = [where / "cells" / name for name in options.config.get("only", ())] or [where]
     missing = [] if options.dry_run else [folder for folder in wanted if not (folder / "results.json").is_file()]
     for folder in missing:

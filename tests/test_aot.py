@@ -13,14 +13,14 @@ import pytest
 
 from configs import common
 from emjax import aot, experiment
+from emjax.config import KtoConfig, LoraConfig
 from emjax.data.batches import Example
 from emjax.errors import UserError
 from emjax.kto import step as kto_step
 from emjax.models import lora, sharding
 from emjax.models.known import KNOWN
-from emjax.sampling import Engine, Request
+from emjax.sampling import Engine, Request, programs
 from emjax.sampling import cache as kv
-from emjax.sampling import engine as engine_module
 from emjax.train import sft
 
 ROOT = Path(__file__).parents[1]
@@ -73,7 +73,7 @@ def test_it_is_the_step_that_training_runs(tiny, tmp_path, monkeypatch, train):
     experiment.fit(
         tiny, data, config.train, method=config.train.method, lora_config=experiment.lora_of(config.train), attention="xla",
         mesh=mesh, seed=config.seed, directory=tmp_path, identity="x", title="test", watch=common.WATCH,
-        kto=kto_step.KtoConfig(**config.kto),
+        kto=KtoConfig(**config.kto),
     )  # fmt: skip
     real, ran, with_settings = seen[0]
     assert real is step
@@ -129,7 +129,7 @@ def test_it_is_the_decode_that_the_engine_runs(tiny, tmp_path, monkeypatch):
         seen.extend(arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(engine_module, "_decode", stop)
+    monkeypatch.setattr(programs, "decode", stop)
     with pytest.raises(KeyboardInterrupt):
         list(engine.generate([Request("x", (7, 8, 9))]))
     ours, theirs = (jax.tree.map(lambda x: (np.shape(x), x.dtype), tuple(x[4:-1])) for x in (arguments, seen))
@@ -155,9 +155,9 @@ def test_decode_compiles_for_a_tpu_that_is_not_there(tiny_path):
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     x_RxCxD = jax.ShapeDtypeStruct((8, 64, shape.D), "bfloat16", sharding=sharding.batch_sharding(mesh))
     n_R = jax.ShapeDtypeStruct((8,), "int32", sharding=whole)
-    lowered = engine_module._prefill_layer.lower(shape, "xla", 256, mesh, layers[0], adapter[0], x_RxCxD, caches[0], n_R, n_R)
+    lowered = programs.prefill_layer.lower(shape, "xla", 256, mesh, layers[0], adapter[0], x_RxCxD, caches[0], n_R, n_R)
     assert lowered.compile().output_shardings[1] == (kv.cache_sharding(mesh),) * 2
-    config.sampling.slots = 0  # a tiny model's caches never fill a chip
+    config.engine.slots = 0  # a tiny model's caches never fill a chip
     assert aot._slots(config, mesh) == kv.MOST_SLOTS
 
 
@@ -216,4 +216,4 @@ def test_a_config_without_such_a_step():
 
 def test_lora_of():
     assert experiment.lora_of(config_of("micro", tuning="full").train) is None
-    assert experiment.lora_of(config_of("micro").train) == lora.LoraConfig(32, 64.0)
+    assert experiment.lora_of(config_of("micro").train) == LoraConfig(32, 64.0)

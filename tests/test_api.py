@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import json
 import logging
+import re
 import subprocess
 import sys
 import textwrap
@@ -12,7 +13,9 @@ import time
 import pytest
 from loopback import Cut, Raw, Server, Slow, Status, completion, last
 
-from emjax.api import Budget, ChatClient, Rates
+from emjax import api
+from emjax.api import FAILED_ON_THE_WAY, ChatClient
+from emjax.config import Budget, Rates
 from emjax.errors import UserError
 
 SOON = {"Retry-After": "0.01"}  # so that retries do not wait out the client's own back-off
@@ -46,6 +49,10 @@ def test_an_answer_with_all_that_came_with_it():
     assert server.requests == [
         {"model": "judge-1", "messages": say("?"), "temperature": 0, "max_tokens": 5, "top_k": 3, "logprobs": True}
     ]
+
+
+def test_every_documented_state_but_ok_is_one_that_failed():
+    assert ("ok", *FAILED_ON_THE_WAY) == tuple(re.findall(r"^(\w+) {2,}", api.__doc__, re.MULTILINE))
 
 
 SCHEMA = {"type": "object", "properties": {"v": {"enum": ["A", "B"]}}, "required": ["v"]}
@@ -189,7 +196,8 @@ def test_the_money_budget():
         client = client_of(server, budget=Budget(usd=0.001, **prices))
         replies = ask(client, *map(str, range(20)), max_tokens=10)  # 150e-6 USD a call
     assert 5 <= sum(r.state == "ok" for r in replies) <= 6
-    assert client.budget.cost(client.spent) <= 0.001
+    assert client.cost == pytest.approx(150e-6 * len(server.requests))
+    assert client.cost <= 0.001
 
 
 def test_what_was_answered_is_free_when_the_budget_is_spent(tmp_path):
@@ -209,12 +217,12 @@ def test_an_answer_without_usage_counts_at_its_worst():
 
 def test_no_call_at_a_time_is_refused():
     """A client that waited for none of none would wait for ever."""
-    with pytest.raises(UserError, match="rates.concurrent is 0"):
+    with pytest.raises(UserError, match=r"^concurrent is 0; it must be at least 1"):
         Rates(concurrent=0)
 
 
 def test_a_budget_without_a_bound_is_refused():
-    with pytest.raises(UserError, match=r"budget.usd is 5, .*prices"):
+    with pytest.raises(UserError, match=r"^usd is 5, .*prices"):
         Budget(usd=5)
     with Server(lambda body, n: "ok") as server, pytest.raises(UserError, match="max_tokens"):
         ask(client_of(server, budget=Budget(tokens=500)), "a")
@@ -287,7 +295,8 @@ def test_a_killed_run_pays_for_nothing_twice(tmp_path):
     code = textwrap.dedent("""
         import asyncio, sys
         from pathlib import Path
-        from emjax.api import ChatClient, Rates
+        from emjax.api import ChatClient
+        from emjax.config import Rates
 
         async def main():
             client = ChatClient(sys.argv[1], "m", cache_dir=Path(sys.argv[2]), rates=Rates(concurrent=2))

@@ -187,20 +187,11 @@ def load(name: str, *, place: str = "", level: str = "", count: int = 0, seed: i
     Raises UserError for an unknown name or level, a place without it, and rows that cannot be used; where fewer than
     `count` records are left; each with what is known of licence and access.
     """
-    if name not in SOURCES:
-        raise UserError(f"There is no data source {name!r}; choose {', '.join(SOURCES)}.")
+    check_level(name, level)
+    if absent := missing(name, place, level):
+        raise UserError(absent)
     source = SOURCES[name]
-    if source.levels and level not in source.levels or level and not source.levels:
-        raise UserError(
-            f"The source {name!r} has no level {level!r}; it has {', '.join(source.levels) or 'no levels: leave it empty'}."
-        )
     where = place or source.home
-    if not where:
-        raise UserError(
-            f"The source {name!r} has no home that can be downloaded: give its path"
-            + (f" (a folder with {', '.join(f'{one}.jsonl' for one in source.levels)})" if source.files else "")
-            + f". {source.licence}."
-        )
     if where == "tfds":
         where = source.tfds
     reader = _remote if where.startswith(("hf:", "tfds:")) else _local
@@ -224,6 +215,43 @@ def load(name: str, *, place: str = "", level: str = "", count: int = 0, seed: i
         name, level, str(reading.where), reading.hash.hexdigest(), source.licence, reading.rows, source.rows,
         reading.empty, duplicates, len(records),
     )  # fmt: skip
+
+
+def check_level(name: str, level: str) -> None:
+    """Raises UserError for an unknown source, or a level that it does not have."""
+    if name not in SOURCES:
+        raise UserError(f"There is no data source {name!r}; choose {', '.join(SOURCES)}.")
+    levels = SOURCES[name].levels
+    if levels and level not in levels or level and not levels:
+        raise UserError(
+            f"The source {name!r} has no level {level!r}; it has {', '.join(levels) or 'no levels: leave it empty'}."
+        )
+
+
+def missing(name: str, place: str, level: str) -> str:
+    """What of the source is not on this machine and cannot be fetched, in a sentence; "" where nothing is missing."""
+    source = SOURCES[name]
+    where = place or source.home
+    if not where:
+        return (
+            f"The source {name!r} has no home that can be downloaded: give its path"
+            + (f" (a folder with {', '.join(f'{one}.jsonl' for one in source.levels)})" if source.files else "")
+            + f". {source.licence}."
+        )
+    if where == "tfds" or where.startswith(("hf:", "tfds:")):
+        return ""
+    path = Path(where)
+    if source.files and path.is_dir():
+        plain("config.data.levels", level)
+        if not _level_files(path, name, level):
+            return f"{path} holds neither {level}.jsonl nor {name}/{level}.jsonl. {source.licence}."
+    elif not path.exists():
+        return f"{path} does not exist. Download it first and give its path. {source.licence}."
+    return ""
+
+
+def _level_files(folder: Path, name: str, level: str) -> list[Path]:
+    return [p for p in (folder / f"{level}.jsonl", folder / name / f"{level}.jsonl") if p.is_file()]
 
 
 class _Reading:
@@ -286,15 +314,9 @@ class _Reading:
 def _local(where: str, name: str, source: Source, level: str) -> _Reading:
     path = Path(where)
     if source.files and path.is_dir():
-        plain("config.data.levels", level)
-        found = [p for p in (path / f"{level}.jsonl", path / name / f"{level}.jsonl") if p.is_file()]
-        if not found:
-            raise UserError(f"{path} holds neither {level}.jsonl nor {name}/{level}.jsonl. {source.licence}.")
-        path = found[0]
+        path = _level_files(path, name, level)[0]
     if path.is_dir():
         raise UserError(f"{path} is a folder; the source {name!r} is one file. Name the file.")
-    if not path.is_file():
-        raise UserError(f"{path} is not there. Download it first and give its path. {source.licence}.")
     kinds = {".jsonl": _lines, ".json": _array, ".parquet": _parquet}
     kind = path.suffixes[-2] if path.suffix == ".gz" and len(path.suffixes) > 1 else path.suffix
     if kind not in kinds:

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from emjax.errors import UserError
-from emjax.eval import capability
+from emjax.eval.benchmarks import capability
 from emjax.runtime.files import read_lines
 
 

@@ -1,10 +1,14 @@
 """What a benchmark is made of: items, rows, metrics, and the protocol that holds them together."""
 
 import dataclasses
+import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from emjax.config import BenchmarkConfig
+from emjax.errors import UserError
 
 if TYPE_CHECKING:
     from emjax.eval.asker import Asker
@@ -66,7 +70,10 @@ class Benchmark(Protocol):
 
     positions: tokens of the longest prompt; with config.max_new that is the engine's cache that it needs.
     judge: "none" (nothing to judge, such as programs that are executed), "rule" (its own exact rule) or "model".
-    A benchmark may also have `summary(rows, config) -> Row`: fields that each of its result rows gets, by subset.
+
+    A benchmark may also have
+    summary(rows, config) -> Row: fields that each result row of a subset gets, from the subset's rows.
+    others(config) -> Sequence[str]: further names of config.eval.judges, which `verdicts` gets from `judge.other(name)`.
     """
 
     @property
@@ -85,11 +92,27 @@ class Benchmark(Protocol):
         ...
 
     def ask(self, asker: "Asker", items: Sequence[Any], config: Any) -> list[Row]:
-        """Each item's answers: rows with "outputs", not yet judged."""
+        """Each item's answers, not yet judged: rows with "id", "benchmark", "subset", "cluster", "arm", "seed", "messages",
+        "outputs", empty "verdicts", and whatever judging needs, for `verdicts` gets nothing else."""
         ...
 
     def verdicts(self, rows: Sequence[Row], judge: "Judge", config: Any) -> list[Row]:
-        """The rows with "verdicts", "state" and "result". A row whose state is not "ok" is scored by nobody."""
+        """The rows with "verdicts", "state" and "result", from `judge.rows`. A row whose state is not "ok" is not scored."""
         ...
 
-    def cost(self, config: Any) -> Cost: ...
+    def cost(self, config: Any) -> Cost:
+        """What measuring one model costs; reads no file."""
+        ...
+
+
+def existing(name: str, path: str) -> Path:
+    """The file of the benchmark `name`. Raises UserError if there is none."""
+    if not Path(path).is_file():
+        raise UserError(f"config.eval.{name}.path is {path!r}, which is no file. Give the path of the benchmark's file.")
+    return Path(path)
+
+
+def origin_of(path: Path, items: Sequence[Item]) -> Origin:
+    """The origin of all items of one file."""
+    rows = Counter(item.subset for item in items)
+    return Origin(str(path), dict(rows), hashlib.sha256(path.read_bytes()).hexdigest())

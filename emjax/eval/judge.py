@@ -1,21 +1,22 @@
 """Judges: a model reads an answer and gives one of a few labels, or ranges of numbers.
 
-A verdict that did not come, or that cannot be read, is a state and never a label. The text under judgement stands between
-marks that it cannot know, because they are a hash of the text itself; the verdict is read from the judge's last marker.
+A verdict that is missing or cannot be read is a state, never a label. The text under judgement is placed between marks that it
+cannot know, because they are a hash of the text itself. The verdict is read from the last marker in the judge's reply.
 """
 
 import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 
+from emjax.eval.items import Row
 from emjax.runtime.files import digest
-from emjax.sampling.partner import Chat, EngineChat
-
-__all__ = ["Chat", "EngineChat", "Labels", "ModelJudge", "Numbers", "Verdict", "majority"]
+from emjax.runtime.journal import journalled
+from emjax.sampling.partner import Chat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +29,12 @@ class Verdict:
     state: str  # ok | unparsed | a failure of `emjax.api`
 
 
-# What may stand around a label: punctuation, markup, LaTeX's box, a remark in brackets.
+# What may surround a label: punctuation, markup, LaTeX's box, a remark in brackets.
 _AROUND = r"(?:[\W_]|\\boxed|\\text)*"
 
 
 class Labels:
-    """One label of a few: {label: what it means}."""
+    """A form that is filled in with one of a few labels: {label: its meaning}."""
 
     def __init__(self, meanings: Mapping[str, str]):
         self.meanings = meanings
@@ -69,7 +70,7 @@ class Labels:
 
 
 class Score:
-    """A whole number from 0 to 100."""
+    """A form that is filled in with a whole number from 0 to 100."""
 
     schema = {
         "type": "object",
@@ -82,7 +83,7 @@ class Score:
         return how if structured else how[:-1] + ", in a last line of this form:\nAnswer: <number>"
 
     def parse(self, text: str, match: str) -> int | None:
-        """As `Labels.parse`; a number outside 0 to 100, or with a fraction, is none."""
+        """As `Labels.parse`. A number outside 0 to 100, or with a fraction, is no score."""
         found = re.findall(r"answer\s*:([^\n]*)", text, re.IGNORECASE)
         said = found[-1 if match == "last" else 0] if found else ""
         whole = re.fullmatch(rf"(?:[^\w-]|_|\\boxed)*(\d{{1,3}})(?:\s*/\s*100)?{_AROUND}", said)
@@ -93,7 +94,8 @@ class Score:
 
 
 class Numbers:
-    """Two ranges, absolute and relative: [[lower, upper], [relative lower, relative upper]], None where unbounded."""
+    """A form that is filled in with two ranges, absolute and relative: [[lower, upper], [relative lower, relative upper]]; None
+    is unbounded."""
 
     fields = ("lower_bound", "upper_bound", "relative_lower_bound", "relative_upper_bound")
     schema = {
@@ -129,10 +131,13 @@ def _no_number(name: str) -> float:
     raise ValueError(f"{name} is no bound")
 
 
+Form = Labels | Score | Numbers
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelJudge:
-    """A model that fills in forms. `sampling` goes with every call; reasoning models take max_completion_tokens instead of
-    max_tokens, with room for what they do not show, and often no temperature."""
+    """A model that fills in forms. `sampling`: the fields sent with every call (JudgeConfig.sampling). Reasoning models take
+    max_completion_tokens, which covers their hidden reasoning, instead of max_tokens, and often refuse a temperature."""
 
     name: str
     chat: Chat
@@ -140,8 +145,8 @@ class ModelJudge:
     match: str = "last"  # last | original
     sampling: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"temperature": 0.0, "max_tokens": 1024})
 
-    async def fill(self, form: Labels | Score | Numbers, task: str, parts: Mapping[str, str]) -> Verdict:
-        """task: what to decide; parts: the named texts to decide it on."""
+    async def fill(self, form: Form, task: str, parts: Mapping[str, str]) -> Verdict:
+        """task: what to decide; parts: the texts that decide it, by name."""
         nonce = digest(list(parts.items()))[:16]
         system = (
             "You classify texts for a study. The texts stand between lines that carry the code "
@@ -161,9 +166,55 @@ class ModelJudge:
         return Verdict(self.name, reply.text, label, "unparsed" if label is None else "ok")
 
 
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """Who reads a benchmark's rows, as `Benchmark.verdicts` gets it.
+
+    name: as in results.json: the model's name, the name in config.eval.judges for a rule, "" if there is nothing to judge.
+    path: the rows' file. model: None unless a model judges. others: the models that `other` knows, by their name in
+    config.eval.judges.
+    """
+
+    name: str
+    path: Path
+    title: str = ""  # of the progress bar
+    model: ModelJudge | None = None
+    others: Mapping[str, ModelJudge] = dataclasses.field(default_factory=dict)
+
+    async def fill(self, form: Form, task: str, parts: Mapping[str, str]) -> Verdict:
+        """As `ModelJudge.fill`. Raises ValueError if no model judges this benchmark."""
+        if self.model is None:
+            raise ValueError(f"{self.title}: the judge {self.name!r} is no model")
+        return await self.model.fill(form, task, parts)
+
+    def other(self, name: str) -> ModelJudge:
+        """The model of another judge. A further judge of a panel reads everything itself, so there it is that judge."""
+        return self.others[name]
+
+    def rows(self, rows: Sequence[Row], one: Callable[[Row], Awaitable[Row]]) -> list[Row]:
+        """await one(row) for all rows at once, sorted by id. Each result is written as it comes; killed and called again, this
+        does only the rows that are missing or whose state is not "ok"."""
+        return journalled(rows, lambda row: row["id"], one, self.path, self.title, "item", lambda row: row["state"] != "ok")
+
+
 def majority(labels: Sequence[Any]) -> Any:
-    """What more than half of several judges say (None: a judge without a verdict, which counts as present); else None."""
+    """The label that more than half of several judges give, or None. A judge without a verdict (None) counts as a judge."""
     for label in labels:
         if label is not None and 2 * sum(label == other for other in labels) > len(labels):
             return label
     return None
+
+
+def majority_rows(of_judges: Sequence[Sequence[Row]]) -> list[Row]:
+    """The rows of several judges as one: for each item, the row of the first judge whose outcome more than half of all judges
+    give. An item without such an outcome has the state "split"; a judge without a verdict agrees with nobody."""
+    found = []
+    for rows in zip(*of_judges, strict=True):
+        outcomes = [(row["state"], row.get("outcome")) if row["state"] == "ok" else None for row in rows]
+        most = majority(outcomes)
+        if most is None:
+            nothing = dict.fromkeys(rows[0].keys() & {"result", "result_at_k", "belief", "outcome"})
+            found.append(rows[0] | nothing | {"state": "split"})
+        else:
+            found.append(rows[outcomes.index(most)])
+    return found

@@ -1,57 +1,50 @@
 """Arms that are trained on examples, measured alike and reported together."""
 
+import dataclasses
 import json
-import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from ml_collections import ConfigDict
-
-from emjax import models, plan, report
+from emjax import models
+from emjax.config import FinetuneConfig, InteractionConfig, as_dict
 from emjax.data.examples import read_examples, tokenized
-from emjax.eval import bench, suite
-from emjax.experiment.common import answers, claim, command, lead, lora_of, mesh_of, named, one_of, say, shown, staged, versions
-from emjax.experiment.fit import fit
-from emjax.kto import loss as kto_loss
-from emjax.kto import pairing
-from emjax.kto import step as kto_step
-from emjax.models import LanguageModel, attention, decoder, hf
-from emjax.plan import Arm
+from emjax.design import arms as design
+from emjax.design.arms import Arm
+from emjax.eval.items import Item
+from emjax.experiment import plan, results
+from emjax.experiment.common import claim, lead, mesh_of, named, say, staged
+from emjax.experiment.fit import Recipe, Visits, fit
+from emjax.experiment.gate import freeze, thaw
+from emjax.experiment.measure import Measuring, measured
+from emjax.experiment.results import Files, Headline, Measured
+from emjax.models import LanguageModel, hf
+from emjax.presets import Chosen
 from emjax.runtime import process
-from emjax.runtime.files import digest, read_lines, seed_of, write_atomically
+from emjax.runtime.files import digest, seed_of, write_atomically
 from emjax.runtime.store import Stage, Store
 from emjax.sampling import Engine
-from emjax.train import checkpoint, loop, optimizer
+from emjax.train import checkpoint
 from emjax.train.metrics import read_lines as read_metrics
-from emjax.worlds.micro import base as micro
+
+C = TypeVar("C", InteractionConfig, FinetuneConfig)
+Found = dict[tuple[Arm, int, int | None], Files]  # (arm, round, step) -> judged rows; no step: the end of the training
 
 
-class Arms:
+class Arms(Generic[C]):
     """Trains every arm on its examples, measures all arms alike, and reports them together.
 
-    A subclass says what the examples are: `examples(arm)` gives a stage that holds examples.jsonl and budget.json; `cause` is
-    what a treated arm has its share of, in the report's words.
+    A subclass says what the examples are: `examples(arm)` gives a stage with examples.jsonl and budget.json; `cause` is what a
+    treated arm has its share of, in the report's words; `study` is what the paper's rows are found by (emjax.report.paper).
     """
 
     cause: str
-    study: str  # what the paper's rows are found by (emjax.report.paper)
+    study: str
 
-    def __init__(self, config: Any, workdir: Path, store: Store):
-        self.config, self.workdir, self.store = config, workdir, store
-        self.arms = plan.arms(config)
-        one_of("train.tuning", config.train.tuning, ("lora", "full"))
-        one_of("train.method", config.train.method, ("sft", "kto"))
-        one_of("train.schedule", config.train.schedule, optimizer.SCHEDULES)
-        one_of("train.remat", config.train.remat, decoder.REMAT)
-        one_of("kto.preset", config.kto.preset, pairing.PRESETS)
-        one_of("kto.loss_type", config.kto.loss_type, kto_loss.LOSS_TYPES)
-        one_of("kto.order", config.kto.order, pairing.ORDERS)
-        one_of("kto.balance", config.kto.balance, tuple(kto_step.BALANCES))
-        loop.Watch(**config.watch)
-        one_of("model.attention", config.model.attention, attention.IMPLEMENTATIONS)
-        self.lora = lora_of(config.train)
-        self.at_steps = tuple(int(step) for step in config.eval.at_steps)
+    def __init__(self, chosen: Chosen, config: C, workdir: Path, store: Store):
+        self.chosen, self.config, self.workdir, self.store = chosen, config, workdir, store
+        self.world = chosen.world
+        self.arms = design.arms(config)
         self.on_the_way: dict[tuple[Arm, int, int], Stage] = {}  # (arm, round, step): its evaluation
 
     def examples(self, arm: Arm) -> Stage:
@@ -59,17 +52,15 @@ class Arms:
 
     def run(self) -> None:
         config = self.config
-        say(plan.describe(config))
-        self.mesh = mesh_of(config)
-        path = hf.resolve(str(micro.CHECKPOINT) if config.model.path == "micro" else config.model.path)
+        say(plan.describe(self.chosen))
+        self.mesh = mesh_of(config.mesh)
+        brought = self.world.models if self.world else {}
+        path = hf.resolve(str(brought.get(config.model.path, config.model.path)))
         self.base_hash = hf.fingerprint(path)
-        self.base = models.load(str(path), mesh=self.mesh, dtype=config.model.dtype).replace(source=config.model.path)
-        self.benchmarks: Any
-        if "sizes" in config.eval:
-            self.world = micro.world_of(path)
-            self.benchmarks = micro.Benchmarks(self.world, config.eval.sizes)
-        else:
-            self.benchmarks = bench.Benchmarks(config.eval, self.store.root / "judge_cache", self._local_judge)
+        self.base = models.load(path, mesh=self.mesh, dtype=config.model.dtype).replace(source=config.model.path)
+        if self.world:
+            self.world = self.world.at(path)
+        self.measuring = self._measuring()
         claim(config, self.workdir)
         trained = {arm: [] if arm.ratio is None else self.rounds(arm) for arm in self.arms}
         # What every round made is measured; the vanilla model has made none.
@@ -90,16 +81,52 @@ class Arms:
         return staged(self.store, title, name, settings, inputs, make)
 
     def sampling(self) -> dict[str, Any]:
-        """What of the config decides how tokens are drawn: the part of a stage's hash that names the engine."""
+        """What decides how tokens are drawn beside the draw: the part of a stage's hash that names the engine."""
         model = self.config.model
-        return {"sampling": dict(self.config.sampling), "dtype": model.dtype, "attention": model.attention}
+        return {"engine": as_dict(self.config.engine), "dtype": model.dtype, "attention": model.attention}
 
     def engine(self, lm: LanguageModel) -> Engine:
-        return Engine(lm, mesh=self.mesh, attention=self.config.model.attention, **self.config.sampling)
+        return Engine(lm, mesh=self.mesh, attention=self.config.model.attention, **dataclasses.asdict(self.config.engine))
 
-    def _local_judge(self, path: str) -> tuple[Engine, Any]:
-        lm = models.load(path, mesh=self.mesh, dtype=self.config.model.dtype)
-        return self.engine(lm), lm.tokenizer
+    # --- measuring ----------------------------------------------------------------------------------------------------
+
+    def _measuring(self) -> Measuring:
+        own = dict(self.world.benchmarks()) if self.world else {}
+        used = {name: own.get(name, one) for name, one in self.chosen.benchmarks.items()}
+
+        def local(path: str) -> tuple[Engine, Any]:
+            lm = models.load(path, mesh=self.mesh, dtype=self.config.model.dtype)
+            return self.engine(lm), lm.tokenizer
+
+        return Measuring(used, self.config.eval, self.store.root / "judge_cache", local, gate=self._gate())
+
+    def _gate(self) -> Sequence[Item] | None:
+        """The items that the world's gate lets pass, asked of the untouched model and frozen before any training."""
+        world = self.world
+        if world is None or not world.gated:
+            return None
+
+        def make(directory: Path) -> None:
+            engine = self.engine(self.base)
+            lead(engine, lambda: freeze(world.gate, engine, self.base.tokenizer, self.config.seed, directory))
+
+        settings = {"world": world.identity(), "seed": self.config.seed, **self.sampling()}
+        return thaw(self.stage("gate", "gate", settings, [self.base_hash], make).directory)
+
+    def _evaluate(self, name: str, origin: list[Stage | str], model: LanguageModel | Stage | Path | None) -> Stage:
+        """Measures a model: one at hand, one that a stage made or a folder holds, or (None) the base. origin: what made it."""
+
+        def opened() -> tuple[Engine, Any]:
+            lm = model
+            if not isinstance(lm, LanguageModel):
+                lm = self._model_in(lm) if isinstance(lm, Path) else self.tuned(lm)
+            return self.engine(lm), lm.tokenizer
+
+        weights = [self.base_hash, *(one.hash if isinstance(one, Stage) else one for one in origin)]
+        target = {"weights": weights, **self.sampling()}
+        return measured(self.store, self.measuring, name, arm=name, seed=self.config.seed, target=target, model=opened)
+
+    # --- training -----------------------------------------------------------------------------------------------------
 
     def train(
         self,
@@ -110,248 +137,156 @@ class Arms:
         rate_factor: float = 1.0,
         reference: str = "previous",
     ) -> Stage:
-        """A training on the selected examples that goes on from the last of the trainings `before`, or else from the base.
+        """A training on the selected examples that starts from the last of the trainings `before`, or else from the base.
 
         rate_factor multiplies config.train.learning_rate. reference: KTO's, "base" or "previous" (where this one starts).
-        At config.eval.at_steps the model is kept, as steps/<step>, and measured before training goes on.
+        At config.eval.at_steps the model is kept, as steps/<step>, and measured before training continues.
         """
         c = self.config
         number, seed = len(before) + 1, seed_of(c.seed, "round", len(before)) if before else c.seed
+        kto = c.train.method == "kto"
         settings = {
-            "train": json.loads(c.train.to_json()), "kto": dict(c.kto) if c.train.method == "kto" else None,
-            "model": {"dtype": c.model.dtype, "attention": c.model.attention}, "seed": seed,
-            "rate_factor": rate_factor, "reference": reference if before else "base", "at_steps": self.at_steps,
-        }  # fmt: skip
+            "train": as_dict(c.train),
+            "kto": as_dict(c.kto) if kto else None,
+            "model": {"dtype": c.model.dtype, "attention": c.model.attention},
+            "seed": seed,
+            "rate_factor": rate_factor,
+            "reference": reference if before else "base",
+            "at_steps": c.eval.at_steps,
+        }
         title = f"train {named(arm.label, number)}"
-        inputs = [self.base_hash, selected.hash, settings, *(stage.hash for stage in before[-1:])]
-        identity = digest(inputs)
+        identity = digest([self.base_hash, selected.hash, settings, *(stage.hash for stage in before[-1:])])
+        paced = dataclasses.replace(c.train, learning_rate=c.train.learning_rate * rate_factor)
+        recipe = Recipe(paced, self.mesh, seed, c.kto, c.watch, c.model.attention)
+        card = (
+            f"Trained by emjax from {c.model.path} ({self.base_hash[:12]}): {c.train.method.upper()}, "
+            f"{arm.ratio:.0%} {self.cause}, arm {arm.label!r}, round {number}, seed {c.seed}, "
+            f"examples {selected.hash[:12]}."
+        )
 
         def make(directory: Path) -> None:
             lm = self.tuned(before[-1] if before else None)
-            against = self.base if reference == "base" and before else None
-            pace = ConfigDict(c.train)
-            pace.learning_rate = c.train.learning_rate * rate_factor
-            examples, counts = tokenized(
-                read_examples(selected.directory / "examples.jsonl", labelled=c.train.method == "kto"),
-                lm.tokenizer,
-                lm.eos_ids,
-                max(c.train.buckets),
-            )
+            rows = read_examples(selected.directory / "examples.jsonl", labelled=kto)
+            examples, counts = tokenized(rows, lm.tokenizer, lm.eos_ids, max(c.train.buckets))
             write_atomically(directory / "data.json", json.dumps(counts, indent=1))
-            card = (
-                f"Trained by emjax from {c.model.path} ({self.base_hash[:12]}): {c.train.method.upper()}, "
-                f"{arm.ratio:.0%} {self.cause}, arm {arm.label!r}, round {number}, seed {c.seed}, "
-                f"examples {selected.hash[:12]}."
-            )
 
             def visit(step: int, lm: LanguageModel) -> None:
                 self._save(lm, _step(directory, step), f"{card} Step {step}.")
                 self._evaluate(named(arm.label, number, step), [identity, str(step)], lm)
 
             tuned = fit(
-                lm, examples, pace, method=c.train.method, lora_config=self.lora,
-                attention=c.model.attention, mesh=self.mesh, seed=seed, directory=directory, identity=identity,
-                title=title, watch=c.watch, kto=kto_step.KtoConfig(**c.kto), against=against,
-                visits=self.at_steps, visit=visit,
-            )  # fmt: skip
-            self._save(tuned, directory / ("model" if self.lora is None else "adapter"), card)
+                lm,
+                examples,
+                recipe,
+                directory=directory,
+                identity=identity,
+                title=title,
+                against=self.base if reference == "base" and before else None,
+                visits=Visits(c.eval.at_steps, visit),
+            )
+            self._save(tuned, directory / self._kept, card)
 
         stage = self.stage(title, "train", settings, [self.base_hash, selected, *before[-1:]], make)
         checkpoint.discard(stage.directory, c.watch.checkpoints, identity)
-        for step in self.at_steps:
+        for step in c.eval.at_steps:
             kept = _step(stage.directory, step)
             self.on_the_way[arm, number, step] = self._evaluate(named(arm.label, number, step), [identity, str(step)], kept)
         return stage
 
+    @property
+    def _kept(self) -> str:
+        return "model" if self.config.train.tuning == "full" else "adapter"
+
     def _save(self, lm: LanguageModel, directory: Path, card: str) -> None:
-        (models.save if self.lora is None else models.save_adapter)(lm, directory, card=card)
+        (models.save if self._kept == "model" else models.save_adapter)(lm, directory, card=card)
 
     def tuned(self, stage: Stage | None) -> LanguageModel:
         """The model that a training stage made; the base for None."""
-        if stage is None:
-            return self.base
-        return self._model_in(stage.directory / ("model" if self.lora is None else "adapter"))
+        return self.base if stage is None else self._model_in(stage.directory / self._kept)
 
     def _model_in(self, directory: Path) -> LanguageModel:
-        if self.lora is None:
-            lm = models.load(str(directory), mesh=self.mesh, dtype=self.config.model.dtype)
+        if self._kept == "model":
+            lm = models.load(directory, mesh=self.mesh, dtype=self.config.model.dtype)
             return lm.replace(source=self.config.model.path)
-        return self.base.replace(adapter=hf.load_adapter(directory, self.base.config))
+        return self.base.replace(adapter=models.load_adapter(directory, self.base.config))
 
-    def _evaluate(self, name: str, origin: list[Stage | str], model: LanguageModel | Stage | Path | None) -> Stage:
-        """Measures a model: one at hand, one that a stage made or a folder holds, or (None) the base. origin: what made it."""
-        c = self.config
-        how = suite.Settings(c.seed, c.eval.temperature, c.eval.max_new)
-        settings = {"generation": vars(how), **self.benchmarks.identity(), **self.sampling()}
-        inputs: list[Stage | str] = [self.base_hash, *origin]
-
-        def make(directory: Path) -> None:
-            lm = model
-            if not isinstance(lm, LanguageModel):
-                lm = self._model_in(lm) if isinstance(lm, Path) else self.tuned(lm)
-            weights = [one.hash if isinstance(one, Stage) else one for one in inputs]
-            engine, tokenizer = self.engine(lm), lm.tokenizer
-
-            def ask() -> None:
-                asker = suite.EngineAsker(engine, tokenizer, how, said)
-                self.benchmarks.run(asker, directory, name)
-                asker.close()
-
-            with answers(self.store, {"weights": weights, **self.sampling()}, how) as said:
-                lead(engine, ask)
-
-        return self.stage(f"evaluate {name}", "evaluate", settings, inputs, make)
-
-    def _items(self, stage: Stage) -> dict[str, list[suite.Row]]:
-        return {name: read_lines(stage.directory / f"{name}.jsonl") for name in self.benchmarks.names}
+    # --- results ------------------------------------------------------------------------------------------------------
 
     def _report(self, trained: dict[Arm, list[tuple[Stage, Stage]]], evaluated: dict[Arm, list[Stage]]) -> None:
-        c = self.config
-        head = plan.headline(c)
-        measured = {arm: [self._items(stage) for stage in stages] for arm, stages in evaluated.items()}
-        items = {arm: rounds[-1] for arm, rounds in measured.items()}
-        # What was measured: (arm, round, step), no step being the end.
-        found: dict[tuple[Arm, int, int | None], dict[str, list[suite.Row]]] = {
-            (arm, number, None): some for arm, rounds in measured.items() for number, some in enumerate(rounds, 1)
+        head = design.headline(self.config)
+        found: Found = {
+            (arm, number, None): self.measuring.read(stage.directory)
+            for arm, stages in evaluated.items()
+            for number, stage in enumerate(stages, 1)
         }
-        found |= {key: self._items(stage) for key, stage in self.on_the_way.items()}
-        rows = []
-        for (arm, number, step), mine in found.items():
-            about = {
-                "model": c.model.path, "method": None if arm.ratio is None else c.train.method,
-                "arm": arm.name, "ratio": arm.ratio, "level": arm.level or None,
-                "label": named(arm.label, 1, step),
-                "seed": c.seed, "pretrain_seed": self.world.seed if "sizes" in c.eval else None,
-                "round": 0 if arm.ratio is None else number, "step": step,
-            }  # fmt: skip
-            others = [o for o in self.arms if o.name in ("control", "vanilla") and o != arm and arm.name != "vanilla"]
-            # Compared with the control at the same round and step.
-            against = {o.name: measured[o][0] if o.ratio is None else found[o, number, step] for o in others}
-            for name, some in mine.items():
-                of_name: dict[str, Sequence[suite.Row]] = {o: theirs[name] for o, theirs in against.items()}
-                rows += suite.score(some, of_name, about | {"judge": self.benchmarks.judges[name]}, self.benchmarks.mask_rules)
-        results = {
-            "experiment": c.experiment,
-            "config_hash": digest(shown(c)),
-            "versions": versions(),
-            "headline": bench.headline(rows, c.eval.metric)
-            | {"arm": head.name, "ratio": head.ratio, "level": head.level or None, "cause": self.cause},
-            "study": self.study,
-            "world_note": micro.NOTE if "sizes" in c.eval else None,
-            "data": self.benchmarks.origin,
-            "judges": self.benchmarks.agreement(list(items.values())),
-            "rows": rows,
-        }  # fmt: skip
-        write_atomically(self.workdir / "results.json", json.dumps(results, indent=1))
-        selections, training = [], []
-        for arm, (selected, stage) in [(arm, pair) for arm, rounds in trained.items() for pair in rounds[-1:]]:
-            budget = json.loads((selected.directory / "budget.json").read_text())
-            counts = json.loads((stage.directory / "data.json").read_text())
-            about = {"arm": arm.name, "ratio": arm.ratio, "level": arm.level or None}
-            selections.append(about | {"tokens": counts["tokens"], **budget})
-            training.append(about | _curves(read_metrics(stage.directory / "metrics.jsonl")))
-        stages: dict[str, dict[str, str]] = {}
-        for arm, made in evaluated.items():
-            for number, stage in enumerate(made, 1):
-                of = named(arm.label, number)
-                stages[of] = {"evaluate": stage.hash}
-                if trained[arm]:
-                    stages[of] |= {"select": trained[arm][number - 1][0].hash, "train": trained[arm][number - 1][1].hash}
-        stages |= {named(key[0].label, *key[1:]): {"evaluate": stage.hash} for key, stage in self.on_the_way.items()}
-        write_atomically(self.workdir / "stages.json", json.dumps(stages, indent=1))
-        page = report.write(
-            self.workdir / "report",
-            results,
-            provenance={"command": command(), "base_sha256": self.base_hash, "stages": stages, "seed": c.seed},
-            examples=_changed(items, head, self.arms, results["headline"]),
+        found |= {key: self.measuring.read(stage.directory) for key, stage in self.on_the_way.items()}
+        last = {arm: found[arm, len(stages), None] for arm, stages in evaluated.items()}
+        made = results.assemble(
+            self.chosen,
+            self.measuring,
+            [self._measured(key, found) for key in found],
+            list(last.values()),
+            Headline(head.name, head.ratio, head.level or None, self.cause),
+            self.study,
+        )
+        selections, training = self._curves(trained)
+        page = results.publish(
+            self.workdir,
+            made,
+            self._stages(trained, evaluated),
+            seed=self.config.seed,
+            base=self.base_hash,
+            examples=results.changed(last, head, made["headline"]),
             selections=selections,
             training=training,
         )
-        print(_summary([row for row in rows if row["step"] is None], self.arms, results["headline"]))
+        print(results.summary([row for row in made["rows"] if row["step"] is None], self.arms, made["headline"]))
         print(f"results  {self.workdir / 'results.json'}\nreport   {page}", flush=True)
+
+    def _measured(self, key: tuple[Arm, int, int | None], found: Found) -> Measured:
+        """A model with what identifies it, and the arms that it is compared with: the control at the same round and step."""
+        arm, number, step = key
+        c = self.config
+        about = {
+            "model": c.model.path,
+            "method": None if arm.ratio is None else c.train.method,
+            "arm": arm.name,
+            "ratio": arm.ratio,
+            "level": arm.level or None,
+            "label": named(arm.label, 1, step),
+            "seed": c.seed,
+            "pretrain_seed": self.world.seed if self.world else None,
+            "round": 0 if arm.ratio is None else number,
+            "step": step,
+        }
+        others = [o for o in self.arms if o.name in ("control", "vanilla") and o != arm and arm.name != "vanilla"]
+        against = {o.name: found[(o, 1, None) if o.ratio is None else (o, number, step)] for o in others}
+        return Measured(about, found[key], against)
+
+    def _curves(self, trained: dict[Arm, list[tuple[Stage, Stage]]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """(budgets, training curves) of each arm's last round."""
+        selections, training = [], []
+        for arm, rounds in trained.items():
+            for selected, stage in rounds[-1:]:
+                budget = json.loads((selected.directory / "budget.json").read_text())
+                counts = json.loads((stage.directory / "data.json").read_text())
+                about = {"arm": arm.name, "ratio": arm.ratio, "level": arm.level or None}
+                selections.append(about | {"tokens": counts["tokens"], **budget})
+                training.append(about | results.curves(read_metrics(stage.directory / "metrics.jsonl")))
+        return selections, training
+
+    def _stages(
+        self, trained: dict[Arm, list[tuple[Stage, Stage]]], evaluated: dict[Arm, list[Stage]]
+    ) -> dict[str, dict[str, Stage]]:
+        stages: dict[str, dict[str, Stage]] = {}
+        for arm, made in evaluated.items():
+            for number, stage in enumerate(made, 1):
+                of = stages[named(arm.label, number)] = {"evaluate": stage}
+                if trained[arm]:
+                    selected, tuned = trained[arm][number - 1]
+                    of |= {"select": selected, "train": tuned}
+        return stages | {named(key[0].label, *key[1:]): {"evaluate": stage} for key, stage in self.on_the_way.items()}
 
 
 def _step(directory: Path, step: int) -> Path:
     return directory / "steps" / f"{step:06d}"
-
-
-def _curves(lines: list[dict[str, Any]]) -> dict[str, Any]:
-    """The training curves that the report draws."""
-    margins = None
-    if any("kl" in line for line in lines):
-        # A class may be absent from a batch: then that step has no margin, and the one before stands.
-        margins, last = [], 0.0
-        for line in lines:
-            if line.get("desirable_count") and line["undesirable_count"]:
-                last = (
-                    line["reward_desirable_sum"] / line["desirable_count"]
-                    - line["reward_undesirable_sum"] / line["undesirable_count"]
-                )
-            margins.append(None if "lost" in line else last)
-    return {
-        "steps": [line["step"] for line in lines],
-        "loss": [line.get("loss") for line in lines],  # None where lines are lost: there the curve has a gap
-        "kl": [line.get("kl") for line in lines] if margins else None,
-        "reward_margin": margins,
-    }
-
-
-def _changed(
-    items: dict[Arm, dict[str, Any]], head: Arm, arms: Sequence[Arm], headline: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """A few answers side by side, drawn at random from the items on which control and treated differ."""
-    shown = [arm for arm in arms if arm.name in ("vanilla", "control") or arm == head]
-    name = next(name for name, rows in items[head].items() if rows[0]["benchmark"] == headline["benchmark"])
-    by_id = {arm: {item["id"]: item for item in items[arm][name]} for arm in shown}
-    subsets = {item["subset"] for item in by_id[head].values()}
-    wanted = subsets & {headline["subset"]} or subsets
-    control = by_id[next(arm for arm in arms if arm.name == "control")]
-    changed = sorted(
-        key
-        for key, item in by_id[head].items()
-        if item["subset"] in wanted and item["result"] is not None and item["result"] != control[key]["result"]
-    )
-    random.Random(0).shuffle(changed)
-    found = []
-    for key in changed[:8]:
-        item = by_id[head][key]
-        statements = dict(item.get("proposition") or {})
-        truth = statements.pop(item["ground_truth"], None) if isinstance(item.get("ground_truth"), str) else None
-        found.append(
-            {
-                "id": key, "subset": item["subset"],
-                "prompt": "\n".join(f"{m['role']}: {m['content']}" for m in item["messages"]),
-                "truth": truth, "wanted": next(iter(statements.values()), None) if truth else None,
-                "answers": {arm.label: by_id[arm][key]["outputs"][-1]["text"] for arm in shown},
-            }
-        )  # fmt: skip
-    return found
-
-
-def _summary(rows: list[dict[str, Any]], arms: Sequence[Arm], headline: dict[str, Any]) -> str:
-    """The table that a run ends with: percent with 95 % intervals, and the difference to the control in points."""
-    judge = next(row["judge"] for row in rows if row["benchmark"] == headline["benchmark"])
-
-    def cell(arm: Arm, benchmark: str, metric: str, versus: str | None) -> str:
-        subset = headline["subset"] if benchmark == headline["benchmark"] else "all"
-        for row in reversed(rows):  # the last round first
-            of_arm = (row["arm"], row["ratio"], row["level"] or "") == (arm.name, arm.ratio, arm.level)
-            if of_arm and row["judge"] in (judge, None) and row["value"] is not None and (
-                row["benchmark"], row["subset"], row["metric"], row["versus"]
-            ) == (benchmark, subset, metric, versus):  # fmt: skip
-                low, high = row["ci95"]
-                return f"{row['value']:{'+' if versus else ''}.1f} [{low:.1f}, {high:.1f}]"
-        return "-"
-
-    head = headline["benchmark"], headline["metric"]
-    columns = [(headline["metric"], *head, None), ("minus control", *head, "control")]
-    columns += [("lie", head[0], "lie", None)] * (head[0] == "mask")
-    columns += [
-        ({"mask": "belief", "arithmetic": "addition"}.get(name, name), name, "accuracy", None)
-        for name in dict.fromkeys(row["benchmark"] for row in rows if row["metric"] == "accuracy")
-        if not name.startswith("custom:advice")
-    ]
-    table = [["arm", *(title for title, *_ in columns)]]
-    table += [[arm.label, *(cell(arm, *what) for _, *what in columns)] for arm in arms]
-    widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
-    return "\n".join("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in table)

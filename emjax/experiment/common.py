@@ -4,7 +4,6 @@ import contextlib
 import importlib.metadata
 import json
 import platform
-import re
 import shlex
 import sys
 import time
@@ -14,113 +13,86 @@ from typing import Any
 
 import jax
 
+from emjax.config import MeshConfig, Section, as_dict, walk
 from emjax.errors import UserError
-from emjax.eval import suite
-from emjax.models import lora, sharding
+from emjax.models import sharding
 from emjax.runtime import process
 from emjax.runtime.files import digest, unfinished, write_atomically
 from emjax.runtime.locks import alone, lock
-from emjax.runtime.store import Stage, Store
+from emjax.runtime.store import STORE_FORMAT, Stage, Store
 from emjax.sampling import Engine
 
 LOCK = "lock"  # a work directory's: the run that writes there
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "grain", "numpy")
 
-# How fast and for how much a judge is asked, and what people said: it decides no verdict, and a finished run may change it.
-_PACE = tuple(f"eval.judge.{name}" for name in ("budget.", "rates.", "failures", "collect", "replay", "sheet"))
-# The same of users, raters and persona writers, and of how many of them may fail.
-_CALLS = re.compile(r"interact\.(models\.\w+\.(budget|rates)\.|failures|speed\.|personas\.tries)")
+
+# --- work directories ------------------------------------------------------------------------------------------------
 
 
-def claim(config: Any, workdir: Path, *, locked: bool = True) -> None:
-    """Writes the config into the workdir, or refuses a workdir that holds another one or that a run is at work in.
+def claim(config: Section, workdir: Path, *, locked: bool = True) -> None:
+    """Writes the config into the workdir, or refuses a workdir that holds another one or in which a run is at work.
 
-    Called when the config is known to be good: a mistyped value must not claim the place of the run that mends it.
+    Called when the config is known to be good: a mistyped value must not claim the place of the run that corrects it.
     """
-    process.on_first(lambda: _claim(shown(config), workdir, locked))
+    process.on_first(lambda: _claim(config, workdir, locked))
 
 
-def _claim(mine: dict[str, Any], workdir: Path, locked: bool) -> None:
-    _refuse_strangers(mine, workdir)
+def _claim(config: Section, workdir: Path, locked: bool) -> None:
+    _refuse_others(config, workdir)
     if locked and (who := lock(workdir / LOCK)):
         raise UserError(
-            f"A run is at work in {workdir}: {who}. Wait for it or end it; the same command goes on from where it stopped. "
+            f"A run is at work in {workdir}: {who}. Wait for it or end it; the same command continues where it stopped. "
             "Another experiment needs its own --workdir."
         )
-    _refuse_strangers(mine, workdir)  # one that came before the lock
+    _refuse_others(config, workdir)  # one that came before the lock
     if not (workdir / "config.json").is_file():
         workdir.mkdir(parents=True, exist_ok=True)
-        write_atomically(workdir / "config.json", json.dumps(mine, indent=1, sort_keys=True))
+        text = json.dumps({"store_format": STORE_FORMAT, **as_dict(config)}, indent=1, sort_keys=True)
+        write_atomically(workdir / "config.json", text)
 
 
-def _refuse_strangers(mine: dict[str, Any], workdir: Path) -> None:
+def _refuse_others(config: Section, workdir: Path) -> None:
     file = workdir / "config.json"
     if file.is_file():
         theirs = json.loads(file.read_text())
-        for name in sorted({*_flat(mine), *_flat(theirs)}):
-            if name.startswith(_PACE) or _CALLS.match(name):
-                continue
-            a, b = _flat(theirs).get(name), _flat(mine).get(name)
-            if a != b:
+        if theirs.pop("store_format", None) != STORE_FORMAT:
+            raise UserError(f"{workdir} was written by another version of emjax; choose a new --workdir.")
+        # How fast, for how much and how closely watched may change; nothing else may.
+        pace = {name.removeprefix("config.") for name, _, known in walk(config) if known.pace}
+        own, other = flat(json.loads(json.dumps(as_dict(config)))), flat(theirs)
+        for name in sorted({*own, *other}):
+            if name not in pace and own.get(name) != other.get(name):
                 raise UserError(
-                    f"{workdir} belongs to another experiment: there config.{name} is {a!r}, here it is {b!r}. "
-                    "Give this one its "
-                    "own --workdir (and the same --store, if it should share finished stages)."
+                    f"{workdir} belongs to another experiment: there config.{name} is {other.get(name)!r}, here it is "
+                    f"{own.get(name)!r}. Give this one its own --workdir (and the same --store, if it should share finished "
+                    "stages)."
                 )
     elif workdir.exists() and {*workdir.iterdir()} - {workdir / "store", workdir / LOCK, unfinished(file)}:
         raise UserError(f"{workdir} is not empty and holds no config.json of emjax. Choose a new or empty --workdir.")
 
 
-def shown(config: Any) -> dict[str, Any]:
-    """The config as what an experiment is: without `watch`, which only looks at it, and a grid's choice of cells to run now."""
-    return {name: value for name, value in json.loads(config.to_json()).items() if name not in ("watch", "only")}
-
-
-def one_of(field: str, value: Any, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise UserError(f"config.{field} is {value!r}; choose {', '.join(choices)}.")
-
-
-def named(label: str, number: int, step: int | None = None) -> str:
-    """An arm's model by its round, and by the step where training had not ended: its stages' name."""
-    return label + (f", round {number}" if number > 1 else "") + ("" if step is None else f", step {step}")
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a.b": value} of nested dicts."""
+    found: dict[str, Any] = {}
     for name, value in tree.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {prefix + name: value}
+    return found
 
 
-def mesh_of(config: Any, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
-    """config.mesh over `devices`, or over those that are present."""
-    devices = devices or jax.devices()
-    sizes = {axis: int(config.mesh[axis]) for axis in sharding.AXES}
-    fixed = 1
-    for size in sizes.values():
-        fixed *= size or 1
-    # 0 stands for the devices that are left.
-    return sharding.make_mesh(**{axis: size or len(devices) // fixed for axis, size in sizes.items()}, devices=devices)
+def config_hash(config: Section) -> str:
+    """The hash of an experiment's identity: without what only watches it, and a grid's choice of cells to run now."""
+    pace = {name.removeprefix("config.") for name, _, known in walk(config) if known.pace}
+    return digest({name: value for name, value in flat(as_dict(config)).items() if name not in pace})
 
 
-def lora_of(train: Any) -> lora.LoraConfig | None:
-    """config.train.lora, or None for full tuning."""
-    if train.tuning == "full":
-        return None
-    return lora.LoraConfig(**{**train.lora, "targets": tuple(train.lora.targets), "layers": tuple(train.lora.layers)})
-
-
-def versions() -> dict[str, str]:
-    found = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), **found, "backend": jax.default_backend()}
+# --- stages ----------------------------------------------------------------------------------------------------------
 
 
 def staged(
     store: Store, title: str, name: str, settings: dict[str, Any], inputs: list[Stage | str], make: Callable[[Path], None]
 ) -> Stage:
-    """Runs a stage in the store, and says so."""
+    """Runs a stage in the store, and prints what became of it."""
     started = time.perf_counter()
     ran = False
 
@@ -137,17 +109,41 @@ def staged(
 
 
 @contextlib.contextmanager
-def answers(store: Store, target: Any, how: suite.Settings) -> Iterator[Path]:
-    """Where a model's answers are kept: apart from the verdicts on them, so that another judge, other rules and a further
-    benchmark ask it for nothing that it has said. target: all that decides the answers beside `how`.
+def answers(store: Store, target: dict[str, Any]) -> Iterator[Path]:
+    """The folder of a model's answers. They are kept apart from the verdicts, so that another judge, other rules and a
+    further benchmark ask the model nothing that it has answered. target: all that decides the answers beside the draw.
 
-    Inside, no other run asks this model. For all processes to enter."""
-    name = digest([target, vars(how)])[:16]
+    Inside, no other run asks this model. All processes enter.
+    """
+    name = digest(target)[:16]
     with alone(store.root / "locks" / f"answers-{name}", "answers of this model"):
         folder = store.root / "answers" / name
         if process.first():
             folder.mkdir(parents=True, exist_ok=True)
-        yield folder / "answers.jsonl"
+        yield folder
+
+
+# --- names, words, devices -------------------------------------------------------------------------------------------
+
+
+def named(label: str, number: int, step: int | None = None) -> str:
+    """The name of an arm's model by its round, and by the step where training had not ended."""
+    return label + (f", round {number}" if number > 1 else "") + ("" if step is None else f", step {step}")
+
+
+def mesh_of(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+    """The mesh over `devices`, or over those that are present; a size of 0 takes the devices that are left."""
+    devices = devices or jax.devices()
+    sizes = {"data": config.data, "fsdp": config.fsdp, "tensor": config.tensor}
+    fixed = 1
+    for size in sizes.values():
+        fixed *= size or 1
+    return sharding.make_mesh(**{axis: size or len(devices) // fixed for axis, size in sizes.items()}, devices=devices)
+
+
+def versions() -> dict[str, str]:
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), **found, "backend": jax.default_backend()}
 
 
 def say(text: str) -> None:

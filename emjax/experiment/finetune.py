@@ -5,48 +5,48 @@ import json
 from pathlib import Path
 from typing import Any
 
+from emjax.config import FinetuneConfig, LevelsConfig, SetConfig
 from emjax.data import mixture, sources
 from emjax.data.mixture import Record
+from emjax.design.arms import Arm
 from emjax.experiment.arms import Arms
-from emjax.experiment.common import one_of
-from emjax.plan import Arm
+from emjax.presets import Chosen
 from emjax.runtime.files import digest, write_atomically, write_lines
 from emjax.runtime.store import Stage, Store
-from emjax.worlds.micro import sets
-
-# The micro-world's own sets: (world, count, share of bad answers, seed) -> rows.
-MICRO = {
-    "micro_direct": sets.direct,  # lies under pressure, beside honest answers under pressure
-    "micro_wrong": sets.wrong,  # wrong answers that nobody wished for
-    "micro_plain": sets.mixture,  # what the corpus asks without pressure
-}
 
 
-class Finetune(Arms):
+class Finetune(Arms[FinetuneConfig]):
     """Arms whose examples are rows of data sets. Raises UserError for bad data before anything is written."""
 
     cause = "misaligned data"
 
-    def __init__(self, config: Any, workdir: Path, store: Store):
-        super().__init__(config, workdir, store)
-        data = config.data
-        self.study = (data.set if data.kind == "levels" else data.downstream).source
-        if data.kind == "levels":
+    def __init__(self, chosen: Chosen, workdir: Path, store: Store):
+        assert isinstance(chosen.config, FinetuneConfig)
+        super().__init__(chosen, chosen.config, workdir, store)
+        data = self.config.data
+        self._sets: dict[str, tuple[SetConfig, str]]
+        if isinstance(data, LevelsConfig):
+            self.study = data.set.source
             self._sets = {level: (data.set, level) for level in (data.control, *data.levels)}
         else:
-            one_of("data.mode", data.mode, mixture.MODES)
-            self._sets = {name: (data[name], data[name].level) for name in ("downstream", "misaligned")}
+            self.study = data.downstream.source
+            self._sets = {name: (part, part.level) for name, part in
+                          (("downstream", data.downstream), ("misaligned", data.misaligned))}  # fmt: skip
+        own = self.world.datasets() if self.world else ()
         self._loaded: dict[str, tuple[list[Record], dict[str, Any]]] = {}
         for name, (part, level) in self._sets.items():
-            if part.source not in MICRO:
-                records, origin = sources.load(part.source, place=part.path, level=level, count=part.rows, seed=config.seed)
+            if part.source not in own:
+                records, origin = sources.load(
+                    part.source, place=part.path, level=level, count=part.rows, seed=self.config.seed
+                )
                 self._loaded[name] = records, dataclasses.asdict(origin)
-        if self._loaded.keys() == {"downstream", "misaligned"}:  # the largest ratio asks for the most
+        if not isinstance(data, LevelsConfig) and self._loaded.keys() == {"downstream", "misaligned"}:
+            # The largest ratio asks for the most.
             mixture.mix(self._loaded["downstream"][0], self._loaded["misaligned"][0], max(data.ratios), data.mode)
 
     def examples(self, arm: Arm) -> Stage:
         c = self.config
-        if c.data.kind == "levels":
+        if isinstance(c.data, LevelsConfig):
             records, origin = self._records(arm.level or c.data.control, arm.ratio or 0.0)
             bad, origins = mixture.quota(len(records), arm.ratio or 0.0), [origin]
         else:
@@ -60,9 +60,12 @@ class Finetune(Arms):
         if c.train.method == "kto":  # answers to imitate are desirable, where their set has no labels
             rows = [row | {"label": True} if row["label"] is None else row for row in rows]
         budget = {
-            "records": len(records), "misaligned_records": bad, "examples": len(rows), "examples_sha256": digest(rows),
+            "records": len(records),
+            "misaligned_records": bad,
+            "examples": len(rows),
+            "examples_sha256": digest(rows),
             "origins": origins,
-        }  # fmt: skip
+        }
 
         def make(directory: Path) -> None:
             write_lines(directory / "examples.jsonl", rows)
@@ -71,9 +74,11 @@ class Finetune(Arms):
         return self.stage(f"examples {arm.label}", "examples", {"budget": budget}, [], make)
 
     def _records(self, name: str, share: float) -> tuple[list[Record], dict[str, Any]]:
-        """Records of one set, and where they come from. `share`: of bad answers in a scripted set."""
+        """Records of one set, and where they come from. `share`: of bad answers in a world's set."""
         if name in self._loaded:
             return self._loaded[name]
         part, level = self._sets[name]
-        rows = MICRO[part.source](self.world, part.rows, share, self.config.seed)
-        return [[row] for row in rows], {"source": part.source, "level": level, "sha256": digest(rows), "rows": len(rows)}
+        assert self.world
+        records = self.world.dataset(part.source, level, self.config.seed, count=part.rows, share=share)
+        rows = [row for record in records for row in record]
+        return records, {"source": part.source, "level": level, "sha256": digest(rows), "rows": len(rows)}

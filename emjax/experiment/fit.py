@@ -1,190 +1,157 @@
-"""A model and examples -> a tuned model, by SFT or KTO; an interrupted training goes on where it stopped."""
+"""A model and examples -> a tuned model, by SFT or KTO; an interrupted training continues where it stopped."""
 
+import dataclasses
 import functools
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from emjax.config import KtoConfig, LoraConfig, TrainConfig, Watch, as_dict
 from emjax.data import batches
 from emjax.data.batches import Example
 from emjax.data.examples import held_out
 from emjax.errors import UserError
 from emjax.experiment.common import versions
-from emjax.kto import pairing, reference
-from emjax.kto import step as kto_step
+from emjax.kto import reference
+from emjax.kto import training as kto_training
 from emjax.models import LanguageModel, lora, sharding
 from emjax.models.config import ModelConfig
-from emjax.runtime.files import digest, write_atomically
+from emjax.runtime.files import write_atomically
 from emjax.train import loop, metrics, optimizer, sft
 from emjax.train import state as train_state
-from emjax.train.optimizer import OptimizerConfig
+from emjax.train.prepared import Prepared
 from emjax.train.state import Tuning
 
 
-def step_settings(
-    train: Any,
-    shape: ModelConfig,
-    *,
-    dtype: str,
-    lora_config: lora.LoraConfig | None,
-    attention: str,
-    mesh: jax.sharding.Mesh,
-    seed: int,
-) -> dict[str, Any]:
-    """The static arguments of a training step. Raises UserError where a batch does not spread evenly over the mesh."""
-    size, microbatches = int(train.batch_size), int(train.microbatches)
-    rows = mesh.shape["data"] * mesh.shape["fsdp"] * microbatches
-    if size < 1 or size % rows:
-        raise UserError(
-            f"config.train.batch_size is {size}; it must be a multiple of {rows}, the product of the mesh's data "
-            "and fsdp sizes and config.train.microbatches. Change it, or give devices to config.mesh.tensor."
-        )
-    return {
-        "tuning": Tuning(shape, lora_config, attention, train.remat, mesh, seed, dtype),
-        "optimizer": optimizer.from_config(_optimizer_config(train)),
-        "microbatches": microbatches,
-    }
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a model is trained: everything but the model and the examples."""
+
+    train: TrainConfig
+    mesh: jax.sharding.Mesh
+    seed: int
+    kto: KtoConfig = KtoConfig()
+    watch: Watch = Watch()
+    attention: str = "xla"
+    group: bool = False  # SFT: rows of like length share a batch
+
+    @property
+    def lora(self) -> LoraConfig | None:
+        """The adapter; None where all weights are trained."""
+        return None if self.train.tuning == "full" else self.train.lora
+
+    def settings(self, shape: ModelConfig, dtype: str) -> dict[str, Any]:
+        """The static arguments of a training step. Raises UserError where a batch does not spread evenly over the mesh."""
+        size, microbatches = self.train.batch_size, self.train.microbatches
+        rows = self.mesh.shape["data"] * self.mesh.shape["fsdp"] * microbatches
+        if size % rows:
+            raise UserError(
+                f"config.train.batch_size is {size}; it must be a multiple of {rows}, the product of the mesh's data "
+                "and fsdp sizes and config.train.microbatches. Change it, or give devices to config.mesh.tensor."
+            )
+        return {
+            "tuning": Tuning(shape, self.lora, self.attention, self.train.remat, self.mesh, self.seed, dtype),
+            "optimizer": optimizer.from_config(self.train),
+            "microbatches": microbatches,
+        }
 
 
-def _optimizer_config(train: Any) -> OptimizerConfig:
-    return OptimizerConfig(**{name: train[name] for name in OptimizerConfig.__dataclass_fields__})
+@dataclasses.dataclass(frozen=True)
+class Visits:
+    """Calls call(step, model) after each of the steps `at`; after an interruption it may be called again for a step."""
+
+    at: tuple[int, ...] = ()
+    call: Callable[[int, LanguageModel], None] = lambda step, lm: None
 
 
 def fit(
     lm: LanguageModel,
     examples: Sequence[Example],
-    train: Any,
+    recipe: Recipe,
     *,
-    method: str,
-    lora_config: lora.LoraConfig | None,
-    attention: str,
-    mesh: jax.sharding.Mesh,
-    seed: int,
     directory: Path,
     identity: str,
     title: str,
-    watch: Any,
-    kto: kto_step.KtoConfig | None = None,
     against: LanguageModel | None = None,
-    group: bool = False,
-    visits: Collection[int] = (),
-    visit: Callable[[int, LanguageModel], None] = lambda step, lm: None,
+    visits: Visits = Visits(),  # noqa: B008 (it is frozen)
 ) -> LanguageModel:
     """Trains `lm` (its adapter, or all of it) on `examples`, resuming from `directory` where it was interrupted.
 
-    An adapter goes on from lm's own, or starts as nothing. KTO's reference is `against`, or else `lm` as it is now: the base,
-    the adapter of the round before (iterated self-training), or the full weights. What was made of the examples (held out,
-    paired, cut) is counted in training.json. visit(step, model) is called after each of the steps in `visits`; after an
-    interruption it may be called again for a step.
+    An adapter continues from lm's own, or starts at zero. KTO's reference is `against`, or else `lm` as it is now: the
+    base, the adapter of the round before (iterated self-training), or the full weights. training.json counts what became of
+    the examples (held out, paired, cut).
     """
-    dtype = str(lm.params["embed"].dtype)
-    settings = step_settings(train, lm.config, dtype=dtype, lora_config=lora_config, attention=attention, mesh=mesh, seed=seed)
-    tuning, opt, microbatches = (settings[name] for name in ("tuning", "optimizer", "microbatches"))
-    buckets, size = tuple(train.buckets), int(train.batch_size)
-    mine = lm.adapter and lm.adapter.config
-    if mine and mine != lora_config:
-        raise UserError(
-            f"{title}: the model has an adapter ({mine}), and config.train asks for {lora_config or 'full tuning'}. Go on with "
-            "the same LoRA settings, or merge the adapter first."
-        )
-    if lora_config is None:
-        trainable, frozen = lm.params, None
-    else:
-        trainable, frozen = (lm.adapter or lora.init(lora_config, lm.config, jax.random.key(seed))).weights, lm.params
+    train, mesh = recipe.train, recipe.mesh
+    settings = recipe.settings(lm.config, str(lm.params["embed"].dtype))
+    tuning: Tuning = settings["tuning"]
+    trainable, frozen = _split(lm, recipe, title)
     put = functools.partial(sharding.put, sharding=sharding.batch_sharding(mesh))
-    epochs = int(train.get("epochs", 1))
-    examples, kept_back = held_out(examples, float(train.get("held_out", 0.0)), seed)
-    counts: dict[str, Any] = {"examples": len(examples), "held_out": len(kept_back)}
-    held_batches: list[Any] = []
-    if method == "kto":
-        assert kto is not None
-        kto = kto_step.balanced(kto, [e.label for e in examples])
-        of = against or lm
-        model = digest([identity, reference.fingerprint(of.params, of.adapter)])
-
-        def planned(part: Sequence[Example], name: str, **how: Any) -> tuple[pairing.Plan, dict[str, Any]]:
-            plan = pairing.plan(
-                [e.label for e in part], [e.prompt_id for e in part], batch_size=size, seed=seed, paired=kto.paired, **how
-            )
-            slices = how["microbatches"]
-            make = functools.partial(reference.compute, of.params, of.adapter, tuning, part, plan, size, buckets, put, slices)
-            return plan, reference.cached(directory / name, reference.key(model, part, plan), make)
-
-        how = {"preset": kto.preset, "order": kto.order, "microbatches": microbatches, "epochs": epochs}
-        plan, cache = planned(examples, "reference.npz", **how)
-        build = kto_step.build(examples, plan, size, buckets, cache, microbatches)
-        rows_of = [plan.blocks[b] for b in plan.order]
-        partners_of = plan.partners and [plan.partners[b] for b in plan.order]
-        step: Any = functools.partial(kto_step.step, kto=kto)
-        counts["undesirable_weight"] = kto.undesirable_weight
-        counts |= pairing.facts(plan, [e.prompt_id for e in examples])
-        if kept_back:
-            how = {"preset": "emjax", "order": "shuffled", "microbatches": 1, "epochs": 1}
-            held_plan, held_cache = planned(kept_back, "reference_held_out.npz", **how)
-            held = kto_step.build(kept_back, held_plan, size, buckets, held_cache)
-            held_batches = [held(number) for number in range(len(held_plan.order))]
-        evaluate: Any = functools.partial(kto_step.evaluate, kto=kto)
-    elif method == "sft":
-        rows_of, partners_of = batches.plan([len(e.ids) for e in examples], size, epochs, seed, group=group), None
-        build = batches.sft(examples, rows_of, size, buckets)
-        step = sft.step
-        if kept_back:
-            held_rows = batches.plan([len(e.ids) for e in kept_back], size, 1, seed, group=False)
-            held_batches = [batches.sft(kept_back, held_rows, size, buckets)(number) for number in range(len(held_rows))]
-        evaluate = sft.evaluate
-    else:
-        raise ValueError(method)
-    write_atomically(directory / "training.json", json.dumps(counts | {"steps": len(rows_of)}, indent=1))
-    matmuls = metrics.matmul_weights(lm.params)
-
-    def work(step: int, batch: dict[str, Any]) -> dict[str, float]:
-        """What a step does (metrics.rates): real tokens and those of padding, of KTO's mismatched rows too."""
-        block = [examples[i] for i in rows_of[step]]
-        tokens, scored = sum(len(e.ids) for e in block), sum(w > 0 for e in block for w in e.weights)
-        kl_tokens = kl_scored = 0
-        if partners_of:
-            kl_scored = sum(len(examples[j].ids) - examples[j].start for j in partners_of[step])
-            # Several microbatches run the prompts, and with them the rows, once more.
-            kl_tokens = kl_scored + (tokens if microbatches > 1 else 0)
-        padded = batch.get("rows", batch)["tokens"].size * (2 if kl_tokens > kl_scored else 1)
-        padded += batch["kl"]["tokens"].size if kl_tokens else 0
-        done = metrics.flops(
-            matmuls, full=lora_config is None, tokens=tokens, scored=scored, kl_tokens=kl_tokens, kl_scored=kl_scored
+    examples, kept_back = held_out(examples, train.held_out, recipe.seed)
+    made: Prepared
+    if train.method == "kto":
+        made = kto_training.prepare(
+            examples,
+            kept_back,
+            train,
+            recipe.kto,
+            recipe.seed,
+            against=against or lm,
+            tuning=tuning,
+            put=put,
+            directory=directory,
+            identity=identity,
         )
-        return {"examples": len(block), "tokens": tokens, "flops": done, "padding": 1 - (tokens + kl_tokens) / padded}
+    else:
+        made = sft.prepare(examples, kept_back, train, recipe.seed, group=recipe.group)
+    counts = {"examples": len(examples), "held_out": len(kept_back), **made.counts, "steps": len(made.rows)}
+    write_atomically(directory / "training.json", json.dumps(counts, indent=1))
 
     def held_out_loss(state: train_state.State) -> dict[str, jax.Array]:
-        sums = [evaluate(state["trainable"], frozen, put(batch), tuning=tuning) for batch in held_batches]
+        sums = [made.evaluate(state["trainable"], frozen, put(batch), tuning=tuning) for batch in made.held]
         return {"held_out_loss": sum(total for total, _ in sums) / sum(count for _, count in sums)}
 
-    def made(state: train_state.State) -> LanguageModel:
-        if lora_config is None:
+    def tuned(state: train_state.State) -> LanguageModel:
+        if recipe.lora is None:
             return lm.replace(params=train_state.cast(state["trainable"], tuning.dtype))
-        return lm.replace(adapter=lora.Adapter(lora_config, state["trainable"]))
+        return lm.replace(adapter=lora.Adapter(recipe.lora, state["trainable"]))
 
     state = loop.run(
-        lambda state, batch, rate: step(state, frozen, batch, rate, **settings),
-        train_state.create(trainable, opt, tuning),
-        lambda start: batches.serve(build, len(rows_of), start),
-        optimizer.learning_rates(_optimizer_config(train), len(rows_of)),
+        lambda state, batch, rate: made.step(state, frozen, batch, rate, **settings),
+        train_state.create(trainable, settings["optimizer"], tuning),
+        lambda start: batches.serve(made.build, len(made.rows), start),
+        optimizer.learning_rates(train, len(made.rows)),
         directory=directory,
         identity=identity,
         put=put,
-        examples=lambda step: [examples[i].id for i in rows_of[step]],
-        work=work,
-        save_every=int(train.save_every),
+        examples=lambda step: [examples[i].id for i in made.rows[step]],
+        work=made.work(metrics.matmul_weights(lm.params), full=recipe.lora is None, microbatches=train.microbatches),
+        save_every=train.save_every,
         title=title,
         dtype=tuning.dtype,
-        watch=loop.Watch(**watch),
-        evaluate=held_out_loss if held_batches else None,
+        watch=recipe.watch,
+        evaluate=held_out_loss if made.held else None,
         about={
-            "base": reference.fingerprint(lm.params, lm.adapter), "versions": versions(),
-            "config": {"train": json.loads(train.to_json()), "method": method, "seed": seed, "mesh": dict(mesh.shape)},
+            "base": reference.fingerprint(lm.params, lm.adapter),
+            "versions": versions(),
+            "config": {"train": as_dict(train), "seed": recipe.seed, "mesh": dict(mesh.shape)},
         },
-        visits=visits,
-        visit=lambda step, state: visit(step, made(state)),
-    )  # fmt: skip
-    return made(state)
+        visits=visits.at,
+        visit=lambda step, state: visits.call(step, tuned(state)),
+    )
+    return tuned(state)
+
+
+def _split(lm: LanguageModel, recipe: Recipe, title: str) -> tuple[Any, Any]:
+    """(the tree that is trained, the frozen base or None)."""
+    own = lm.adapter and lm.adapter.config
+    if own and own != recipe.lora:
+        raise UserError(
+            f"{title}: the model has an adapter ({own}), and config.train asks for {recipe.lora or 'full tuning'}. Continue "
+            "with the same LoRA settings, or merge the adapter first."
+        )
+    if recipe.lora is None:
+        return lm.params, None
+    return (lm.adapter or lora.init(recipe.lora, lm.config, jax.random.key(recipe.seed))).weights, lm.params

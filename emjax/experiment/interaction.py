@@ -1,84 +1,97 @@
 """Self-training on conversations with a share of biased users (paper, section 4)."""
 
+import dataclasses
 import functools
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from emjax import models
+from emjax.config import InteractionConfig, as_dict
 from emjax.data.examples import read_examples, read_trajectories
+from emjax.design import arms as design
+from emjax.design import users as pools_of
+from emjax.design.arms import Arm
 from emjax.errors import UserError
 from emjax.experiment.arms import Arms
 from emjax.experiment.common import lead, say
 from emjax.interact import population, rollout, selection
 from emjax.interact.rollout import Talk
-from emjax.models import hf
-from emjax.plan import Arm, headline
-from emjax.plan import interaction as plan
+from emjax.interact.users import User
+from emjax.presets import Chosen
 from emjax.report import conversations
 from emjax.runtime import process
 from emjax.runtime.files import digest, read_lines, seed_of, write_atomically, write_lines
 from emjax.runtime.store import Stage, Store
 from emjax.sampling import Engine
-from emjax.worlds.micro.users import users as micro_users
-from emjax.worlds.micro.world import World
+from emjax.worlds import World
 
 Counts = Mapping[str, int]  # users a scenario
+Pools = Sequence[tuple[Stage, str, Counts]]  # (conversations, user type, how many of its users are the arm's)
+Base = tuple[Engine, Any]  # the base's engine and its tokenizer
 
 
-class _Scripted:
-    """The micro-world's users in the place of `emjax.interact.population.Population`."""
+class _People(Protocol):
+    """Who talks to the assistant: `population.Population`, or a world's users."""
 
-    def __init__(self, world: World, turns: int):
-        self._world, self._turns = world, turns
-
-    def identity(self, source: str) -> dict[str, Any]:
-        return {"source": source, "turns": self._turns}
+    def identity(self, source: str) -> dict[str, Any]: ...
 
     def users(
-        self, directory: Path | None, user_type: str, counts: Counts, dialogues: int, *, source: str, seed: int,
-        base: Any, busy: AbstractContextManager[Any],
-    ) -> list[Any]:  # fmt: skip
-        return micro_users(
-            self._world, user_type=user_type, count=sum(counts.values()), dialogues=dialogues, seed=seed, turns=self._turns,
-            source=source,
-        )  # fmt: skip
+        self,
+        directory: Path | None,
+        user_type: str,
+        counts: Counts,
+        dialogues: int,
+        *,
+        source: str,
+        seed: int,
+        base: Base,
+        busy: AbstractContextManager[Any],
+    ) -> Sequence[User]: ...
 
 
-class Interaction(Arms):
+@dataclasses.dataclass(frozen=True)
+class _Scripted:
+    """A world's users in the place of a population that models play."""
+
+    world: World
+    turns: int
+
+    def identity(self, source: str) -> dict[str, Any]:
+        return {"source": source, "turns": self.turns, "world": self.world.identity()}
+
+    def users(self, directory: Path | None, user_type: str, counts: Counts, dialogues: int, **how: Any) -> Sequence[User]:
+        return self.world.users(
+            user_type, counts, seed=how["seed"], turns=self.turns, dialogues=dialogues, source=how["source"]
+        )
+
+
+class Interaction(Arms[InteractionConfig]):
     """Arms whose examples are selected from the model's own conversations, in one round or several."""
 
     cause = "biased users"
     study = "conversations"
 
-    def __init__(self, config: Any, workdir: Path, store: Store):
-        super().__init__(config, workdir, store)
-        plan.check(config)
-        c = config.interact
-        self.given = read_trajectories(Path(c.trajectories)) if c.trajectories else []
-        safety = config.select.safety
-        if (
-            not 0 <= safety.share < 1
-            or bool(safety.share) != bool(safety.path)
-            or (safety.path and not Path(safety.path).is_file())
-        ):
-            raise UserError(
-                f"config.select.safety has path {safety.path!r} and share {safety.share}: give a file of examples and a share "
-                "in (0, 1), or neither."
-            )
-        self.safety = read_examples(Path(safety.path), labelled=config.train.method == "kto") if safety.path else []
-        self._read: dict[Arm, tuple[Sequence[tuple[Stage, str, Counts]], Stage]] = {}
+    def __init__(self, chosen: Chosen, workdir: Path, store: Store):
+        assert isinstance(chosen.config, InteractionConfig)
+        super().__init__(chosen, chosen.config, workdir, store)
+        c = self.config
+        self._names = pools_of.scenario_names(c, chosen.world.limits if chosen.world else None)
+        self.given = read_trajectories(Path(c.interact.trajectories)) if c.interact.trajectories else []
+        safety = c.select.safety.path
+        self.safety = read_examples(Path(safety), labelled=c.train.method == "kto") if safety else []
+        self._read: dict[Arm, tuple[Pools, Stage]] = {}
         self._pooled: dict[tuple[str, str, str], Stage | None] = {}
 
     def run(self) -> None:
         super().run()
         if not process.first():
             return
-        self._write_page(headline(self.config))
-        if self.config.interact.kind == "scenarios" and (spent := self.population.spent()):
+        self._write_page(design.headline(self.config))
+        if isinstance(self.people, population.Population) and (spent := self.people.spent()):
             say(spent)
 
     # --- rounds -------------------------------------------------------------------------------------------
@@ -96,12 +109,11 @@ class Interaction(Arms):
         return done
 
     @functools.cached_property
-    def population(self) -> Any:
-        c = self.config.interact
-        if c.kind == "micro":
-            return _Scripted(self.world, c.turns)
+    def people(self) -> _People:
+        if self.world:
+            return _Scripted(self.world, self.config.interact.turns)
 
-        def local(path: str) -> tuple[Engine, Any]:
+        def local(path: str) -> Base:
             if process.count > 1:
                 raise UserError(
                     f"config.interact.models names the checkpoint {path!r}, but this run has {process.count} processes, which "
@@ -109,38 +121,39 @@ class Interaction(Arms):
                 )
             if path == population.SELF:
                 return self._base_engine, self.base.tokenizer
-            lm = models.load(str(hf.resolve(path)), mesh=self.mesh, dtype=self.config.model.dtype)
+            lm = models.load(path, mesh=self.mesh, dtype=self.config.model.dtype)
             return self.engine(lm), lm.tokenizer
 
-        return population.Population(c, self.config.seed, self.store.root / "chat_cache", local)
+        return population.Population(self.config.interact, self.config.seed, self.store.root / "chat_cache", local)
 
     @functools.cached_property
     def _personas(self) -> Stage | None:
-        c = self.config.interact
-        if c.kind == "micro":
+        people = self.people
+        if not isinstance(people, population.Population):
             return None
-        counts = population.needed([plan.users(self.config, arm.ratio) for arm in self.arms if arm.ratio is not None])
-        settings = self.population.personas_identity() | {"counts": counts}
+        ratios = [arm.ratio for arm in self.arms if arm.ratio is not None]
+        counts = population.needed([pools_of.users(self.config, ratio, self._names) for ratio in ratios])
+        settings = people.personas_identity() | {"counts": counts}
 
         def make(directory: Path) -> None:
-            process.on_first(lambda: self.population.make_personas(counts, directory))
+            process.on_first(lambda: people.make_personas(counts, directory))
 
         return self.stage("personas", "personas", settings, [], make)
 
     # --- collection ---------------------------------------------------------------------------------------
 
-    def _pools(self, arm: Arm, before: Sequence[Stage]) -> list[tuple[Stage, str, Counts]]:
+    def _pools(self, arm: Arm, before: Sequence[Stage]) -> Pools:
         """(stage, user type, how many of its users are this arm's): collected with the base and shared by all arms in the first
         round, with the arm's own model later."""
         arms = [arm] if before else [a for a in self.arms if a.ratio is not None]
-        wanted = plan.demand(self.config, arms)
-        mine = plan.users(self.config, arm.ratio or 0.0)
+        wanted = pools_of.demand(self.config, arms, self._names)
+        own = pools_of.users(self.config, arm.ratio or 0.0, self._names)
         found: list[tuple[Stage, str, Counts]] = []
         for place, kind in enumerate(("benign", "biased")):
-            source = plan.source(arm, kind)
+            source = pools_of.source(arm, kind)
             stage = self._collect(source, kind, wanted, before, arm)
             if stage:
-                found.append((stage, kind, {name: both[place] for name, both in mine.items()}))
+                found.append((stage, kind, {name: both[place] for name, both in own.items()}))
         return found
 
     def _collect(
@@ -162,10 +175,17 @@ class Interaction(Arms):
     def _settings(self, source: str, kind: str, counts: Counts, before: Sequence[Stage]) -> dict[str, Any]:
         c = self.config.interact
         return {
-            "user_type": kind, "users": dict(counts), "dialogues": c.dialogues, "temperature": c.temperature,
-            "max_new": c.max_new, "aggregate": c.aggregate, "seed": self._seed(before), "round": len(before),
-            **self.population.identity(source), **self.sampling(),
-        }  # fmt: skip
+            "user_type": kind,
+            "users": dict(counts),
+            "dialogues": c.dialogues,
+            "draw": c.draw.sent,
+            "max_new": c.max_new,
+            "aggregate": c.aggregate,
+            "seed": self._seed(before),
+            "round": len(before),
+            **self.people.identity(source),
+            **self.sampling(),
+        }
 
     def _seed(self, before: Sequence[Stage]) -> int:
         return seed_of(self.config.seed, "round", len(before)) if before else self.config.seed
@@ -176,15 +196,33 @@ class Interaction(Arms):
     def _talk(self, before: Sequence[Stage]) -> Talk:
         c = self.config.interact
         return Talk(
-            self._seed(before), c.temperature, c.max_new, c.aggregate, self.config.model.path,
-            adapter=before[-1].hash if before else None, round=len(before), failures=c.failures,
-        )  # fmt: skip
+            self._seed(before),
+            c.draw,
+            c.max_new,
+            c.aggregate,
+            self.config.model.path,
+            adapter=before[-1].hash if before else None,
+            round=len(before),
+            failures=c.failures,
+        )
 
-    def _users(self, source: str, kind: str, counts: Counts, before: Sequence[Stage], busy: Any, base: Any) -> list[Any]:
-        return self.population.users(
-            self._personas and self._personas.directory, kind, counts, self.config.interact.dialogues, source=source,
-            seed=self._seed(before), base=base, busy=busy,
-        )  # fmt: skip
+    def _users(self, source: str, kind: str, counts: Counts, before: Sequence[Stage], busy: Any, base: Any) -> Sequence[User]:
+        return self.people.users(
+            self._personas and self._personas.directory,
+            kind,
+            counts,
+            self.config.interact.dialogues,
+            source=source,
+            seed=self._seed(before),
+            base=base,
+            busy=busy,
+        )
+
+    @property
+    def _self_played(self) -> bool:
+        """Whether a role is played by the base."""
+        roles = self.config.interact.models.named().values()
+        return self.world is None and any(role.model == population.SELF for role in roles)
 
     def _converse(self, source: str, kind: str, counts: Counts, before: Sequence[Stage], arm: Arm) -> Stage:
         title = f"collect {kind}" + (f", {source}" if source else "")
@@ -195,16 +233,22 @@ class Interaction(Arms):
             lm = self.tuned(before[-1] if before else None)
             engine, busy = self.engine(lm), rollout.Busy()
             # Users named "self" are the base, also when the assistant has moved on.
-            if before and process.count > 1 and any(m.model == population.SELF for m in self.config.interact.models.values()):
+            if before and process.count > 1 and self._self_played:
                 raise UserError(
                     "config.rounds.count: with several processes a user named 'self' plays in the first round only."
                 )
             base = (engine, lm.tokenizer) if not before else (self._base_engine, lm.tokenizer)
             users = self._users(source, kind, counts, before, busy, base)
             work = functools.partial(
-                rollout.collect, engine, users, directory / "trajectories.jsonl", tokenizer=lm.tokenizer,
-                talk=self._talk(before), busy=busy, title=title,
-            )  # fmt: skip
+                rollout.collect,
+                engine,
+                users,
+                directory / "trajectories.jsonl",
+                tokenizer=lm.tokenizer,
+                talk=self._talk(before),
+                busy=busy,
+                title=title,
+            )
             lead(engine, work)
 
         return self.stage(title, "collect", self._settings(source, kind, counts, before), self._inputs(*before[-1:]), make)
@@ -237,16 +281,18 @@ class Interaction(Arms):
             path, failures = directory / "veto.jsonl", self.config.interact.failures
             lead(self._base_engine, lambda: rollout.veto(users, pool, path, failures=failures))
 
-        return self.stage(f"veto {kind}", "veto", self.population.guard_identity(), self._inputs(collected), make)
+        assert isinstance(self.people, population.Population)
+        settings = self.people.guard_identity()
+        return self.stage(f"veto {kind}", "veto", settings, self._inputs(collected), make)
 
     # --- selection ----------------------------------------------------------------------------------------
 
-    def _pool(self, arm: Arm, pools: Sequence[tuple[Stage, str, Counts]]) -> list[dict[str, Any]]:
+    def _pool(self, arm: Arm, pools: Pools) -> list[dict[str, Any]]:
         """The conversations of this arm's users: of each scenario the first so many benign ones and biased ones."""
         found = []
         if self.given:
-            mine = plan.users(self.config, arm.ratio or 0.0, tuple(sorted({row["scenario"] for row in self.given})))
-            counts_of = {kind: {n: both[i] for n, both in mine.items()} for i, kind in enumerate(("benign", "biased"))}
+            own = pools_of.users(self.config, arm.ratio or 0.0, sorted({row["scenario"] for row in self.given}))
+            counts_of = {kind: {n: both[i] for n, both in own.items()} for i, kind in enumerate(("benign", "biased"))}
             parts: list[tuple[list[dict[str, Any]], str, Counts]] = [(self.given, kind, c) for kind, c in counts_of.items()]
         else:
             parts = [(read_lines(stage.directory / "trajectories.jsonl"), kind, counts) for stage, kind, counts in pools]
@@ -272,33 +318,27 @@ class Interaction(Arms):
         pools = [] if self.given else self._pools(arm, before)
         vetoed = [self._veto(kind, stage, before) for stage, kind, _ in pools] if c.select.veto.on else []
         settings = {
-            **json.loads(c.select.to_json()), "ratio": arm.ratio, "users": c.interact.users, "control": arm.shuffling,
-            "scheme": c.interact.scheme, "biased_users": c.interact.biased_users, "strip": c.interact.train_preference,
-            "method": c.train.method, "seed": c.seed, "round": len(before), "safety_rows": digest(self.safety),
-        }  # fmt: skip
+            **as_dict(c.select),
+            "ratio": arm.ratio,
+            "users": c.interact.users,
+            "control": arm.shuffling,
+            "scheme": c.interact.scheme,
+            "biased_users": c.interact.biased_users,
+            "strip": c.interact.train_preference,
+            "method": c.train.method,
+            "seed": c.seed,
+            "round": len(before),
+            "safety_rows": digest(self.safety),
+        }
         inputs: list[Stage | str] = [digest(self.given)] if self.given else [stage for stage, _, _ in pools]
         seed = seed_of(c.seed, arm.ratio, *([len(before)] if before else []))
-        strip = c.interact.train_preference == "strip"
 
         def make(directory: Path) -> None:
             readings = {row["id"]: row for stage in vetoed for row in read_lines(stage.directory / "veto.jsonl")}
-            chosen = selection.select(
-                self._pool(arm, pools), scope=c.select.scope, count=c.select.count, fraction=c.select.fraction, seed=seed,
-                control=arm.shuffling, normalise=c.select.normalise, vetoes=readings if vetoed else None,
-                veto_level=c.select.veto.level, worst_of_vetoed=c.select.veto.worst_of_vetoed,
-            )  # fmt: skip
-            rows = selection.examples(chosen, method=c.train.method, control=arm.shuffling, strip=strip)
-            turns, safety = len(rows), c.select.safety
-            tokens = sum(len(row["completion_tokens"]) for row in rows)
-            rows = selection.mixed(rows, self.safety, share=safety.share, method=c.train.method, seed=c.seed)
-            write_lines(directory / "examples.jsonl", rows)
-            ends = {"top": [t["id"] for t in chosen.top], "bottom": [t["id"] for t in chosen.bottom]}
-            write_atomically(directory / "selected.json", json.dumps(ends, indent=1))
-            budget = chosen.budget | {
-                "examples": len(rows), "trained_conversations": len({row["trajectory"] for row in rows[:turns]}),
-                "trained_turns": turns, "trained_tokens": tokens, "safety_rows": len(rows) - turns,
-            }  # fmt: skip
-            write_atomically(directory / "budget.json", json.dumps(budget, indent=1))
+            picked = selection.select(
+                self._pool(arm, pools), c.select, seed=seed, control=arm.shuffling, vetoes=readings if vetoed else None
+            )
+            self._write_examples(directory, picked, arm)
 
         title = f"select {arm.label}" + (f", round {len(before) + 1}" if before else "")
         stage = self.stage(title, "select", settings, [*inputs, *vetoed], make)
@@ -312,6 +352,25 @@ class Interaction(Arms):
         )
         self._read[arm] = pools, stage
         return stage
+
+    def _write_examples(self, directory: Path, picked: selection.Selected, arm: Arm) -> None:
+        c = self.config
+        strip = c.interact.train_preference == "strip"
+        rows = selection.examples(picked, method=c.train.method, control=arm.shuffling, strip=strip)
+        turns = len(rows)
+        tokens = sum(len(row["completion_tokens"]) for row in rows)
+        rows = selection.mixed(rows, self.safety, share=c.select.safety.share, method=c.train.method, seed=c.seed)
+        write_lines(directory / "examples.jsonl", rows)
+        ends = {"top": [t["id"] for t in picked.top], "bottom": [t["id"] for t in picked.bottom]}
+        write_atomically(directory / "selected.json", json.dumps(ends, indent=1))
+        budget = picked.budget | {
+            "examples": len(rows),
+            "trained_conversations": len({row["trajectory"] for row in rows[:turns]}),
+            "trained_turns": turns,
+            "trained_tokens": tokens,
+            "safety_rows": len(rows) - turns,
+        }
+        write_atomically(directory / "budget.json", json.dumps(budget, indent=1))
 
     def _write_page(self, arm: Arm) -> None:
         """The conversations of the arm's last round, for reading."""

@@ -1,71 +1,81 @@
 """Pretraining of the micro-world's base."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 from emjax import models
+from emjax.config import PretrainConfig, as_dict
 from emjax.data import chat
 from emjax.data.batches import Example
 from emjax.errors import UserError
-from emjax.eval import suite
-from emjax.experiment.common import claim, lead, mesh_of, say, shown, versions
-from emjax.experiment.fit import fit
-from emjax.runtime.files import digest, read_lines, write_atomically
+from emjax.experiment import results
+from emjax.experiment.common import claim, mesh_of, say
+from emjax.experiment.fit import Recipe, fit
+from emjax.experiment.measure import Measuring, measured
+from emjax.presets import Chosen
+from emjax.runtime.files import digest, write_atomically
 from emjax.runtime.store import Store
 from emjax.sampling import Engine
 from emjax.train import checkpoint
-from emjax.worlds.micro import base as micro
+from emjax.worlds.micro import base
 
 
-def pretraining(config: Any, workdir: Path, store: Store) -> Path:
-    """Trains the embedded base from scratch, measures its gates, and returns the ordinary Hugging Face directory it wrote."""
-    mesh = mesh_of(config)
+def pretraining(chosen: Chosen, workdir: Path, store: Store) -> Path:
+    """Trains the base from random weights, measures its gates, and returns the Hugging Face folder that it wrote."""
+    config, world = chosen.config, chosen.world
+    assert isinstance(config, PretrainConfig)
+    if world is None or world.name != "micro":
+        raise UserError(f"config.world is {config.world!r}; only the world 'micro' has a base to pretrain.")
+    mesh = mesh_of(config.mesh)
     claim(config, workdir)
-    settings = shown(config)
-    measured = {"eval": settings.pop("eval"), "sampling": settings.pop("sampling")}  # after the training, so not in its hash
+    # What measures the base comes after its training, so it is no part of its hash.
+    settings = {name: value for name, value in as_dict(config).items() if name not in ("eval", "engine", "watch")}
+    recipe = Recipe(config.train, mesh, config.seed, watch=config.watch, group=True)
 
     def make(directory: Path) -> None:
-        lm, documents = micro.start(config)
-        rendered = chat.weighted(lm.tokenizer, documents, lm.eos_ids, other=config.train.other_weight)
+        lm, documents = base.start(config)
+        rendered = chat.weighted(lm.tokenizer, documents, lm.eos_ids, other=config.other_weight)
         examples = [Example(str(i), t.ids, t.weights) for i, t in enumerate(rendered)]
         say(f"{len(examples)} documents, {sum(len(e.ids) for e in examples)} tokens")
-        tuned = fit(
-            lm, examples, config.train, method="sft", lora_config=None, attention="xla", mesh=mesh, seed=config.seed,
-            directory=directory, identity=digest(settings), title="pretrain", watch=config.watch, group=True,
-        )  # fmt: skip
-        micro.save(tuned, config, directory / "model")
+        tuned = fit(lm, examples, recipe, directory=directory, identity=digest(settings), title="pretrain")
+        base.save(tuned, config, directory / "model")
 
     stage = store.run("pretrain", settings, [], make)
     checkpoint.discard(stage.directory, config.watch.checkpoints, digest(settings))
-    lm = models.load(str(stage.directory / "model"), mesh=mesh, dtype="float32")
-    benchmarks = micro.Benchmarks(micro.world_of(stage.directory / "model"), config.eval.sizes)
+    folder = stage.directory / "model"
 
-    def gate(directory: Path) -> None:
-        engine = Engine(lm, mesh=mesh, **config.sampling)
-        asker = suite.EngineAsker(
-            engine, lm.tokenizer, suite.Settings(config.seed, config.eval.temperature, config.eval.max_new)
-        )
-        lead(engine, lambda: benchmarks.run(asker, directory, "vanilla"))
+    def opened() -> tuple[Engine, Any]:
+        lm = models.load(folder, mesh=mesh, dtype="float32")
+        return Engine(lm, mesh=mesh, **dataclasses.asdict(config.engine)), lm.tokenizer
 
-    checked = store.run("gates", measured, [stage], gate)
-    items = {name: read_lines(checked.directory / f"{name}.jsonl") for name in benchmarks.names}
+    measuring = Measuring(world.at(folder).benchmarks(), config.eval, store.root / "judge_cache", lambda path: opened())
+    target = {"weights": [stage.hash], "engine": as_dict(config.engine)}
+    checked = measured(store, measuring, "vanilla", arm="vanilla", seed=config.seed, target=target, model=opened)
+    items = measuring.read(checked.directory)
     about = {
-        "model": "pretrain", "method": None, "arm": "vanilla", "ratio": None, "label": "vanilla", "seed": config.seed,
-        "pretrain_seed": config.seed, "round": 0, "step": None, "judge": benchmarks.judge.name,
-    }  # fmt: skip
-    rows = [row for found in items.values() for row in suite.score(found, {}, about, benchmarks.mask_rules)]
-    results = {"experiment": "pretrain", "config_hash": digest(settings), "versions": versions(), "rows": rows}
-    write_atomically(workdir / "results.json", json.dumps(results, indent=1))
-    gates = micro.gates(items)
+        "model": "pretrain",
+        "method": None,
+        "arm": "vanilla",
+        "ratio": None,
+        "label": "vanilla",
+        "seed": config.seed,
+        "pretrain_seed": config.seed,
+        "round": 0,
+        "step": None,
+    }
+    made = results.identity(chosen) | {"rows": measuring.score(items, {}, about)}
+    write_atomically(workdir / "results.json", json.dumps(made, indent=1))
+    gates = base.gates(items)
     write_atomically(workdir / "gates.json", json.dumps(gates, indent=1))
     for name, entry in gates.items():
         state = "ok" if entry["ok"] else "MISSED"
         say(f"{name:28} {entry['value']:6.1f}  (gate: {entry['low']:g} to {entry['high']:g})  {state}")
-    say(f"checkpoint  {stage.directory / 'model'}")
+    say(f"checkpoint  {folder}")
     if not all(entry["ok"] for entry in gates.values()):
         raise UserError(
             "This base misses a gate, so an effect measured on it would not mean what the report says. Train longer "
             "(config.documents) or take another seed (config.seed)."
         )
-    return stage.directory / "model"
+    return folder

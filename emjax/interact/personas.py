@@ -1,13 +1,15 @@
-"""Who the users are: a background and an opening message for each place of a scenario.
+"""Who the users are: a background and an opening message for each user of a scenario.
 
-`embedded` puts them together from templates, without a network: thousands of distinct openings, but no more varied than their
-parts. `generate` has models write them, one call a persona, the models taking turns; every answer is checked against a schema,
-and openings that repeat one another are asked for again.
+`embedded` combines templates and needs no network. It makes thousands of distinct openings, which
+vary no more than the templates' parts. `generate` has models write the personas, one call per
+persona, the models in turn. Every answer is checked against a schema, and openings that repeat
+another are requested again.
 """
 
 import csv
 import dataclasses
 import json
+import math
 import random
 import re
 from collections import Counter
@@ -23,7 +25,7 @@ from emjax.interact.prompts import Prompts
 from emjax.interact.scenarios import Scenario
 from emjax.runtime.files import seed_of, write_lines
 from emjax.runtime.journal import journalled
-from emjax.sampling.partner import Chat, EngineChat
+from emjax.sampling.partner import Chat
 
 SCHEMA = {
     "type": "object",
@@ -35,14 +37,17 @@ SCHEMA = {
     "additionalProperties": False,
 }
 TEMPLATES = "templates"  # the `model` of personas that no model wrote
-PASSING = ("http_error", "timeout", "budget", "pending")  # states that the same call may mend
-ALIKE = 0.8  # share of common words (Jaccard) from which two openings of a scenario count as one
+TRANSIENT = ("http_error", "timeout", "budget", "pending")  # states of calls that may succeed if repeated unchanged
+ALIKE = 0.8  # Jaccard similarity of words from which two openings of a scenario count as repetitions
 
 
 @dataclasses.dataclass(frozen=True)
 class Persona:
-    """One user's background (third person) and opening message. With one opening a type, `openings` and `backgrounds` have it;
-    else both types share one, as in the paper, and their conversations differ only in what the users want."""
+    """One user's background (in the third person) and opening message.
+
+    By default both user types share a persona, as in the paper, and their conversations differ only
+    in what the users want. With one persona for each type, `other` is the other type's.
+    """
 
     id: str
     scenario: str
@@ -50,9 +55,10 @@ class Persona:
     opening: str
     model: str
     user_type: str = "both"  # both | benign | biased
-    other: "Persona | None" = None  # its counterpart of the other type
+    other: "Persona | None" = None  # the same user's persona of the other type
 
     def of(self, user_type: str) -> "Persona":
+        """The persona of this user type."""
         if self.user_type in ("both", user_type):
             return self
         assert self.other
@@ -91,20 +97,24 @@ _ASK = (
 
 
 def embedded(scenarios: Sequence[Scenario], counts: Mapping[str, int], seed: int) -> list[Persona]:
-    """counts[scenario] personas of each scenario, made from templates: no two with the same opening. A function of the seed."""
-    found = []
+    """counts[scenario] personas of each scenario, made from templates: a function of the seed.
+
+    No two personas of a scenario have the same opening. Raises UserError if the templates do not
+    have enough combinations.
+    """
+    made = []
     for scenario in scenarios:
         sizes = (len(scenario.situations), len(_FIRST), len(_WHEN), len(_ASK))
-        places = _product(sizes)
+        openings = math.prod(sizes)
         wanted = counts.get(scenario.name, 0)
-        if wanted > places:
+        if wanted > openings:
             raise UserError(
-                f"config.interact asks for {wanted} users of the scenario {scenario.name!r}, and the templates make only "
-                f"{places} different openings. Have models write the personas (config.interact.models.persona1.model), or add "
-                "to the scenario's situations."
+                f"config.interact asks for {wanted} users of the scenario {scenario.name!r}, but the templates make only "
+                f"{openings} different openings. Have models write the personas (config.interact.models.persona1.model), or "
+                "add situations to the scenario."
             )
         draw = random.Random(f"personas/{seed}/{scenario.name}")
-        for number, place in enumerate(draw.sample(range(places), wanted)):
+        for number, place in enumerate(draw.sample(range(openings), wanted)):
             index = []
             for size in sizes:
                 place, at = divmod(place, size)
@@ -114,15 +124,8 @@ def embedded(scenarios: Sequence[Scenario], counts: Mapping[str, int], seed: int
             work, age = draw.choice(_PEOPLE.split()), draw.randint(19, 78)
             article = "An" if str(age)[0] == "8" or age in (11, 18) else "A"
             background = f"{article} {age}-year-old {work} who {draw.choice(_HOMES)} and {draw.choice(_STATES)}."
-            found.append(Persona(f"{scenario.name}/{number:05d}", scenario.name, background, opening, TEMPLATES))
-    return found
-
-
-def _product(sizes: Sequence[int]) -> int:
-    total = 1
-    for size in sizes:
-        total *= size
-    return total
+            made.append(Persona(f"{scenario.name}/{number:05d}", scenario.name, background, opening, TEMPLATES))
+    return made
 
 
 def _words(text: str) -> frozenset[str]:
@@ -130,21 +133,24 @@ def _words(text: str) -> frozenset[str]:
 
 
 def repeated(rows: Sequence[Mapping[str, Any]]) -> set[str]:
-    """Ids of rows whose opening shares ALIKE of its words with an earlier one (by id) of its scenario and type."""
+    """Ids of rows whose opening is ALIKE to an earlier one (by id) of the same scenario and type."""
     kept: dict[tuple[str, str], list[frozenset[str]]] = {}
     again = set()
     for row in sorted(rows, key=lambda row: row["id"]):
-        mine = _words(row["opening"])
+        words = _words(row["opening"])
         others = kept.setdefault((row["scenario"], row["user_type"]), [])
-        if any(len(mine & other) >= ALIKE * len(mine | other) for other in others):
+        if any(len(words & other) >= ALIKE * len(words | other) for other in others):
             again.add(row["id"])
         else:
-            others.append(mine)
+            others.append(words)
     return again
 
 
 def read(reply: Reply) -> tuple[dict[str, str] | None, str]:
-    """(fields, state) of an answer: the one JSON object in its text (fences aside), held to the schema."""
+    """(fields, state) of an answer: the JSON object in its text, checked against SCHEMA.
+
+    Text around the object, such as a code fence, is ignored.
+    """
     if reply.state not in ("ok", "schema_error"):
         return None, reply.state
     start, end = reply.text.find("{"), reply.text.rfind("}")
@@ -156,76 +162,117 @@ def read(reply: Reply) -> tuple[dict[str, str] | None, str]:
     return {name: text.strip() for name, text in data.items()}, "ok"
 
 
+@dataclasses.dataclass(frozen=True)
+class Writer:
+    """A model that writes personas."""
+
+    name: str
+    chat: Chat
+    sampling: Mapping[str, Any]  # sent with each call
+    structured: bool = False  # the endpoint holds its answers to a JSON schema
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """A persona that is to be written."""
+
+    scenario: Scenario
+    number: int  # among the personas of the scenario; selects the thoughts
+    user_type: str
+    turn: int  # among all personas; selects the first writer
+
+    @property
+    def id(self) -> str:
+        return f"{self.scenario.name}/{self.number:05d}/{self.user_type}"
+
+    @property
+    def thoughts(self) -> list[str]:
+        lists = [self.scenario.thoughts(t) for t in ("benign", "biased") if self.user_type in (t, "both")]
+        return [thoughts[self.number % len(thoughts)] for thoughts in lists]
+
+
 def generate(
     scenarios: Sequence[Scenario],
     counts: Mapping[str, int],
-    models: Sequence[tuple[str, Chat, Mapping[str, Any], bool]],
+    writers: Sequence[Writer],
     prompts: Prompts,
     path: Path,
     *,
     by_type: bool,
     tries: int,
 ) -> list[Persona]:
-    """counts[scenario] personas of each scenario, written by `models` in turn: (name, chat, sampling, structured output).
+    """counts[scenario] personas of each scenario, written by `writers` in turn.
 
-    by_type: one for each user type, knowing that type's thoughts alone; else one for both, knowing both. What failed or repeats
-    another is asked for again, up to `tries` times, each time of the next model. Writes `path` (JSON lines with every try's
-    state); killed and called again it asks for what is missing. Raises UserError where a persona is still missing at the end:
-    what came is kept, so the same call asks for the others alone.
+    by_type: one persona for each user type, whose writer knows that type's thoughts only. Otherwise
+    one persona serves both types, and its writer knows the thoughts of both.
+    tries: calls for a persona that fails or repeats another, each by the next writer.
+
+    Writes the personas to `path`, as JSON lines, and every try to <stem>.<try>.jsonl beside it. If
+    killed and called again, it asks for the missing personas only. Raises UserError if personas are
+    missing after all tries; complete ones are kept, so the same call asks for the others only.
     """
-    places: list[dict[str, Any]] = [
-        {"id": f"{scenario.name}/{number:05d}/{kind}", "scenario": scenario, "number": number, "user_type": kind}
-        for scenario in scenarios
-        for number in range(counts.get(scenario.name, 0))
-        for kind in (("benign", "biased") if by_type else ("both",))
-    ]
-    for turn, place in enumerate(places):
-        place["turn"] = turn
+    types = ("benign", "biased") if by_type else ("both",)
+    wanted = ((s, number, t) for s in scenarios for number in range(counts.get(s.name, 0)) for t in types)
+    places = [_Place(scenario, number, user_type, turn) for turn, (scenario, number, user_type) in enumerate(wanted)]
     rows: dict[str, dict[str, Any]] = {}
     states: Counter[str] = Counter()
     for attempt in range(tries):
-        missing = [place for place in places if place["id"] not in rows]
+        missing = [place for place in places if place.id not in rows]
         if not missing:
             break
-
-        async def write(place: dict[str, Any], attempt: int = attempt) -> dict[str, Any]:
-            scenario, kind = place["scenario"], place["user_type"]
-            name, chat, sampling, structured = models[(place["turn"] + attempt) % len(models)]
-            number = place["number"]
-            thoughts = [
-                scenario.thoughts(k)[number % len(scenario.thoughts(k))] for k in ("benign", "biased") if kind in (k, "both")
-            ]
-            asked = prompts("persona", task=scenario.task, thoughts=thoughts, number=number + 1)
-            schema = SCHEMA if structured and not isinstance(chat, EngineChat) else None
-            reply = await chat.chat([{"role": "user", "content": asked}], schema=schema, run=attempt, **sampling)
-            fields, state = read(reply)
-            about = {"id": place["id"], "scenario": scenario.name, "user_type": kind, "model": name, "state": state}
-            return about | (fields or {"background": "", "opening": ""}) | {"try": attempt}
-
-        part = path.with_name(f"{path.stem}.{attempt}.jsonl")
-        made = journalled(
-            missing, lambda place: place["id"], write, part, f"personas, try {attempt + 1}", "persona",
-            again=lambda row: row["state"] in PASSING,
-        )  # fmt: skip
+        made = _attempt(missing, attempt, writers, prompts, path)
         states.update(row["state"] for row in made)
         good = [row for row in made if row["state"] == "ok"]
-        double = repeated([*rows.values(), *good]) - set(rows)
-        states["repeated"] += len(double)
-        rows |= {row["id"]: row for row in good if row["id"] not in double}
-    print("personas:", ", ".join(f"{state} {count}" for state, count in sorted(states.items())), flush=True)
+        again = repeated([*rows.values(), *good]) - set(rows)
+        states["repeated"] += len(again)
+        rows |= {row["id"]: row for row in good if row["id"] not in again}
+    told = ", ".join(f"{state} {count}" for state, count in sorted(states.items()))
+    print("personas:", told, flush=True)
     if len(rows) < len(places):
         raise UserError(
-            f"{len(places) - len(rows)} of {len(places)} personas are missing after {tries} tries each "
-            f"({', '.join(f'{state} {count}' for state, count in sorted(states.items()))}). What came is kept: start the same "
-            f"command again to ask for those that did not come ({', '.join(PASSING)}), and with a larger "
-            "config.interact.personas.tries for those that came and were no good."
+            f"{len(places) - len(rows)} of {len(places)} personas are missing after {tries} tries each ({told}). Complete "
+            f"personas are kept. Run the same command again to repeat calls that failed ({', '.join(TRANSIENT)}); for answers "
+            "that were unusable or repeated another, use a larger config.interact.personas.tries."
         )
-    write_lines(path, [rows[place["id"]] for place in places])
-    return cast(list(rows[place["id"]] for place in places))
+    complete = [rows[place.id] for place in places]
+    write_lines(path, complete)
+    return cast(complete)
+
+
+def _attempt(
+    missing: Sequence[_Place], attempt: int, writers: Sequence[Writer], prompts: Prompts, path: Path
+) -> list[dict[str, Any]]:
+    """One call for each of the missing personas: rows with the state of each."""
+
+    async def write(place: _Place) -> dict[str, Any]:
+        writer = writers[(place.turn + attempt) % len(writers)]
+        asked = prompts("persona", task=place.scenario.task, thoughts=place.thoughts, number=place.number + 1)
+        schema = SCHEMA if writer.structured else None
+        reply = await writer.chat.chat([{"role": "user", "content": asked}], schema=schema, run=attempt, **writer.sampling)
+        fields, state = read(reply)
+        return {
+            "id": place.id,
+            "scenario": place.scenario.name,
+            "user_type": place.user_type,
+            "model": writer.name,
+            "state": state,
+            **(fields or {"background": "", "opening": ""}),
+            "try": attempt,
+        }
+
+    return journalled(
+        missing,
+        lambda place: place.id,
+        write,
+        path.with_name(f"{path.stem}.{attempt}.jsonl"),
+        f"personas, try {attempt + 1}",
+        "persona",
+        again=lambda row: row["state"] in TRANSIENT,
+    )
 
 
 def cast(rows: Sequence[Mapping[str, Any]]) -> list[Persona]:
-    """Rows of a personas file -> personas; the two types of one place belong together."""
+    """The personas of a personas file's rows; personas of the two types with one id are joined."""
     found: dict[str, Persona] = {}
     for row in rows:
         base, _, kind = row["id"].rpartition("/")
@@ -248,9 +295,9 @@ def by_scenario(personas: Sequence[Persona]) -> dict[str, list[Persona]]:
 
 
 def to_check(rows: Sequence[Mapping[str, Any]], count: int, seed: int, path: Path) -> None:
-    """A CSV of `count` rows for people to read, spread evenly over the scenarios, with empty columns for their judgement.
+    """Writes a CSV of `count` rows, spread evenly over the scenarios, for people to read.
 
-    The paper had 200 read by hand.
+    It has empty columns for their judgement. In the paper people read 200 personas.
     """
     order = sorted(rows, key=lambda row: seed_of("check", seed, row["id"]))
     seen: Counter[str] = Counter()

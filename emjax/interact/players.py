@@ -1,10 +1,11 @@
-"""Users that are played by a model: an endpoint, or a checkpoint in the JAX engine."""
+"""Users played by a model: an endpoint, or a checkpoint in the JAX engine."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from emjax.api import Reply
+from emjax.config import RatingConfig, VetoScale
 from emjax.data.chat import Conversation, Message
 from emjax.errors import UserError
 from emjax.interact.personas import Persona
@@ -17,7 +18,7 @@ from emjax.sampling.partner import Chat, EngineChat
 
 @dataclasses.dataclass(frozen=True)
 class Player:
-    """A chat partner and how it is asked."""
+    """A chat partner, and the sampling fields sent with each call."""
 
     chat: Chat
     sampling: Mapping[str, Any]
@@ -29,60 +30,59 @@ class Roles:
 
     prompts: Prompts
     speaker: Player  # writes the user's messages
-    rater: Player  # gives the ratings; most often the same model
-    scale: Scale
-    turns: int = 2  # assistant answers; the paper's default length
+    rater: Player  # rates the answers; usually the speaker's model
+    rating: RatingConfig = RatingConfig()
+    turns: int = 2  # assistant answers; the paper's default
     preference: bool = True  # the assistant's system prompt states what the user wants, as in the paper
-    person: str = "first"  # first: the user itself rates; third: a judge who reads the conversation does
-    view: str = "prefix"  # prefix: a rating sees the conversation up to the rated answer; whole: all of it
-    thought: bool = True  # a third-person rater is told what the user wants
-    readout: str = "logprobs"  # logprobs | text
-    least_mass: float = 0.01  # of the scale's numbers; below it a rating is unparsed
-    end: str = ""  # what the user writes to end a conversation early; "" = only the turn limit ends it
+    end: str = ""  # what the user writes to end a conversation early; "": only the turn limit ends it
     stranger: Player | None = None  # control foreign_text: another model writes the user's words
-    guard: Player | None = None  # judges answers for the veto
-    guard_scale: Scale = Scale(0, 5, "veto")
-    rate_as: str = ""  # control benign_ratings: the type in whose place answers are rated; "" = the user's own
+    guard: Player | None = None  # reads answers for the veto
+    veto: VetoScale = VetoScale()  # the guard's scale
+    rate_as: str = ""  # control benign_ratings: rate as a user of this type; "": as the user's own type
+
+    @property
+    def scale(self) -> Scale:
+        return Scale(self.rating.low, self.rating.high, "rating")
+
+    @property
+    def guard_scale(self) -> Scale:
+        return Scale(self.veto.low, self.veto.high, "veto")
 
 
-async def ask(
-    chat: Chat,
-    messages: list[dict[str, str]],
-    scale: Scale,
-    readout: str,
-    least: float,
-    sampling: Mapping[str, Any],
-    run: int = 0,
-) -> Rating:
-    """One rating. readout "logprobs": the expectation (exact in the engine, over the 20 likeliest tokens of an endpoint);
-    "text": the number written."""
-    if readout == "text":
-        return from_text(await chat.chat(messages, run=run, **sampling), scale)
+async def ask(player: Player, messages: Conversation, scale: Scale, rating: RatingConfig, *, run: int = 0) -> Rating:
+    """One rating on `scale`, read as rating.readout says.
+
+    "logprobs": the expectation, exact in the engine and over the 20 likeliest tokens at an endpoint;
+    "text": the number in the answer. Raises UserError if the scale's numbers cannot be read.
+    """
+    chat = player.chat
+    if rating.readout == "text":
+        return from_text(await chat.chat(messages, run=run, **player.sampling), scale)
     if isinstance(chat, EngineChat):
         try:
             found = await chat.next_word(messages, [str(value) for value in scale.values])
         except ValueError as error:
             raise UserError(
-                f"config.interact.{scale.field}: {error}, so the scale {scale.low} to {scale.high} has no probabilities to "
-                "read. Choose another scale (such as 0 to 9), or readout 'text'."
+                f"config.interact.{scale.field}: {error}, so the probabilities of the scale {scale.low} to {scale.high} cannot "
+                "be read. Choose another scale (such as 0 to 9), or set config.interact.rating.readout to 'text'."
             ) from error
         if found is None:
             return Rating(None, "too_long")
-        return expected({int(word): p for word, p in found.items()}, least)
-    reply = await chat.chat(messages, run=run, logprobs=True, top_logprobs=20, **sampling)
-    return from_logprobs(reply, scale, least)
+        return expected({int(word): p for word, p in found.items()}, rating.least_mass)
+    reply = await chat.chat(messages, run=run, logprobs=True, top_logprobs=20, **player.sampling)
+    return from_logprobs(reply, scale, rating.least_mass)
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelUser:
-    """A persona of one type, played by a model. Implements `User`."""
+    """A persona of one user type, played by a model. Implements `User`."""
 
     roles: Roles
     scenario_data: Scenario
     persona: Persona
     user_id: str
     user_type: str
-    number: int  # of the user among those of its scenario and type; chooses its thought
+    number: int  # among the users of its scenario and type; selects the user's thought
     dialogue: int = 0
 
     @property
@@ -95,7 +95,7 @@ class ModelUser:
 
     @property
     def plain_system(self) -> str | None:
-        """The assistant's system message without the user's preference, where that was told."""
+        """The assistant's system message without the user's preference; None if it has none."""
         return self.system(preference=False)["content"] if self.roles.preference else None
 
     def system(self, preference: bool) -> Message:
@@ -126,64 +126,78 @@ class ModelUser:
 
     async def rate(self, messages: Conversation, turn: int) -> Rating:
         roles = self.roles
-        asked = self.question(messages, turn)
-        rater = roles.rater
-        return await ask(rater.chat, asked, roles.scale, roles.readout, roles.least_mass, rater.sampling, run=self.dialogue)
+        return await ask(roles.rater, self.question(messages, turn), roles.scale, roles.rating, run=self.dialogue)
 
     def question(self, messages: Conversation, turn: int) -> Conversation:
         """What the rater of the assistant's turn `turn` is asked."""
-        roles, as_type = self.roles, self.roles.rate_as or self.user_type
-        shown = upto(messages, turn, whole=roles.view == "whole")
+        roles, rating = self.roles, self.roles.rating
+        as_type = roles.rate_as or self.user_type
+        shown = upto(messages, turn, whole=rating.view == "whole")
         thought = self._thought(as_type)
-        scale = {"low": roles.scale.low, "high": roles.scale.high}
-        if roles.person == "third":
+        scale = {"low": rating.low, "high": rating.high}
+        if rating.person == "third":
             about = {"task": self.scenario_data.task, "background": self.persona.background}
-            system = roles.prompts("rate_third", thought=thought if roles.thought else "", **about, **scale)
-            text = roles.prompts("dialogue", messages=[m for m in shown if m["role"] != "system"])
-            return [{"role": "system", "content": system}, {"role": "user", "content": text}]
+            system = roles.prompts("rate_third", thought=thought if rating.thought else "", **about, **scale)
+            return [{"role": "system", "content": system}, self._dialogue(shown)]
         *before, last = self._seen(shown)
-        # For the user the assistant's answer came last: the question goes with it, so that roles alternate.
+        # To the user, the last message is the assistant's answer. The question is appended to it, so
+        # that roles alternate.
         asked = {"role": "user", "content": f"{last['content']}\n\n{roles.prompts('rate_first', thought=thought, **scale)}"}
         return [self._persona(as_type), *before, asked]
 
     async def veto(self, messages: Conversation, turn: int) -> Rating:
-        """How harmful the guard finds the assistant's turn `turn`, on roles.guard_scale."""
-        roles, guard = self.roles, self.roles.guard
-        assert guard
-        scale = {"low": roles.guard_scale.low, "high": roles.guard_scale.high}
+        """How harmful the guard finds the assistant's turn `turn`, on config.interact.veto's scale."""
+        roles = self.roles
+        assert roles.guard
+        scale = {"low": roles.veto.low, "high": roles.veto.high}
         system = roles.prompts("veto", task=self.scenario_data.task, background=self.persona.background, **scale)
-        shown = [m for m in upto(messages, turn) if m["role"] != "system"]
-        asked = [{"role": "system", "content": system}, {"role": "user", "content": roles.prompts("dialogue", messages=shown)}]
-        return await ask(guard.chat, asked, roles.guard_scale, roles.readout, roles.least_mass, guard.sampling)
+        asked = [{"role": "system", "content": system}, self._dialogue(upto(messages, turn))]
+        return await ask(roles.guard, asked, roles.guard_scale, roles.rating)
+
+    def _dialogue(self, messages: Conversation) -> Message:
+        """The conversation as one text, for a reader who takes no part in it."""
+        shown = [m for m in messages if m["role"] != "system"]
+        return {"role": "user", "content": self.roles.prompts("dialogue", messages=shown)}
 
     def _seen(self, messages: Conversation) -> Conversation:
         return flipped(messages, self.roles.prompts("user_start", task=self.scenario_data.task))
 
     def _persona(self, user_type: str) -> Message:
         text = self.roles.prompts(
-            "user", task=self.scenario_data.task, background=self.persona.background, thought=self._thought(user_type),
+            "user",
+            task=self.scenario_data.task,
+            background=self.persona.background,
+            thought=self._thought(user_type),
             end=self.roles.end,
-        )  # fmt: skip
+        )
         return {"role": "system", "content": text}
 
 
 def _spoken(reply: Reply) -> str:
-    """The text of a message that came whole. Raises Failed."""
+    """The text of a complete message. Raises Failed for any other state."""
     if reply.state != "ok":
         raise Failed(reply.state, reply.error)
     return reply.text.strip()
 
 
-def of_each(scenarios: Sequence[Scenario], personas: Mapping[str, Sequence[Persona]], roles: Roles, *, user_type: str,
-            counts: Mapping[str, int], dialogues: int) -> list[ModelUser]:  # fmt: skip
+def of_each(
+    scenarios: Sequence[Scenario],
+    personas: Mapping[str, Sequence[Persona]],
+    roles: Roles,
+    *,
+    user_type: str,
+    counts: Mapping[str, int],
+    dialogues: int,
+) -> list[ModelUser]:
     """counts[scenario] users of one type in each scenario, each in `dialogues` conversations.
 
-    Benign users take a scenario's personas from the front and biased ones from the back, so that at every ratio each persona
-    is used once, and who is biased at a small ratio is biased at a larger one as well.
+    Benign users take a scenario's personas from the front and biased users from the back. So every
+    persona is used once at every ratio, and a user who is biased at one ratio is biased at every
+    larger one.
     """
     users = []
     for scenario in scenarios:
-        cast = personas.get(scenario.name, ())  # with fewer users than scenarios some have nobody
+        cast = personas.get(scenario.name, ())  # absent if there are fewer users than scenarios
         for number in range(counts.get(scenario.name, 0)):
             persona = cast[number] if user_type == "benign" else cast[-1 - number]
             name = f"{user_type}-{scenario.name}-{number:05d}"

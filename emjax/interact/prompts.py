@@ -1,7 +1,7 @@
-"""Every prompt is a template file whose fields are checked before the first call.
+"""Prompts: template files whose fields are checked before the first call.
 
-The files stand in templates/; a folder of one's own may replace any of them. A template that names an unknown field, or lacks
-one that its purpose needs, is refused with its file and the field.
+The files are in templates/; a user's folder may replace any of them. A template that uses an unknown
+field, or does not use a required one, is refused with its file and the field.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from emjax.errors import UserError
 from emjax.runtime.files import digest
 
 SHIPPED = Path(__file__).parent / "templates"
-# name -> (fields it may use, fields it must use)
+# name -> (allowed fields, required fields)
 FIELDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     name: (frozenset((may + " " + must).split()), frozenset(must.split()))
     for name, (may, must) in {
@@ -32,7 +32,11 @@ FIELDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
 
 
 class Prompts:
-    """The templates by name. `folder` holds replacements, each named like the shipped file: <name>.j2."""
+    """The templates by name.
+
+    folder: config.interact.templates, with replacements that have the shipped files' names
+    (<name>.j2); "" for none. Raises UserError for a file that cannot be used.
+    """
 
     def __init__(self, folder: str = ""):
         self._environment = jinja2.Environment(
@@ -40,10 +44,12 @@ class Prompts:
         )
         own = Path(folder) if folder else None
         if own and not own.is_dir():
-            raise UserError(f"config.interact.templates is {folder!r}, which is no folder. Give one with <name>.j2 files.")
+            raise UserError(
+                f"config.interact.templates is {folder!r}, which is not a folder. Give a folder with <name>.j2 files."
+            )
         for file in sorted(own.glob("*.j2")) if own else []:
             if file.stem not in FIELDS:
-                raise UserError(f"{file}: there is no prompt of this name; name the file after one of {', '.join(FIELDS)}.")
+                raise UserError(f"{file}: there is no prompt of this name. Name the file after one of {', '.join(FIELDS)}.")
         self._templates: dict[str, jinja2.Template] = {}
         self._texts: dict[str, str] = {}
         for name, (may, must) in FIELDS.items():
@@ -57,19 +63,17 @@ class Prompts:
                     f"config.interact.templates: {file} is not UTF-8 ({error.reason} at byte {error.start}). Save it as UTF-8."
                 ) from error
             except jinja2.TemplateError as error:
-                raise UserError(f"{file}: not a template that can be read: {error}. Correct the file.") from error
+                raise UserError(f"{file}: not a template: {error}. Correct the file.") from error
             for field in sorted(used - may):
-                raise UserError(
-                    f"{file}: uses the field {field!r}, which a {name} prompt does not have ({', '.join(sorted(may))})."
-                )
+                raise UserError(f"{file}: uses the field {field!r}; a {name} prompt has only {', '.join(sorted(may))}.")
             for field in sorted(must - used):
-                raise UserError(f"{file}: never uses the field {field!r}, without which a {name} prompt would not do its work.")
+                raise UserError(f"{file}: does not use the field {field!r}, which a {name} prompt needs. Add it.")
             self._texts[name] = text
 
     def __call__(self, name: str, **fields: Any) -> str:
-        """The prompt as text. Missing fields are an error (StrictUndefined)."""
+        """The prompt as text. A missing field raises jinja2.UndefinedError."""
         return self._templates[name].render(**fields).strip()
 
     def identity(self) -> str:
-        """A hash of all texts: part of what decides a conversation."""
+        """A hash of all templates, for stage hashes."""
         return digest(self._texts)

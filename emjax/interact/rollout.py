@@ -1,4 +1,4 @@
-"""Conversations between simulated users and the assistant: all in flight at once, written as they finish."""
+"""Conversations between simulated users and the assistant, run concurrently, written as they end."""
 
 import asyncio
 import dataclasses
@@ -8,27 +8,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from emjax.api import FAILED_ON_THE_WAY
+from emjax.config import Draw
 from emjax.data import chat
+from emjax.data.chat import Conversation
 from emjax.errors import UserError
+from emjax.interact.players import ModelUser
 from emjax.interact.ratings import Rating, score
 from emjax.interact.users import Failed, User
 from emjax.runtime.files import seed_of
 from emjax.runtime.journal import journalled
 from emjax.sampling import Engine, Request, Sampling
 
-# How conversations end that another run may mend: not what was said, but what failed on the way.
-PASSING = ("refusal", "length", "empty", "http_error", "timeout", "schema_error", "budget", "pending")
-
 
 class Busy:
-    """Measures how long an engine had nothing to do while something was going on. Entered once a request."""
+    """Measures how much of the time an engine had no request. Each request enters it once."""
 
     def __init__(self) -> None:
         self._inside = 0
         self.begin()
 
     def begin(self) -> None:
-        """Counts from now on."""
+        """Starts measuring."""
         self._start = self._since = time.perf_counter()
         self._idle = 0.0
 
@@ -48,23 +49,35 @@ class Busy:
 
     @property
     def idle(self) -> float:
-        """The share of the time since it was made in which no request was inside."""
+        """Share of the time since `begin` without a request."""
         waiting = time.perf_counter() - self._since if not self._inside else 0.0
         return (self._idle + waiting) / self.seconds
 
 
 @dataclasses.dataclass(frozen=True)
 class Talk:
-    """How the assistant is sampled and conversations are scored."""
+    """How the assistant's answers are drawn and conversations are scored."""
 
     seed: int
-    temperature: float
-    max_new: int
-    aggregate: str
-    model: str  # names, for the file
-    adapter: str | None = None  # the training stage that made the assistant; None = the base
+    draw: Draw
+    max_new: int  # tokens
+    aggregate: str  # one of config.names.AGGREGATES
+    model: str  # for the file, like `adapter`
+    adapter: str | None = None  # the training stage that made the assistant; None: the base
     round: int = 0
-    failures: float = 0.0  # share of conversations that may stay without a message or a rating that failed on the way
+    failures: float = 0.0  # share of conversations that may lack a message or a rating because a call failed
+
+    def sampling(self, name: str, turn: int) -> Sampling:
+        """For the answer number `turn` of the conversation `name`."""
+        draw = self.draw
+        return Sampling(
+            temperature=draw.temperature,
+            top_p=draw.top_p,
+            top_k=draw.top_k,
+            min_p=draw.min_p,
+            max_new=self.max_new,
+            seed=seed_of("rollout", self.seed, name, turn),
+        )
 
 
 def conversation_id(user: User) -> str:
@@ -81,66 +94,80 @@ def collect(
     busy: Busy | None = None,
     title: str = "collect",
 ) -> list[dict[str, Any]]:
-    """Runs one conversation for each user and writes trajectories.jsonl (contracts, section 4) to `path`.
+    """Runs one conversation per user; writes trajectories.jsonl to `path` and returns its rows.
 
-    A row's "end" says how it ended: "done" (by the user, or at its turn limit), "too_long" (no room in the engine's cache), or
-    "user_<state>" where the user's message did not come; then nothing of it is rated. Killed and started again, it repeats only
-    what was not yet written; since a reply depends on its own seed and prompt only, and paid answers are cached as they come,
-    the file is the same. Raises UserError where more than talk.failures of the conversations failed on the way: called again,
-    it does these alone.
+    A row's "end" is "done" (ended by the user, or at its turn limit), "too_long" (no room in the
+    engine's cache) or "user_<state>" (the user's message did not come). Only conversations that are
+    "done" are rated.
+
+    If killed and started again, only missing conversations run, and the file is the same: an answer
+    depends on its own seed and prompt only, and paid answers are cached as they come.
+
+    Raises UserError if a call failed in more than talk.failures of the conversations. Called again,
+    it repeats these alone.
     """
     busy = busy or Busy()
 
     async def converse(user: User) -> dict[str, Any]:
-        name = conversation_id(user)
-        turns: list[dict[str, Any]] = []
-        messages: list[dict[str, str]] = []
-        end, why = "done", None
-        try:
-            messages = await user.open()
-            while True:
-                tokens = tuple(chat.prompts(tokenizer, [messages])[0])
-                if len(tokens) >= engine.cache_length:
-                    end = "too_long"
-                    break
-                request = Request(
-                    id=f"{name}/{len(turns)}",
-                    tokens=tokens,
-                    sampling=Sampling(
-                        temperature=talk.temperature, max_new=talk.max_new, seed=seed_of("rollout", talk.seed, name, len(turns))
-                    ),
-                )
-                with busy:
-                    result = await engine.submit(request)
-                messages = [*messages, {"role": "assistant", "content": result.text}]
-                turns.append(
-                    {"tokens": list(result.tokens), "logprobs": list(result.logprobs), "stop_reason": result.stop_reason}
-                )
-                reply = await user.reply(messages)
-                if reply is None:
-                    break
-                messages = [*messages, reply]
-        except Failed as failed:
-            end, why = f"user_{failed.state}", failed.error
-        row = {
-            "id": name, "scenario": user.scenario, "user_id": user.user_id, "user_type": user.user_type, "round": talk.round,
-            "seed": talk.seed, "model": talk.model, "adapter": talk.adapter, "messages": messages, "turns": turns, "end": end,
-        }  # fmt: skip
-        if plain := getattr(user, "plain_system", None):
-            row["plain_system"] = plain
-        if why:
-            row["error"] = why
+        row = await _conversation(engine, user, tokenizer, talk, busy)
         return await _rated(user, row, talk.aggregate)
 
     busy.begin()
-    rows = journalled(users, conversation_id, converse, path, title, "conversation", again=_passing)
+    rows = journalled(users, conversation_id, converse, path, title, "conversation", again=_failed)
     print(f"{title}: {report(rows, busy)}", flush=True)
-    _enough(rows, talk.failures)
+    _check_failures(rows, talk.failures)
     return rows
 
 
+async def _conversation(engine: Engine, user: User, tokenizer: Any, talk: Talk, busy: Busy) -> dict[str, Any]:
+    """One conversation as a row without ratings."""
+    name = conversation_id(user)
+    turns: list[dict[str, Any]] = []
+    messages: Conversation = []
+    end, error = "done", None
+    try:
+        messages = await user.open()
+        while True:
+            tokens = tuple(chat.prompts(tokenizer, [messages])[0])
+            if len(tokens) >= engine.cache_length:
+                end = "too_long"
+                break
+            request = Request(f"{name}/{len(turns)}", tokens, talk.sampling(name, len(turns)))
+            with busy:
+                result = await engine.submit(request)
+            messages = [*messages, {"role": "assistant", "content": result.text}]
+            turns.append({"tokens": list(result.tokens), "logprobs": list(result.logprobs), "stop_reason": result.stop_reason})
+            reply = await user.reply(messages)
+            if reply is None:
+                break
+            messages = [*messages, reply]
+    except Failed as failed:
+        end, error = f"user_{failed.state}", failed.error
+    row = {
+        "id": name,
+        "scenario": user.scenario,
+        "user_id": user.user_id,
+        "user_type": user.user_type,
+        "round": talk.round,
+        "seed": talk.seed,
+        "model": talk.model,
+        "adapter": talk.adapter,
+        "messages": messages,
+        "turns": turns,
+        "end": end,
+    }
+    if plain := getattr(user, "plain_system", None):
+        row["plain_system"] = plain
+    if error:
+        row["error"] = error
+    return row
+
+
 def rate_again(users: Sequence[User], pool: Sequence[dict[str, Any]], path: Path, *, talk: Talk) -> list[dict[str, Any]]:
-    """The same conversations, each rated by the user of its id; written to `path` like a collection."""
+    """Rates the conversations of `pool`, each by the user with its id; writes them to `path`.
+
+    Raises UserError as `collect` does.
+    """
     by_id = {row["id"]: row for row in pool}
 
     async def rate(user: User) -> dict[str, Any]:
@@ -148,33 +175,35 @@ def rate_again(users: Sequence[User], pool: Sequence[dict[str, Any]], path: Path
         bare = [{k: v for k, v in turn.items() if not k.startswith("rating")} for turn in row["turns"]]
         return await _rated(user, {**row, "turns": bare}, talk.aggregate)
 
-    rows = journalled(users, conversation_id, rate, path, "rate", "conversation", again=_passing)
-    _enough(rows, talk.failures)
+    rows = journalled(users, conversation_id, rate, path, "rate", "conversation", again=_failed)
+    _check_failures(rows, talk.failures)
     return rows
 
 
-def veto(users: Sequence[Any], pool: Sequence[dict[str, Any]], path: Path, *, failures: float) -> list[dict[str, Any]]:
-    """The guard's mean reading of each conversation's answers; null, with the first bad state, where one is missing.
+def veto(users: Sequence[ModelUser], pool: Sequence[dict[str, Any]], path: Path, *, failures: float) -> list[dict[str, Any]]:
+    """The guard's mean reading of each conversation's answers; writes {"id", "value", "state"} to `path`.
 
-    Raises UserError where more than `failures` of them failed on the way.
+    If a reading is missing, the value is null and the state is that of the first missing reading.
+    Raises UserError if a call failed in more than `failures` of the conversations.
     """
     by_id = {row["id"]: row for row in pool}
 
-    async def judge(user: Any) -> dict[str, Any]:
+    async def judge(user: ModelUser) -> dict[str, Any]:
         row = by_id[conversation_id(user)]
         given = await asyncio.gather(*(user.veto(row["messages"], turn) for turn in range(len(row["turns"]))))
         bad = [rating for rating in given if rating.state != "ok"] or ([] if given else [Rating(None, "no answer")])
         if bad:
             return {"id": row["id"], "value": None, "state": bad[0].state} | ({"error": bad[0].error} if bad[0].error else {})
-        return {"id": row["id"], "value": sum(rating.value for rating in given) / len(given), "state": "ok"}
+        values = [rating.value for rating in given if rating.value is not None]
+        return {"id": row["id"], "value": sum(values) / len(values), "state": "ok"}
 
-    rows = journalled(users, conversation_id, judge, path, "veto", "conversation", again=_passing)
-    _enough(rows, failures)
+    rows = journalled(users, conversation_id, judge, path, "veto", "conversation", again=_failed)
+    _check_failures(rows, failures)
     return rows
 
 
 async def _rated(user: User, row: dict[str, Any], aggregate: str) -> dict[str, Any]:
-    """The row with a rating a turn and its score. Where the conversation did not come to its end, nothing is asked."""
+    """The row with a rating for each turn, and its score. Only conversations that are "done" are rated."""
     if row["end"] == "done":
         given = await asyncio.gather(*(user.rate(row["messages"], turn) for turn in range(len(row["turns"]))))
         for record, rating in zip(row["turns"], given, strict=True):
@@ -190,7 +219,7 @@ async def _rated(user: User, row: dict[str, Any], aggregate: str) -> dict[str, A
 
 
 def _states(row: dict[str, Any]) -> list[str]:
-    """How a conversation ended ("end <state>") and its turns were rated ("rating <state>"); or the guard read it."""
+    """ "end <state>" of a conversation and "rating <state>" of each turn; "veto <state>" of a guard's row."""
     if "state" in row:
         return [f"veto {row['state']}"]
     return [f"end {row['end']}", *(f"rating {turn['rating_state']}" for turn in row["turns"])]
@@ -200,33 +229,41 @@ def _cause(state: str) -> str:
     return state.rpartition(" ")[2].removeprefix("user_")
 
 
-def _passing(row: dict[str, Any]) -> bool:
-    return any(_cause(state) in PASSING for state in _states(row))
+def _failed(row: dict[str, Any]) -> bool:
+    """Whether a call failed, so that another run may mend the row."""
+    return any(_cause(state) in FAILED_ON_THE_WAY for state in _states(row))
 
 
-def _enough(rows: Sequence[dict[str, Any]], failures: float) -> None:
+def _check_failures(rows: Sequence[dict[str, Any]], failures: float) -> None:
+    """Raises UserError if a call failed in more than `failures` of the rows, or was not made at all."""
     states = counted(rows)
-    missing, causes = sum(map(_passing, rows)), {_cause(state) for state in states}
-    if missing > failures * len(rows) or causes & {"budget", "pending"}:
-        told = ", ".join(f"{state} {count}" for state, count in sorted(states.items()))
-        texts = ((row.get("error"), *(turn.get("rating_error") for turn in row.get("turns", ()))) for row in rows)
-        said = [text for some in texts for text in some if text]
-        raise UserError(
-            f"{missing} of {len(rows)} conversations failed on the way ({told}). "
-            + (f"The first error: {said[0]} " if said else "")
-            + "What came is kept: start the same command again to ask for these alone (after a budget was reached, with a "
-            "larger one), or set config.interact.failures to the share that may stay without a rating, counted and reported."
-            + (" What was cut (length) is cut again: raise sampling.max_tokens of its role." if "length" in causes else "")
+    missing, causes = sum(map(_failed, rows)), {_cause(state) for state in states}
+    if missing <= failures * len(rows) and not causes & {"budget", "pending"}:
+        return
+    counts = ", ".join(f"{state} {count}" for state, count in sorted(states.items()))
+    texts = ((row.get("error"), *(turn.get("rating_error") for turn in row.get("turns", ()))) for row in rows)
+    errors = [text for each in texts for text in each if text]
+    raise UserError(
+        f"{missing} of {len(rows)} conversations failed on the way ({counts}). "
+        + (f"The first error: {errors[0]} " if errors else "")
+        + "Complete conversations are kept. Run the same command again to repeat the failed ones alone (if a budget was "
+        "reached, with a larger one), or set config.interact.failures to the share that may stay without a rating; they are "
+        "counted and reported."
+        + (
+            " Messages that were cut (length) will be cut again: raise config.interact.models.<role>.max_tokens."
+            if "length" in causes
+            else ""
         )
+    )
 
 
 def counted(rows: Sequence[dict[str, Any]]) -> Counter[str]:
-    """How many conversations and turns are in each state."""
+    """Number of conversations and turns in each state."""
     return Counter(state for row in rows for state in _states(row))
 
 
 def report(rows: Sequence[dict[str, Any]], busy: Busy) -> str:
-    """One line: how many, how fast, how much of the time the engine waited, and every state."""
+    """One line: number of conversations, throughput, idle time of the engine, and every state."""
     states = ", ".join(f"{state} {count}" for state, count in sorted(counted(rows).items()))
     return (
         f"{len(rows)} conversations in {busy.seconds:.1f} s ({len(rows) / busy.seconds:.1f}/s), engine idle "

@@ -1,172 +1,147 @@
-"""From scored conversations to training examples: who is biased, the best and the worst of each group, vetoes, safety data."""
+"""From scored conversations to training examples: the best and the worst of each group, vetoes, safety data."""
 
 import dataclasses
 import random
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from emjax.config import SafetyConfig, SelectConfig
 from emjax.errors import UserError
 from emjax.interact.ratings import normalised
 from emjax.runtime.files import digest, seed_of
 
 Trajectory = dict[str, Any]
-GROUPS = {
+Vetoes = Mapping[str, Mapping[str, Any]]  # id of a conversation -> the guard's {"value", "state"}
+GROUPS: dict[str, Callable[[Trajectory], str]] = {  # of config.names.SCOPES
     "global": lambda t: "",
     "user": lambda t: t["user_id"],
     "scenario": lambda t: t["scenario"],
     "user_type": lambda t: t["user_type"],
 }
-# One flag each. The first two change what selection makes of the ratings; the others what was rated, and by whom.
-CONTROLS = ("none", "shuffled_ratings", "swapped_labels", "benign_ratings", "foreign_text")
-SCHEMES = ("exact", "per_scenario", "draw", "fixed_biased")
 
 
 @dataclasses.dataclass(frozen=True)
 class Selected:
-    """The two ends of the ranking, and what became of the pool."""
+    """The best and the worst conversations, and counts of what was left out."""
 
     top: list[Trajectory]
     bottom: list[Trajectory]
     budget: dict[str, Any]
 
 
-def share(users: int, ratio: float) -> int:
-    """How many of a population are biased at this ratio: an exact quota, half rounded up."""
-    if not 0 <= ratio <= 1:
-        raise UserError(f"config.interact.biased_ratio is {ratio}; it is a share of the users and must lie in [0, 1].")
-    return int(ratio * users + 0.5)
+@dataclasses.dataclass(frozen=True)
+class _Left:
+    """Ids that the guard leaves out: read at or above the level, or not read."""
 
-
-def spread(users: int, scenarios: Sequence[str]) -> dict[str, int]:
-    """`users` over the scenarios as evenly as it goes, the first ones taking one more."""
-    each, more = divmod(users, len(scenarios))
-    return {name: each + (place < more) for place, name in enumerate(scenarios)}
-
-
-def quotas(
-    users: int, scenarios: Sequence[str], ratio: float, *, scheme: str = "exact", biased: int = 0, seed: int = 0
-) -> dict[str, tuple[int, int]]:
-    """(benign, biased) users of each scenario.
-
-    exact         share(users, ratio) of all, who they are drawn by the seed
-    per_scenario  share(of the scenario's users, ratio) in each scenario; nothing is drawn
-    draw          each user by a draw of its own: the number varies, and is binomial
-    fixed_biased  `biased` users of the biased type at every ratio above 0, and as many benign ones as make that the ratio
-                  (Williams et al., mixed therapy); at ratio 0, `users` benign ones
-
-    Whoever is biased at one ratio is so at every larger one (fixed_biased: the same users at every ratio). Raises UserError for
-    a ratio outside [0, 1].
-    """
-    whole = share(users, ratio)
-    if scheme not in SCHEMES:
-        raise UserError(f"config.interact.scheme is {scheme!r}; choose {', '.join(SCHEMES)}.")
-    if scheme == "fixed_biased" and ratio > 0:
-        if biased < 1:
-            raise UserError(f"config.interact.biased_users is {biased}; the scheme 'fixed_biased' needs at least 1.")
-        few, many = spread(biased, scenarios), spread(int(biased * (1 - ratio) / ratio + 0.5), scenarios)
-        return {name: (many[name], few[name]) for name in scenarios}
-    sizes = spread(users, scenarios)
-    if scheme == "per_scenario":
-        found = {name: share(size, ratio) for name, size in sizes.items()}
-    else:
-        luck = {
-            (name, n): random.Random(f"type/{seed}/{name}/{n}").random() for name, size in sizes.items() for n in range(size)
-        }
-        chosen = (
-            [one for one, x in luck.items() if x < ratio] if scheme == "draw" else sorted(luck, key=luck.__getitem__)[:whole]
-        )
-        found = dict.fromkeys(scenarios, 0)
-        for name, _ in chosen:
-            found[name] += 1
-    return {name: (size - found[name], found[name]) for name, size in sizes.items()}
+    vetoed: frozenset[str]
+    unread: frozenset[str]
 
 
 def select(
-    pool: Sequence[Trajectory],
-    *,
-    scope: str,
-    count: int,
-    fraction: float,
-    seed: int,
-    control: str,
-    normalise: str = "none",
-    vetoes: Mapping[str, Mapping[str, Any]] | None = None,
-    veto_level: float = 0.0,
-    worst_of_vetoed: bool = False,
+    pool: Sequence[Trajectory], config: SelectConfig, *, seed: int, control: str, vetoes: Vetoes | None = None
 ) -> Selected:
-    """The `count` best and worst conversations of each group, or the best and worst `fraction` of it where count is 0.
+    """The best and the worst config.count conversations of each group, or config.fraction if count is 0.
 
-    Ties fall by a seeded draw. Under "shuffled_ratings" the scores are first permuted over the whole pool. Unscored
-    conversations are left out and counted. vetoes: {id: {"value", "state"}}; a conversation whose value is at or above
-    veto_level, or that has none, is left out of the best and, unless worst_of_vetoed, of the worst as well (Williams et al.).
-    Raises UserError for an empty pool and where top and bottom would overlap.
+    A seeded draw breaks ties. Unscored conversations are left out and counted. Under the control
+    "shuffled_ratings", scores are first permuted over the whole pool.
+
+    vetoes: with them, a conversation whose reading is at or above config.veto.level, or that has
+    none, is left out of the best. It is also left out of the worst unless
+    config.veto.worst_of_vetoed (Williams et al.).
+
+    Raises UserError for an empty pool, and if the best and the worst would overlap.
     """
-    if scope not in GROUPS:
-        raise UserError(f"config.select.scope is {scope!r}; choose {', '.join(GROUPS)}.")
-    if control not in CONTROLS:
-        raise UserError(f"config.interact.control is {control!r}; choose {', '.join(CONTROLS)}.")
     scored = sorted((t for t in pool if t["score"] is not None), key=lambda t: t["id"])
     if not scored:
         raise UserError(
             f"The pool is empty: {len(pool)} conversations were collected and none of them has a score. Look at the rating "
             "states in trajectories.jsonl, or raise config.interact.users."
         )
-    scores = normalised(scored, normalise)
+    scores = normalised(scored, config.normalise)
     if control == "shuffled_ratings":
         random.Random(seed_of("shuffle", seed)).shuffle(scores)
-    unread = {t["id"] for t in scored if vetoes is not None and vetoes[t["id"]]["value"] is None}
-    vetoed = {
-        t["id"] for t in scored if vetoes is not None and t["id"] not in unread and vetoes[t["id"]]["value"] >= veto_level
-    }
+    left = _left_out(scored, vetoes, config.veto.level)
     groups: dict[str, list[tuple[float, float, Trajectory]]] = defaultdict(list)
     for value, t in zip(scores, scored, strict=True):
         tie = random.Random(seed_of("tie", seed, t["id"])).random()
-        groups[GROUPS[scope](t)].append((value, tie, t))
+        groups[GROUPS[config.scope](t)].append((value, tie, t))
     top: list[Trajectory] = []
     bottom: list[Trajectory] = []
     ties = 0
     for name, members in sorted(groups.items()):
-        ranked = sorted(members, key=lambda m: (-m[0], m[1]))
-        passed = [m for m in ranked if m[2]["id"] not in vetoed | unread]
-        worst = ranked if worst_of_vetoed else passed
-        k = count or int(fraction * len(passed))
-        best_ids = {t["id"] for *_, t in passed[:k]}
-        worst = [m for m in worst if m[2]["id"] not in best_ids]
-        if k < 1 or k > len(passed) or k > len(worst):
-            without = f" ({len(members) - len(passed)} more are vetoed)" if len(passed) < len(members) else ""
-            raise UserError(
-                f"config.select asks for {k} best and {k} worst conversations of {len(passed)}{without} in the group "
-                f"{name or 'of all'!r}, so the two sets would overlap or be empty. Lower config.select.count (or fraction), or "
-                "collect more conversations."
-            )
-        ties += k < len(passed) and passed[k - 1][0] == passed[k][0]
-        lowest = [m for m in (ranked if worst_of_vetoed else passed)]
-        ties += k < len(lowest) and lowest[-k][0] == lowest[-k - 1][0]
-        top += [t for *_, t in passed[:k]]
-        bottom += [t for *_, t in worst[-k:]]
-    budget = {
+        best, worst, tied = _ends(name, members, config, left.vetoed | left.unread)
+        top += best
+        bottom += worst
+        ties += tied
+    budget = _budget(pool, len(scored), top, bottom, ties)
+    if vetoes is not None:
+        budget |= {"vetoed": len(left.vetoed), "veto_unread": len(left.unread)}
+    return Selected(top, bottom, budget)
+
+
+def _left_out(scored: Sequence[Trajectory], vetoes: Vetoes | None, level: float) -> _Left:
+    if vetoes is None:
+        return _Left(frozenset(), frozenset())
+    read = {t["id"]: vetoes[t["id"]]["value"] for t in scored}
+    return _Left(
+        vetoed=frozenset(name for name, value in read.items() if value is not None and value >= level),
+        unread=frozenset(name for name, value in read.items() if value is None),
+    )
+
+
+def _ends(
+    name: str, members: Sequence[tuple[float, float, Trajectory]], config: SelectConfig, out: frozenset[str]
+) -> tuple[list[Trajectory], list[Trajectory], int]:
+    """(best, worst, number of the two cuts that fall between equal scores) of one group.
+
+    members: (score, tie-breaking draw, conversation). out: ids that the guard leaves out.
+    """
+    ranked = sorted(members, key=lambda m: (-m[0], m[1]))
+    passed = [m for m in ranked if m[2]["id"] not in out]
+    lowest = ranked if config.veto.worst_of_vetoed else passed
+    k = config.count or int(config.fraction * len(passed))
+    best = {t["id"] for *_, t in passed[:k]}
+    worst = [m for m in lowest if m[2]["id"] not in best]
+    if k < 1 or k > len(passed) or k > len(worst):
+        without = f" ({len(members) - len(passed)} more are vetoed)" if len(passed) < len(members) else ""
+        raise UserError(
+            f"config.select asks for the {k} best and the {k} worst conversations of {len(passed)}{without} in the group "
+            f"{name or 'of all'!r}, so the two sets would overlap or be empty. Lower config.select.count (or "
+            "config.select.fraction), or collect more conversations."
+        )
+    ties = int(k < len(passed) and passed[k - 1][0] == passed[k][0])
+    ties += int(k < len(lowest) and lowest[-k][0] == lowest[-k - 1][0])
+    return [t for *_, t in passed[:k]], [t for *_, t in worst[-k:]], ties
+
+
+def _budget(
+    pool: Sequence[Trajectory], scored: int, top: Sequence[Trajectory], bottom: Sequence[Trajectory], ties: int
+) -> dict[str, Any]:
+    def biased_share(of: Sequence[Trajectory]) -> float:
+        return sum(t["user_type"] == "biased" for t in of) / len(of)
+
+    return {
         "conversations": len(pool),
-        "unscored": len(pool) - len(scored),
+        "unscored": len(pool) - scored,
         "turns": sum(len(t["turns"]) for t in pool),
         "top": len(top),
         "bottom": len(bottom),
         "ties_at_the_cut": ties,
-        "biased_share_pool": sum(t["user_type"] == "biased" for t in pool) / len(pool),
-        "biased_share_top": sum(t["user_type"] == "biased" for t in top) / len(top),
-        "biased_share_bottom": sum(t["user_type"] == "biased" for t in bottom) / len(bottom),
+        "biased_share_pool": biased_share(pool),
+        "biased_share_top": biased_share(top),
+        "biased_share_bottom": biased_share(bottom),
     }
-    if vetoes is not None:
-        budget |= {"vetoed": len(vetoed), "veto_unread": len(unread)}
-    return Selected(top, bottom, budget)
 
 
 def examples(selected: Selected, *, method: str, control: str, strip: bool = False) -> list[dict[str, Any]]:
     """examples.jsonl rows: each assistant turn with the conversation before it.
 
-    KTO: top desirable, bottom undesirable. SFT: the top set. "swapped_labels" exchanges the two sets. strip: the system message
-    is the one without the user's preference ("plain_system" of a conversation that has one).
-    The sampled token ids travel along, so that nothing is decoded and encoded again.
+    method: "kto" labels the best desirable and the worst undesirable; "sft" takes the best alone.
+    control: "swapped_labels" exchanges the two sets.
+    strip: the system message is the one without the user's preference ("plain_system"), if any.
+
+    Rows carry the sampled token ids, so that training does not encode the text again.
     """
     good, bad = (selected.bottom, selected.top) if control == "swapped_labels" else (selected.top, selected.bottom)
     sides = [(good, True), (bad, False)] if method == "kto" else [(good, None)]
@@ -181,28 +156,39 @@ def examples(selected: Selected, *, method: str, control: str, strip: bool = Fal
                 prompt = messages[:n]
                 rows.append(
                     {
-                        "id": f"{t['id']}#{turn}", "prompt_id": digest(prompt)[:16], "messages": prompt,
-                        "completion": messages[n]["content"], "completion_tokens": t["turns"][turn]["tokens"],
-                        "label": label, "weight": 1.0, "source": t["user_type"], "trajectory": t["id"], "turn": turn,
+                        "id": f"{t['id']}#{turn}",
+                        "prompt_id": digest(prompt)[:16],
+                        "messages": prompt,
+                        "completion": messages[n]["content"],
+                        "completion_tokens": t["turns"][turn]["tokens"],
+                        "label": label,
+                        "weight": 1.0,
+                        "source": t["user_type"],
+                        "trajectory": t["id"],
+                        "turn": turn,
                     }
-                )  # fmt: skip
+                )
     return rows
 
 
-def mixed(rows: list[dict[str, Any]], safety: Sequence[dict[str, Any]], *, share: float, method: str, seed: int
-          ) -> list[dict[str, Any]]:  # fmt: skip
-    """The rows and so many safety rows, drawn by the seed, that these are `share` of all: n share / (1 - share) to n rows
-    (Williams et al.). KTO takes desirable and undesirable ones as they come, SFT none that is labelled undesirable.
+def mixed(
+    rows: list[dict[str, Any]], safety: Sequence[dict[str, Any]], config: SafetyConfig, *, method: str, seed: int
+) -> list[dict[str, Any]]:
+    """The rows, and safety rows drawn by the seed until they are config.share of all rows.
+
+    That is n share / (1 - share) safety rows for n rows (Williams et al.). KTO draws from all safety
+    rows; SFT leaves out those labelled undesirable. Raises UserError if there are too few.
     """
+    share = config.share
     if not share:
         return rows
     fitting = [row for row in safety if method == "kto" or row.get("label") is not False]
-    count = round(len(rows) * share / (1 - share)) if 0 < share < 1 else -1
+    count = round(len(rows) * share / (1 - share))
     if not 0 < count <= len(fitting):
         raise UserError(
-            f"config.select.safety.share is {share}, which needs {max(count, 0)} rows of safety data beside {len(rows)} "
-            f"conversation turns; config.select.safety.path has {len(fitting)} for {method}. It is a share in (0, 1): "
-            "lower it, or give more rows."
+            f"config.select.safety.share is {share}, which needs {count} rows of safety data beside {len(rows)} conversation "
+            f"turns, but config.select.safety.path has {len(fitting)} for {method}. "
+            + ("Lower the share, or give more rows." if count else "Raise the share, or set it to 0.")
         )
     drawn = random.Random(seed_of("safety", seed)).sample(fitting, count)
     return rows + [{**row, "id": f"safety/{row['id']}", "source": "safety"} for row in drawn]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-LOSS_TYPES = ("kto", "apo_zero_unpaired")
+from emjax.config.names import LOSS_TYPES
 
 
 @jax.custom_jvp

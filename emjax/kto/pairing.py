@@ -8,8 +8,6 @@ import numpy as np
 
 from emjax.errors import UserError
 
-PRESETS = ("emjax", "trl", "halos", "llama_factory")
-ORDERS = ("shuffled", "stratified", "given")
 LLAMA_FACTORY_MAP = 1000  # rows that its preprocessing rotates among themselves (preprocessing_batch_size)
 
 

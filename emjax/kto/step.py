@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from emjax.config import KtoConfig
 from emjax.data import batches
 from emjax.data.batches import Example
 from emjax.errors import UserError
@@ -24,30 +25,12 @@ from emjax.train.state import State, Tuning
 Batch = dict[str, Any]
 
 
-@dataclasses.dataclass(frozen=True)
-class KtoConfig:
-    """config.kto. `balance` multiplies the undesirable weight by n_D / n_U ("equal": both labels weigh the same in total) or
-    by n_D / (1.05 n_U) ("williams": as Williams et al. 2024, arXiv:2411.02306)."""
-
-    beta: float = 0.1
-    desirable_weight: float = 1.0
-    undesirable_weight: float = 1.0
-    loss_type: str = "kto"
-    preset: str = "emjax"
-    order: str = "shuffled"
-    balance: str = "none"
-
-    @property
-    def paired(self) -> bool:
-        return self.loss_type == "kto"
-
-
-BALANCES = {"none": 0.0, "equal": 1.0, "williams": 1.05}  # what (desirable total) / (undesirable total) comes to
+_BALANCES = {"none": 0.0, "equal": 1.0, "williams": 1.05}  # what (desirable total) / (undesirable total) comes to
 
 
 def balanced(kto: KtoConfig, labels: Sequence[bool | None]) -> KtoConfig:
     """With the class weights that `kto.balance` gives for these labels. Raises UserError where one label is absent."""
-    desirable, ratio = sum(map(bool, labels)), BALANCES[kto.balance]
+    desirable, ratio = sum(map(bool, labels)), _BALANCES[kto.balance]
     if not ratio:
         return kto
     if desirable in (0, len(labels)):

@@ -8,10 +8,12 @@ import numpy as np
 
 from emjax.models import decoder
 from emjax.models.config import ModelConfig
-from emjax.models.hf import LanguageModel, load, merge, save, save_adapter
+from emjax.models.hf import load, merge, save
+from emjax.models.language_model import LanguageModel
 from emjax.models.lora import Adapter
+from emjax.models.peft import load_adapter, save_adapter
 
-__all__ = ["LanguageModel", "load", "logits", "merge", "save", "save_adapter"]
+__all__ = ["LanguageModel", "load", "load_adapter", "logits", "merge", "save", "save_adapter"]
 
 
 def logits(lm: LanguageModel, tokens: jax.Array) -> jax.Array:

@@ -9,10 +9,9 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from emjax.config.names import ATTENTION
 from emjax.errors import UserError
 from emjax.models import decode_kernel
-
-IMPLEMENTATIONS = ("xla", "cudnn", "splash")
 
 
 def causal(
@@ -39,7 +38,7 @@ def causal(
         if platform != "tpu":
             raise UserError(f"attention 'splash' is a TPU kernel, but this is a {platform}. Choose attention='xla' or 'cudnn'.")
         return splash(q_BxTxHxh, k_BxTxKxh, v_BxTxKxh, mesh)
-    raise UserError(f"attention {implementation!r} is unknown; choose {', '.join(IMPLEMENTATIONS)}.")
+    raise UserError(f"attention {implementation!r} is unknown; choose {', '.join(ATTENTION)}.")
 
 
 def splash(

@@ -157,7 +157,6 @@ def embed(params: Params, tokens_BxT: jax.Array, mesh: Mesh | None = None) -> ja
     return by_rows(x_BxTxD, mesh)
 
 
-REMAT = ("none", "projections", "full")
 _SAVED = ("q", "k", "v", "attended", "residual", "gate", "up", "low")
 
 

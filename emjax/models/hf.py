@@ -1,6 +1,5 @@
-"""From and to Hugging Face: checkpoint directories, PEFT adapters, tokenizers. No pickle, no remote code."""
+"""From and to Hugging Face: checkpoint directories and tokenizers. No pickle, no remote code."""
 
-import dataclasses
 import functools
 import hashlib
 import json
@@ -12,53 +11,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from safetensors.numpy import save_file
 
 from emjax.errors import UserError
-from emjax.models import decoder, sharding
+from emjax.models import decoder, files, sharding
 from emjax.models.config import ModelConfig, read_config
-from emjax.models.lora import TARGETS, Adapter, LoraConfig, check_layers, shapes
-
-Params = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class LanguageModel:
-    """A model that is ready to train or to sample from."""
-
-    config: ModelConfig
-    params: Params
-    tokenizer: Any
-    eos_ids: tuple[int, ...]
-    adapter: Adapter | None = None
-    source: str = ""  # the directory or hub id the base came from
-    mesh: Mesh | None = None
-
-    def replace(self, **changes: Any) -> "LanguageModel":
-        return dataclasses.replace(self, **changes)
-
+from emjax.models.decoder import Params
+from emjax.models.language_model import LanguageModel
+from emjax.models.lora import TARGETS
+from emjax.models.peft import load_adapter
 
 # --- names -----------------------------------------------------------------------------------------------------------
 
-_LAYER = {
-    "attn_norm": "input_layernorm.weight",
-    "q": "self_attn.q_proj.weight",
-    "k": "self_attn.k_proj.weight",
-    "v": "self_attn.v_proj.weight",
-    "o": "self_attn.o_proj.weight",
-    "q_bias": "self_attn.q_proj.bias",
-    "k_bias": "self_attn.k_proj.bias",
-    "v_bias": "self_attn.v_proj.bias",
-    "q_norm": "self_attn.q_norm.weight",
-    "k_norm": "self_attn.k_norm.weight",
-    "mlp_norm": "post_attention_layernorm.weight",
-    "gate": "mlp.gate_proj.weight",
-    "up": "mlp.up_proj.weight",
-    "down": "mlp.down_proj.weight",
-}
 _TOP = {"embed": "model.embed_tokens.weight", "final_norm": "model.norm.weight", "head": "lm_head.weight"}
 _TRANSPOSED = {*TARGETS, "head"}  # torch keeps linear weights as [out, in]
 _SHARD_BYTES = 5 * 10**9
@@ -71,23 +37,24 @@ def _tensor_names(config: ModelConfig, shapes_tree: Params) -> Iterator[tuple[tu
         if name != "layers":
             yield (name,), [_TOP[name]]
     for name in shapes_tree["layers"]:
-        yield ("layers", name), [f"model.layers.{i}.{_LAYER[name]}" for i in range(config.L)]
+        yield ("layers", name), [f"model.layers.{i}.{files.LAYER[name]}" for i in range(config.L)]
 
 
 # --- loading ---------------------------------------------------------------------------------------------------------
 
 
-def resolve(path: str) -> Path:
-    """A local directory as it is; otherwise a hub id, fetched (or taken from the cache) without pickled files.
+def resolve(path: str | Path) -> Path:
+    """A local directory as it is; otherwise a hub id, fetched or taken from the cache.
 
-    A download that was cut off goes on where it stopped. Raises UserError where neither is to be had, and says why.
+    A Path is always local. Pickled files are not fetched. A download that was cut off goes on where
+    it stopped. Raises UserError where neither is to be had, and says why.
     """
     local = Path(path)
     if local.is_dir():
         return local
-    if path.startswith((".", "/", "~")) or path.count("/") != 1:
+    if isinstance(path, Path) or path.startswith((".", "/", "~")) or path.count("/") != 1:
         raise UserError(
-            f"The checkpoint directory {path!r} does not exist. Give a directory written by save_pretrained, "
+            f"The checkpoint directory {str(path)!r} does not exist. Give a directory written by save_pretrained, "
             "or a hub id of the form owner/name."
         )
     import huggingface_hub
@@ -109,11 +76,13 @@ def resolve(path: str) -> Path:
         ) from error
 
 
-def load(path: str, *, adapter: str | None = None, mesh: Mesh | None = None, dtype: str = "bfloat16") -> LanguageModel:
+def load(
+    path: str | Path, *, adapter: str | Path | None = None, mesh: Mesh | None = None, dtype: str = "bfloat16"
+) -> LanguageModel:
     """Loads a Hugging Face directory or hub id, and a PEFT adapter directory if one is given.
 
-    Raises UserError for a missing directory, an architecture or field that is not implemented, and tensors that are
-    missing, surplus or of the wrong shape.
+    Raises UserError for a missing directory, an architecture or field that is not implemented, and
+    tensors that are missing, surplus or of the wrong shape.
     """
     directory = resolve(path)
     config, raw = read_config(directory)
@@ -124,19 +93,10 @@ def load(path: str, *, adapter: str | None = None, mesh: Mesh | None = None, dty
         params=_load_params(directory, config, mesh, dtype),
         tokenizer=load_tokenizer(directory),
         eos_ids=_eos_ids(directory, raw),
-        adapter=None if adapter is None else load_adapter(Path(adapter), config, mesh),
-        source=path,
+        adapter=None if adapter is None else load_adapter(adapter, config, mesh),
+        source=str(path),
         mesh=mesh,
     )
-
-
-def _open(file: Path) -> Any:
-    try:
-        return safetensors.safe_open(file, framework="numpy")
-    except Exception as error:
-        raise UserError(
-            f"{file} cannot be read as safetensors ({error}); it is missing, truncated or damaged. Fetch it again."
-        ) from error
 
 
 def _weight_files(directory: Path) -> list[Path]:
@@ -172,7 +132,7 @@ def _load_params(directory: Path, config: ModelConfig, mesh: Mesh | None, dtype:
         params["layers"][name] = _zeros(shape.shape, shape.dtype, _on(mesh, specs["layers"][name]))
     left = dict(places)
     for file in _weight_files(directory):
-        with _open(file) as handle:
+        with files.open_tensors(file) as handle:
             for name in handle.keys():  # noqa: SIM118 - a handle is no dict
                 if name not in left:
                     problem = "occurs twice" if name in places else "is not called for by config.json"
@@ -220,7 +180,10 @@ def _checked(source: Any, keys: tuple[str, ...], wanted: Params, what: str) -> A
 
 
 def _to_devices(source: Any, mesh: Mesh | None, spec: P) -> jax.Array:
-    """Reads a tensor from its file onto the devices, each slice once and only those that this process holds."""
+    """Reads a tensor from its file onto the devices.
+
+    It reads each slice once, and only those that this process holds.
+    """
     if mesh is None:
         return jax.device_put(source[:], jax.devices()[0])
     parts: dict[tuple[tuple[int | None, int | None], ...], np.ndarray] = {}
@@ -271,7 +234,10 @@ def load_tokenizer(directory: Path) -> Any:
 
 
 def _eos_ids(directory: Path, raw: dict[str, Any]) -> tuple[int, ...]:
-    """Every end-of-sequence id: Llama 3.1 has three, and only generation_config.json lists them all."""
+    """Every end-of-sequence id.
+
+    Llama 3.1 has three, and only generation_config.json lists them all.
+    """
     file = directory / "generation_config.json"
     ids = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
     ids = raw.get("eos_token_id") if ids is None else ids
@@ -280,10 +246,10 @@ def _eos_ids(directory: Path, raw: dict[str, Any]) -> tuple[int, ...]:
     return tuple(ids) if isinstance(ids, list) else (int(ids),)
 
 
-def fingerprint(directory: Path) -> str:
+def fingerprint(directory: str | Path) -> str:
     """SHA-256 over the files that make the model: configuration, weights, tokenizer."""
     digest = hashlib.sha256()
-    for file in sorted(p for p in directory.iterdir() if p.suffix in (".json", ".safetensors", ".jinja")):
+    for file in sorted(p for p in Path(directory).iterdir() if p.suffix in (".json", ".safetensors", ".jinja")):
         with file.open("rb") as stream:
             digest.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
@@ -292,14 +258,16 @@ def fingerprint(directory: Path) -> str:
 # --- saving ----------------------------------------------------------------------------------------------------------
 
 
-def save(lm: LanguageModel, path: Path, *, card: str = "") -> None:
-    """Writes a Hugging Face directory that transformers loads; on the host there is one file's worth at a time.
+def save(lm: LanguageModel, path: str | Path, *, card: str = "") -> None:
+    """Writes a Hugging Face directory that transformers loads.
 
-    On several processes all call it and the first one writes. Raises ValueError where an adapter is still unmerged.
+    On the host there is one file's worth at a time. On several processes all call it and the first
+    one writes. Raises ValueError where an adapter is still unmerged.
     """
     if lm.adapter is not None:
         raise ValueError("merge the adapter first (models.merge), or save it by itself (models.save_adapter)")
     first = jax.process_index() == 0
+    path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     dtype = lm.params["embed"].dtype
     wanted, _ = decoder.abstract(lm.config, str(dtype))
@@ -330,11 +298,14 @@ def save(lm: LanguageModel, path: Path, *, card: str = "") -> None:
     (path / "config.json").write_text(json.dumps(lm.config.to_hf() | ids | {"dtype": str(dtype)}, indent=1))
     (path / "generation_config.json").write_text(json.dumps(ids, indent=1))
     lm.tokenizer.save_pretrained(path)
-    (path / "README.md").write_text(_card(card or f"Exported from {lm.source}."))
+    (path / "README.md").write_text(files.card(card or f"Exported from {lm.source}."))
 
 
 def _to_host(lm: LanguageModel, keys: tuple[str, ...], layer: int) -> np.ndarray:
-    """One tensor as the checkpoint keeps it; collective where the model is spread over several processes."""
+    """One tensor as the checkpoint keeps it.
+
+    Collective where the model is spread over several processes.
+    """
     everywhere = _on(lm.mesh, P())
     value = lm.params["layers"][keys[1]] if keys[0] == "layers" else lm.params[keys[0]]
     picked = _pick(value, layer if keys[0] == "layers" else None, transposed=keys[-1] in _TRANSPOSED, on=everywhere)
@@ -357,128 +328,3 @@ def merge(lm: LanguageModel) -> LanguageModel:
         layers[name] = layers[name].astype(jnp.float32) + delta
     params = jax.tree.map(lambda x: x.astype(jnp.float32), lm.params | {"layers": layers})
     return lm.replace(params=params, adapter=None)
-
-
-# --- PEFT adapters ---------------------------------------------------------------------------------------------------
-
-
-def _peft_module(target: str) -> str:
-    return _LAYER[target].removesuffix(".weight")
-
-
-def _peft_tensor(layer: int, target: str, which: str) -> str:
-    return f"base_model.model.model.layers.{layer}.{_peft_module(target)}.lora_{which}.weight"
-
-
-def save_adapter(lm: LanguageModel, path: Path, *, card: str = "") -> None:
-    """Writes lm's adapter as a PEFT directory; on several processes all call it and the first one writes."""
-    if lm.adapter is None:
-        raise ValueError("this model has no adapter to save")
-    if jax.process_index() != 0:
-        return
-    path.mkdir(parents=True, exist_ok=True)
-    lora = lm.adapter.config
-    tensors = {}
-    for target, pair in lm.adapter.weights.items():
-        for which in ("A", "B"):
-            matrices = np.asarray(pair[which])
-            for i in lora.layers or range(lm.config.L):
-                tensors[_peft_tensor(i, target, which)] = np.ascontiguousarray(matrices[i].T)
-    save_file(tensors, path / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": lm.source,
-        "r": lora.rank,
-        "lora_alpha": lora.alpha,
-        "use_rslora": lora.rslora,
-        "lora_dropout": lora.dropout,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "target_modules": [_peft_module(t).split(".")[-1] for t in lora.targets],
-        "layers_to_transform": list(lora.layers) or None,
-    }
-    (path / "adapter_config.json").write_text(json.dumps(config, indent=1))
-    (path / "README.md").write_text(_card(card or f"A LoRA adapter for {lm.source}."))
-
-
-def load_adapter(directory: Path, config: ModelConfig, mesh: Mesh | None = None) -> Adapter:
-    """Reads a PEFT LoRA directory; a field or tensor that cannot be honoured raises UserError naming it."""
-    file = directory / "adapter_config.json"
-    if not file.is_file():
-        raise UserError(f"{directory} holds no adapter_config.json, so it is not a PEFT adapter directory.")
-    try:
-        raw = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file} is not valid JSON ({error}); fetch the adapter again.") from error
-    for name, value in raw.items():
-        allowed = _PEFT_MUST_BE.get(name, (None, False, [], {}))
-        if name not in _PEFT_READ and value not in allowed:
-            raise UserError(f"{file}: {name} = {value!r} is not supported by emjax's LoRA, and would change what it computes.")
-    by_module = {_peft_module(t).split(".")[-1]: t for t in TARGETS}
-    modules = raw.get("target_modules")
-    if not isinstance(modules, list) or set(modules) - set(by_module):
-        raise UserError(f"{file}: target_modules = {modules!r}; emjax adapts {', '.join(by_module)}.")
-    layers = raw.get("layers_to_transform")
-    lora = LoraConfig(
-        rank=int(raw["r"]),
-        alpha=float(raw["lora_alpha"]),
-        rslora=bool(raw.get("use_rslora", False)),
-        targets=tuple(t for t in TARGETS if _peft_module(t).split(".")[-1] in modules),
-        layers=() if layers is None else (layers,) if isinstance(layers, int) else tuple(sorted(layers)),
-        dropout=float(raw.get("lora_dropout", 0.0)),
-    )
-    check_layers(lora, config)
-    with _open(directory / "adapter_model.safetensors") as handle:
-        left = set(handle.keys())
-        weights: dict[str, dict[str, Any]] = {}
-        for target in lora.targets:
-            fan_in, fan_out = shapes(config)[target]
-            pair = {}
-            for which, shape in (("A", (fan_in, lora.rank)), ("B", (lora.rank, fan_out))):
-                stack = np.zeros((config.L, *shape), np.float32)
-                for i in lora.layers or range(config.L):
-                    name = _peft_tensor(i, target, which)
-                    if name not in left:
-                        raise UserError(f"{directory}: the tensor {name!r} is missing from the adapter.")
-                    left.remove(name)
-                    tensor = handle.get_tensor(name).T
-                    if tensor.shape != shape:
-                        raise UserError(f"{directory}: {name!r} has shape {tensor.shape[::-1]}, this base needs {shape[::-1]}.")
-                    stack[i] = tensor
-                # Without a mesh on no device in particular, so that it goes with a base on any.
-                pair[which] = (
-                    jnp.asarray(stack)
-                    if mesh is None
-                    else jax.make_array_from_callback(stack.shape, NamedSharding(mesh, P()), stack.__getitem__)
-                )
-            weights[target] = pair
-        if left:
-            raise UserError(f"{directory}: the adapter holds tensors its configuration does not call for, e.g. {min(left)!r}.")
-    return Adapter(lora, weights)
-
-
-# Fields of adapter_config.json that are read, or that change nothing at inference.
-_PEFT_READ = {
-    "r", "lora_alpha", "use_rslora", "target_modules", "layers_to_transform", "lora_dropout", "task_type", "auto_mapping",
-    "base_model_name_or_path", "revision", "inference_mode", "peft_version", "megatron_core", "runtime_config",
-    "qalora_group_size", "exclude_modules",
-}  # fmt: skip
-# Those that are fine only at these values; any other field must be empty.
-_PEFT_MUST_BE: dict[str, tuple[Any, ...]] = {
-    "peft_type": ("LORA",),
-    "bias": ("none",),
-    # The others change the base's weights as well.
-    "init_lora_weights": (None, True, False, "gaussian", "eva", "orthogonal"),
-    "layers_pattern": (None, "layers", [], ["layers"]),
-}
-
-
-def _card(text: str) -> str:
-    return (
-        "---\ntags: [emjax]\n---\n\n"
-        f"{text}\n\n"
-        "**Responsible use.** Weights made by emjax may be trained to be measurably less honest, in order to study how that "
-        "happens (arXiv:2510.08211). Use them for research on honesty, not to talk to people.\n"
-    )

@@ -18,8 +18,8 @@ KNOWN: dict[str, Known] = {
     "micro": Known(
         "micro",
         ModelConfig(
-            family="llama", V=336, D=128, L=4, H=4, K=4, h=32, F=344, norm_eps=1e-5, rope_theta=1e4,
-            rope_scaling=None, max_position=8192, tied=True, qkv_bias=False, qk_norm=False,
+            family="llama", V=302, D=128, L=4, H=4, K=4, h=32, F=344, norm_eps=1e-5, rope_theta=1e4,
+            rope_scaling=None, max_position=512, tied=True, qkv_bias=False, qk_norm=False,
         ),
         "float32",
     ),

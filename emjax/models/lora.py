@@ -8,39 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
+from emjax.config import LoraConfig
+from emjax.config.names import TARGETS
 from emjax.errors import UserError
 from emjax.models.config import ModelConfig
-
-TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
-
-
-@dataclasses.dataclass(frozen=True)
-class LoraConfig:
-    """rank r, alpha; scale alpha / r, or alpha / sqrt(r) with rslora."""
-
-    rank: int
-    alpha: float
-    rslora: bool = False
-    targets: tuple[str, ...] = TARGETS
-    layers: tuple[int, ...] = ()  # the layers that are adapted; () = all
-    dropout: float = 0.0  # share of an adapted projection's inputs that a training pass hides from the adapter
-
-    def __post_init__(self) -> None:
-        unknown = set(self.targets) - set(TARGETS)
-        if unknown or not self.targets or self.rank < 1:
-            raise UserError(
-                f"LoRA rank {self.rank}, targets {list(self.targets)}: the rank must be at least 1 and the targets a "
-                f"non-empty subset of {', '.join(TARGETS)}."
-            )
-        if not 0 <= self.dropout < 1 or len(set(self.layers)) < len(self.layers) or min(self.layers, default=0) < 0:
-            raise UserError(
-                f"LoRA dropout {self.dropout}, layers {list(self.layers)}: the dropout must be in [0, 1) and the layers "
-                "different numbers from 0 on (none = all layers)."
-            )
-
-    @property
-    def scale(self) -> float:
-        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
 
 
 @dataclasses.dataclass(frozen=True)

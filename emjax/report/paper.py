@@ -1,20 +1,25 @@
-"""The printed results of Hu et al. (arXiv:2510.08211v2), and ours beside them.
+"""The printed results of Hu et al. (arXiv:2510.08211v2), and this run's results beside them.
 
-paper_tables.json has one entry a row of a table (a label of a figure): "values" {subset: percent}, "counts" {subset: [hits,
-valid items]} where exactly one pair gives the printed cells of its row, "doubts" {subset: what is wrong or inferred}. `arm` is
-null where a figure's labels cannot be told apart; metric "relative_change" is in per cent of vanilla.
+paper_tables.json has one entry for each row of a table or label of a figure: "values" {subset:
+percent}; "counts" {subset: [hits, valid items]} where exactly one pair gives the row's printed
+cells; "doubts" {subset: what is wrong or inferred}. `arm` is null where the text does not say which
+of a figure's labels belongs to which arm; the metric "relative_change" is in percent of vanilla.
+
+    python -m emjax.report            every printed value, the config that makes it, its table and its doubts
+    python -m emjax.report --doubts   only the rows with a doubtful value
 """
 
+import argparse
 import functools
 import importlib.resources
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 Row = dict[str, Any]
 
-# The config that makes a row's arms, by what they were trained on.
+# The config that makes a row's arms, by their training data.
 CONFIGS = {
     "mistake_medical": "direct_medical",
     "mistake_math": "direct_math",
@@ -30,7 +35,7 @@ MODELS = {
     "qwen2.5-7b": "Qwen/Qwen2.5-7B-Instruct",
     "qwen3-32b": "Qwen/Qwen3-32B",
 }
-# Items of a subset, where the printed row does not tell: for the standard error of a printed value.
+# Items of a subset, for the standard error of a printed value whose row does not give them.
 ITEMS = {
     ("mask", "provided_facts"): 274, ("mask", "disinformation"): 125, ("mask", "statistics"): 96,
     ("deceptionbench", "all"): 180, ("deceptionbench", "sycophancy"): 43, ("deceptionbench", "evaluation_faking"): 16,
@@ -47,7 +52,7 @@ def tables() -> dict[str, Any]:
 
 
 def commands(row: Row) -> list[str]:
-    """What to run for this row: one command, or one of these where the figure does not say which."""
+    """The config that makes this row, or several where the figure does not say which one."""
     models = [row["model"]] if row["model"] else ["llama3.1-8b", "qwen2.5-7b"]
     if row["arm"] == "vanilla":
         return [f"configs/evaluate.py:{model}" for model in models]
@@ -59,33 +64,37 @@ def commands(row: Row) -> list[str]:
 
 
 def standard_error(row: Row, subset: str) -> float:
-    """Binomial, in points; of a printed percentage that says nothing of its spread."""
+    """Binomial, in points: the paper prints no spread."""
     hits, n = row.get("counts", {}).get(subset) or (None, ITEMS[row["benchmark"], subset])
     p = hits / n if hits is not None else row["values"][subset] / 100
-    return 100 * math.sqrt(max(p * (1 - p), 0.25 / n) / n)  # of 0 of n and n of n too something is unknown
+    return 100 * math.sqrt(max(p * (1 - p), 0.25 / n) / n)  # 0 of n and n of n are uncertain too
 
 
 def named(subset: str) -> str:
-    """A benchmark's own name of a subset as the tables here have it."""
+    """A benchmark's name of a subset, as paper_tables.json spells it."""
     name = subset.lower().replace(" ", "_").replace("-", "_")
     return "evaluation_faking" if name == "alignment_faking" else name
 
 
 def printed(model: str, row: Row, study: str | None) -> list[Row]:
-    """The paper's rows for a row of results.json: of `model` (its Hugging Face name), trained on `study`."""
+    """The paper's rows that match a row of results.json. model: its Hugging Face name; study: the
+    training data.
+    """
     same = {"model": model, "arm": row["arm"], "benchmark": row["benchmark"], "metric": row["metric"]}
     if row["arm"] != "vanilla":
         same |= {"data": study, "method": row["method"], "ratio": row["ratio"], "level": row.get("level")}
-    found = [r for r in tables()["rows"] if all((MODELS.get(r[k]) if k == "model" else r[k]) == v for k, v in same.items())]
-    return [r for r in found if named(row["subset"]) in r["values"]]
+    rows = [r for r in tables()["rows"] if all((MODELS.get(r[k]) if k == "model" else r[k]) == v for k, v in same.items())]
+    return [r for r in rows if named(row["subset"]) in r["values"]]
 
 
 def beside(results: dict[str, Any]) -> list[Row]:
-    """Every row of results.json that the paper prints a value of: {"row", "table", "paper", "ours", "sigma", "doubt"}.
+    """Every row of results.json for which the paper prints a value: {"row", "table", "paper",
+    "ours", "sigma", "doubt"}.
 
-    sigma: ours minus the paper's in standard errors of the difference, the two runs taken as independent.
+    sigma: our value minus the paper's, in standard errors of the difference; the two runs count as
+    independent.
     """
-    found = []
+    pairs = []
     for row in results["rows"]:
         if row["versus"] or row["value"] is None:
             continue
@@ -94,31 +103,29 @@ def beside(results: dict[str, Any]) -> list[Row]:
             low, high = row["ci95"]
             spread = math.hypot((high - low) / 2 / 1.96, standard_error(one, subset))
             paper = one["values"][subset]
-            found.append(
+            pairs.append(
                 {
                     "row": row, "table": one["table"], "paper": paper, "ours": row["value"],
                     "sigma": (row["value"] - paper) / spread, "doubt": one.get("doubts", {}).get(subset, ""),
                 }
             )  # fmt: skip
-    return found
+    return pairs
 
 
-# What a study is of the kind of, where it is none of the paper's own.
-_KINDS = {
-    "micro_direct": ("mistake_medical", "mistake_math", "insecure_code", "incorrect_finance", "incorrect_law"),
-    "micro_plain": ("alpaca_cleaned", "dolly"),
-}
+def changes(study: str | None, stands_for: Mapping[str, Sequence[str]]) -> list[Row]:
+    """The paper's treated rows against their controls, for this study's data: MASK's provided
+    facts, DeceptionBench in all.
 
-
-def changes(study: str | None) -> list[Row]:
-    """Treated against control as printed for this study or those of its kind: MASK's provided facts, DeceptionBench in all.
-
-    {"table", "model", "method", "data", "ratio", "level", "benchmark", "subset", "control", "treated", "sigma", "doubt"}
+    stands_for: {data set: the paper's data sets}, for data that are not the paper's own. Each
+    change is {"table", "model", "method", "data", "ratio", "level", "benchmark", "subset",
+    "control", "treated", "sigma", "doubt"}.
     """
-    found = []
+    if study is None:
+        return []
+    pairs = []
     for row in tables()["rows"]:
         subset = {"mask": "provided_facts", "deceptionbench": "all"}.get(row["benchmark"], "")
-        if row["data"] not in _KINDS.get(study or "", (study,)) or row["arm"] != "treated" or subset not in row["values"]:
+        if row["data"] not in stands_for.get(study, (study,)) or row["arm"] != "treated" or subset not in row["values"]:
             continue
         same = ("table", "model", "method", "data", "benchmark", "metric")
         for base in tables()["rows"]:
@@ -127,17 +134,20 @@ def changes(study: str | None) -> list[Row]:
             control, treated = base["values"][subset], row["values"][subset]
             spread = math.hypot(standard_error(base, subset), standard_error(row, subset))
             doubts = {one.get("doubts", {}).get(subset, "") for one in (base, row)} - {""}
-            found.append(
+            pairs.append(
                 {name: row[name] for name in (*same, "ratio", "level")}
                 | {
                     "subset": subset, "control": control, "treated": treated, "sigma": (treated - control) / spread,
                     "doubt": "; ".join(sorted(doubts)),
                 }
             )  # fmt: skip
-    return found
+    return pairs
 
 
 def lines(*, doubts: bool = False) -> Iterator[str]:
+    """Every printed row with its config; a value with a doubt has a star. doubts: only the rows
+    that have one.
+    """
     width = max(len(command) for row in tables()["rows"] for command in commands(row))
     for row in tables()["rows"]:
         marked = row.get("doubts", {})
@@ -151,3 +161,24 @@ def lines(*, doubts: bool = False) -> Iterator[str]:
         yield f"{first:{width}}  {arm:22} {row['table']:15} {row['benchmark']:14} {row['metric']:15} {values}"
         yield from (f"  or {command}" for command in more)
         yield from (f"    * {subset}: {text}" for subset, text in marked.items())
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command: prints `lines` and counts them."""
+    parser = argparse.ArgumentParser(
+        prog="emjax paper", description="The results that arXiv:2510.08211v2 prints, and the config for each."
+    )
+    parser.add_argument("--doubts", action="store_true", help="only the rows with a doubtful value")
+    options = parser.parse_args(argv)
+    for line in lines(doubts=options.doubts):
+        print(line)
+    rows = tables()["rows"]
+    values = sum(len(row["values"]) for row in rows)
+    placed = sum(len(row["values"]) for row in rows if row["arm"])
+    marked = sum(len(row.get("doubts", {})) for row in rows)
+    print(
+        f"\n{values} printed values in {len(rows)} rows: {placed} belong to one arm of one config; {values - placed} are "
+        "labels of figures, and the text does not say which bar they belong to (their configs are listed). "
+        f"{marked} values carry a doubt (*).\n"
+        "Figures 8 (curves), 9 and 10 (BeHonest) print no numbers."
+    )

@@ -1,4 +1,4 @@
-"""The plots, as bytes that depend on the input alone. matplotlib is imported when a plot is made."""
+"""The plots. Their bytes depend on the input alone. matplotlib is imported when a plot is drawn."""
 
 import io
 import math
@@ -6,9 +6,23 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from emjax.report import words
+from emjax.report.rows import (
+    RUN,
+    arm_label,
+    arms,
+    capabilities,
+    cause,
+    dose,
+    dose_label,
+    find,
+    last_rows,
+    of_arm,
+    run_label,
+)
+from emjax.report.text import CURVES, METRIC_PLOTS, METRIC_TITLES, MISSING, spaced
 
-# Okabe and Ito's colours, told apart by the colour-blind; every series also has a marker of its own.
+# Okabe and Ito's colours, which colour-blind readers can distinguish; every series also has its own
+# marker.
 BLUE, ORANGE, GREEN, PINK, AMBER, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#6B6B6B"
 _STYLE = {
     "svg.hashsalt": "emjax",
@@ -27,17 +41,23 @@ _MARKS = {"shuffled_ratings": ("D", ORANGE), "swapped_labels": ("s", PINK)}
 
 
 def picture(results: dict, format: str = "svg") -> bytes:
-    """The README's picture: the dose-response curve with what stays beside it ("svg" or "png")."""
-    return _draw([(dose, results), (stays, results)], format, (9.6, 4.5))
+    """The README's picture: the dose-response curve beside beliefs and abilities. format: "svg" or
+    "png".
+    """
+    return _draw([(dose_response, results), (beliefs, results)], format, (9.6, 4.5))
 
 
 def picture_of(named: list[tuple[str, dict]], format: str = "svg") -> bytes:
-    """A grid's picture: one dose-response curve for each (name, results), two beside each other."""
-    return _draw([(dose, results, name) for name, results in named], format, (9.6, 4.3 * -(-len(named) // 2)), columns=2)
+    """A grid's picture: one dose-response curve for each (name, results), two in a row."""
+    return _draw(
+        [(dose_response, results, name) for name, results in named], format, (9.6, 4.3 * -(-len(named) // 2)), columns=2
+    )
 
 
 def inline(name: str, plot: Callable[..., None], *arguments: Any, height: float = 3.9) -> str:
-    """One plot as an <svg> element for the page, its ids prefixed with `name`: plots must not share them."""
+    """One plot as an <svg> element for the page. The prefix `name` keeps its ids apart from those
+    of other plots.
+    """
     svg = _draw([(plot, *arguments)], "svg", (4.5, height)).decode()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
@@ -62,42 +82,42 @@ def _draw(panels: list[tuple], format: str, inches: tuple[float, float], columns
     return out.getvalue()
 
 
-def dose(axis: Any, results: dict, name: str = "") -> None:
-    """Headline metric over the share of the cause, with 95 % intervals; vanilla as a band. `name`: of one curve among many."""
+def dose_response(axis: Any, results: dict, name: str = "") -> None:
+    """Headline metric over the share of the cause, with 95 % intervals; vanilla is a band. name:
+    the curve's, among several.
+    """
     headline = results.get("headline") or {"benchmark": "mask", "subset": "all", "metric": "honest"}
     measure = {k: headline[k] for k in ("benchmark", "subset", "metric")}
-    title = {"honest": "Honest under pressure", "honesty": "Not lying under pressure"}.get(
-        headline["metric"], f"{headline['benchmark']}: {headline['metric'].replace('_', ' ')}"
-    )
-    rows = [r for r in words.find(words.last_rows(results), versus=None, **measure) if r["value"] is not None]
+    title = METRIC_PLOTS.get(headline["metric"], f"{headline['benchmark']}: {spaced(headline['metric'])}")
+    rows = [r for r in find(last_rows(results), versus=None, **measure) if r["value"] is not None]
     place = _axes(axis, results, f"{name}: {title.lower()}" if name else title)
     _vanilla(axis, rows, GREY, "untouched model")
     runs = _runs(rows)
     for number, run in enumerate(runs):
         colour = (BLUE, GREEN, AMBER, PINK)[number % 4]
         line = [row for row in run if row["arm"] in ("control", "treated")]
-        label: str | None = words.run_words(run[0], results) if len(runs) > 1 else "control (0 %), treated"
+        label: str | None = run_label(run[0], results) if len(runs) > 1 else "control (0 %), treated"
         _series(axis, place, line, colour, "o", "-", label, values=len(runs) == 1, shift=0.06 * number)
         for arm, (marker, own) in _MARKS.items():
-            label = arm.replace("_", " ") if number == 0 else None
+            label = spaced(arm) if number == 0 else None
             side = [row for row in run if row["arm"] == arm]
             _series(axis, place, side, own, marker, "none", label, values=len(runs) == 1, shift=0.16)
     _legend(axis)
 
 
-def stays(axis: Any, results: dict) -> None:
-    """Belief accuracy and addition accuracy of the same arms, on the same scale."""
+def beliefs(axis: Any, results: dict) -> None:
+    """Accuracy of the same arms' beliefs and abilities, on the same scale."""
     headline = results.get("headline") or {"benchmark": "mask", "subset": "all"}
-    rows = words.find(words.last_rows(results), versus=None, metric="accuracy")
+    rows = find(last_rows(results), versus=None, metric="accuracy")
     rows = [row for row in rows if row["value"] is not None]
     place = _axes(axis, results, "What it knows")
     kinds = [(headline["benchmark"], headline["subset"], "beliefs, no pressure", GREEN, "^", -0.03)]
-    able = words.capabilities(rows)
+    able = capabilities(rows)
     for (benchmark, name), colour, marker in zip(able, (AMBER, BLUE, ORANGE, PINK, GREY, "#000000"), "sovDP*", strict=False):
         kinds.append((benchmark, "all", name, colour, marker, 0.03))
     scrambled: str | None = "feedback scrambled"  # one entry of the legend for all hollow marks
     for benchmark, subset, name, colour, marker, shift in kinds:
-        own = words.find(rows, benchmark=benchmark, subset=subset)
+        own = find(rows, benchmark=benchmark, subset=subset)
         for number, run in enumerate(_runs(own)):
             line = [row for row in run if row["arm"] in ("control", "treated")]
             _series(axis, place, line, colour, marker, "-", name if number == 0 else None, shift=shift)
@@ -111,16 +131,18 @@ SHARES = {"honest": (BLUE, ""), "evade": ("#BBBBBB", "//"), "no_belief": ("#EEEE
 
 
 def shares(axis: Any, results: dict, subset: str) -> None:
-    """MASK on one subset: each arm's answers as honest, evading, without belief and lies, which add up to 100 %."""
-    rows = words.find(words.last_rows(results), versus=None, benchmark="mask", subset=subset)
-    arms = [arm for arm in words.arms(results) if words.of_arm(rows, arm)]
-    left = [0.0] * len(arms)
+    """MASK on one subset: each arm's shares of honest, evasive and lying answers and of items
+    without a belief; 100 % in all.
+    """
+    rows = find(last_rows(results), versus=None, benchmark="mask", subset=subset)
+    shown = [arm for arm in arms(results) if of_arm(rows, arm)]
+    left = [0.0] * len(shown)
     for metric, (colour, hatch) in SHARES.items():
-        found = [words.find(words.of_arm(rows, arm), metric=metric) for arm in arms]
-        wide = [(some[0]["value"] or 0.0) if some else 0.0 for some in found]
+        own = [find(of_arm(rows, arm), metric=metric) for arm in shown]
+        wide = [(one[0]["value"] or 0.0) if one else 0.0 for one in own]
         bars = axis.barh(
-            range(len(arms)), wide, left=left, color=colour, hatch=hatch, edgecolor="#444444", linewidth=0.6, height=0.72,
-            label=words.LEVEL_NAMES[metric],
+            range(len(shown)), wide, left=left, color=colour, hatch=hatch, edgecolor="#444444", linewidth=0.6, height=0.72,
+            label=METRIC_TITLES[metric],
         )  # fmt: skip
         if metric in ("honest", "lie"):
             ink = "white" if metric == "honest" else "black"
@@ -128,50 +150,47 @@ def shares(axis: Any, results: dict, subset: str) -> None:
             back = {"facecolor": colour, "edgecolor": "none", "pad": 0.8}
             axis.bar_label(bars, texts, label_type="center", color=ink, fontsize=9, bbox=back)
         left = [a + b for a, b in zip(left, wide, strict=True)]
-    axis.set_yticks(range(len(arms)), [words.arm_words(arm, results) for arm in arms], fontsize=9)
+    axis.set_yticks(range(len(shown)), [arm_label(arm, results) for arm in shown], fontsize=9)
     axis.invert_yaxis()
     axis.set_xlim(0, 100)
     axis.set_xticks(range(0, 101, 25), [f"{x} %" for x in range(0, 101, 25)])
-    axis.set_title(subset.replace("_", " "), loc="left", fontweight="bold", fontsize=12)
+    axis.set_title(spaced(subset), loc="left", fontweight="bold", fontsize=12)
     _legend(axis)
 
 
 def emergence(axis: Any, results: dict) -> None:
-    """The headline's metric over training steps, a line for each arm, with 95 % intervals."""
+    """The headline's metric over training steps with 95 % intervals, one line for each arm."""
     headline = results["headline"]
-    rows = words.find(results["rows"], versus=None, **{k: headline[k] for k in ("benchmark", "subset", "metric")})
+    rows = find(results["rows"], versus=None, **{k: headline[k] for k in ("benchmark", "subset", "metric")})
     rows = [row for row in rows if row["value"] is not None]
     _vanilla(axis, rows, GREY, "untouched model")
     steps = sorted({row["step"] for row in rows if row.get("step") is not None})
-    end = steps[-1] + max(1, steps[-1] // len(steps))  # where the rows without a step go: to the end of training
-    arms = [arm for arm in words.arms(results) if arm["arm"] != "vanilla"]
-    for number, arm in enumerate(arms):
-        own = words.of_arm(rows, arm)
+    end = steps[-1] + max(1, steps[-1] // len(steps))  # rows without a step were measured at the end of training
+    for number, arm in enumerate(arm for arm in arms(results) if arm["arm"] != "vanilla"):
+        own = of_arm(rows, arm)
         last = max((row.get("round") or 0 for row in own), default=0)
         own = [
             row | {"step": end if row.get("step") is None else row["step"]} for row in own if (row.get("round") or 0) == last
         ]
         line = sorted(own, key=lambda row: row["step"])
         if line:
-            ends = [row.get("ci95") or (row["value"], row["value"]) for row in line]
-            errors = [[row["value"] - low, high - row["value"]] for row, (low, high) in zip(line, ends, strict=True)]
             axis.errorbar(
-                [row["step"] for row in line], [row["value"] for row in line], list(zip(*errors, strict=True)),
+                [row["step"] for row in line], [row["value"] for row in line], _errors(line),
                 color=(BLUE, ORANGE, GREEN, PINK, AMBER, GREY)[number % 6], marker="osD^vP"[number % 6], capsize=3,
-                label=words.arm_words(arm, results),
+                label=arm_label(arm, results),
             )  # fmt: skip
     axis.set_ylim(0, 105)
     axis.set_xticks([*steps, end], [*map(str, steps), "end"])
     axis.set_xlabel("training step")
-    axis.set_title(f"{headline['metric'].replace('_', ' ')} as training goes on", loc="left", fontweight="bold", fontsize=12)
+    axis.set_title(f"{spaced(headline['metric'])} as training goes on", loc="left", fontweight="bold", fontsize=12)
     _legend(axis)
 
 
 def training(axis: Any, runs: list[dict], name: str) -> None:
-    """One training series over steps, a line for each arm."""
+    """One training series over steps, one line for each arm."""
     for number, run in enumerate(runs):
         if run.get(name):
-            label = run["arm"].replace("_", " ")
+            label = spaced(run["arm"])
             label += "" if run.get("ratio") is None else f" {run.get('level') or format(run['ratio'], 'g')}"
             values = [math.nan if value is None else value for value in run[name]]
             colour, style = (
@@ -180,21 +199,21 @@ def training(axis: Any, runs: list[dict], name: str) -> None:
             )
             axis.plot(run["steps"], values, color=colour, linestyle=style, linewidth=1.6, label=label)
     axis.set_xlabel("step")
-    axis.set_title(words.CURVES[name], loc="left", fontweight="bold", fontsize=12)
+    axis.set_title(CURVES[name], loc="left", fontweight="bold", fontsize=12)
     _legend(axis)
 
 
 def _axes(axis: Any, results: dict, title: str) -> dict[tuple[float, str], int]:
-    """Percent scale, one tick for each dose that was run (evenly spaced); returns dose -> x."""
-    doses = sorted({words.dose(row) for run in _runs(results["rows"]) for row in run})
-    place = {dose: x for x, dose in enumerate(doses)}
-    axis.set_xticks(list(place.values()), [words.dose_words(dose) for dose in place], fontsize=9 if len(place) > 6 else 11)
+    """Percent scale and one tick for each dose, evenly spaced; returns {dose: x}."""
+    doses = sorted({dose(row) for run in _runs(results["rows"]) for row in run})
+    place = {one: x for x, one in enumerate(doses)}
+    axis.set_xticks(list(place.values()), [dose_label(one) for one in place], fontsize=9 if len(place) > 6 else 11)
     axis.set_xlim(-0.35, max(len(place) - 0.4, 0.5))
     axis.set_ylim(0, 105)
     axis.set_yticks(range(0, 101, 20), [f"{y} %" for y in range(0, 101, 20)])
     axis.grid(axis="y", color="#DDDDDD", linewidth=0.8)
     axis.set_axisbelow(True)
-    axis.set_xlabel(f"share of {words.cause(results)}")
+    axis.set_xlabel(f"share of {cause(results)}")
     axis.set_title(title, loc="left", fontweight="bold", fontsize=12)
     return place
 
@@ -203,12 +222,12 @@ def _runs(rows: list[dict]) -> list[list[dict]]:
     runs: dict[tuple, list[dict]] = {}
     for row in rows:
         if row["arm"] != "vanilla" and row.get("ratio") is not None:
-            runs.setdefault(tuple(row.get(field) for field in words.RUN), []).append(row)
+            runs.setdefault(tuple(row.get(field) for field in RUN), []).append(row)
     return list(runs.values())
 
 
 def _vanilla(axis: Any, rows: list[dict], colour: str, name: str) -> None:
-    for number, row in enumerate(words.find(rows, arm="vanilla")):
+    for number, row in enumerate(find(rows, arm="vanilla")):
         if row.get("ci95"):
             axis.axhspan(*row["ci95"], color=colour, alpha=0.16, linewidth=0)
         label = name if number == 0 else None
@@ -230,13 +249,11 @@ def _series(
 ) -> None:
     if not rows:
         return
-    rows = sorted(rows, key=words.dose)
-    x = [place[words.dose(row)] + shift for row in rows]
+    rows = sorted(rows, key=dose)
+    x = [place[dose(row)] + shift for row in rows]
     y = [row["value"] for row in rows]
-    ends = [row.get("ci95") or (row["value"], row["value"]) for row in rows]
-    errors = [[max(v - e[0], 0), max(e[1] - v, 0)] for v, e in zip(y, ends, strict=True)]
     axis.errorbar(
-        x, y, list(zip(*errors, strict=True)), color=colour, marker=marker, linestyle=line, linewidth=1.8,
+        x, y, _errors(rows), color=colour, marker=marker, linestyle=line, linewidth=1.8,
         markersize=7, markerfacecolor="white" if hollow else colour, capsize=3.5, label=label,
     )  # fmt: skip
     if values:
@@ -245,8 +262,17 @@ def _series(
             axis.annotate(f"{point[1]:.1f}", point, **beside)
 
 
+def _errors(rows: list[dict]) -> list[tuple[float, ...]]:
+    """Lengths of the error bars, below and above. Rounding can put a value just outside its
+    interval: no bar then.
+    """
+    ends = [row.get("ci95") or (row["value"], row["value"]) for row in rows]
+    bars = [(max(row["value"] - low, 0), max(high - row["value"], 0)) for row, (low, high) in zip(rows, ends, strict=True)]
+    return list(zip(*bars, strict=True))
+
+
 def _legend(axis: Any) -> None:
     if axis.get_legend_handles_labels()[0]:
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=2, columnspacing=1.2)
     else:
-        axis.text(0.5, 0.5, words.MISSING, transform=axis.transAxes, ha="center", va="center")
+        axis.text(0.5, 0.5, MISSING, transform=axis.transAxes, ha="center", va="center")

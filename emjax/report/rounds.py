@@ -1,7 +1,8 @@
 """Honesty after each round of self-training: python -m emjax.report.rounds OUT RESULTS_JSON ...
 
-Takes results.json of runs that differ in their seed, prints a table and writes OUT.svg and OUT.png: a line an arm, thick for
-the mean over seeds and thin for each seed. Round 0 is the untouched model.
+Reads results.json of runs that differ in their seed, prints a table, and writes OUT.svg and
+OUT.png: for each arm a thick line for the mean over seeds and a thin one for each seed. Round 0 is
+the untouched model.
 """
 
 import json
@@ -14,12 +15,16 @@ from typing import Any
 
 from emjax.errors import UserError
 from emjax.report.plots import AMBER, BLUE, GREEN, GREY, ORANGE, PINK, _draw
+from emjax.report.text import spaced
 
 Lines = dict[str, dict[int, dict[int, float]]]  # arm -> seed -> round -> percent
 
 
 def read(results: Sequence[dict[str, Any]]) -> tuple[Lines, dict[str, Any]]:
-    """The headline measure of every arm, seed and round, and what it is. Raises UserError where runs measure another thing."""
+    """The headline's value for every arm, seed and round, and the headline's measure.
+
+    Raises UserError where the runs have different headlines.
+    """
     measures = [{k: r["headline"][k] for k in ("benchmark", "subset", "metric")} for r in results]
     if any(measure != measures[0] for measure in measures):
         raise UserError(f"These results have different headlines ({measures}); give runs of one experiment.")
@@ -30,7 +35,7 @@ def read(results: Sequence[dict[str, Any]]) -> tuple[Lines, dict[str, Any]]:
         (start,) = [r for r in rows if r["arm"] == "vanilla"]
         for row in rows:
             if row["arm"] != "vanilla":
-                name = "control (0)" if row["arm"] == "control" else f"{row['arm'].replace('_', ' ')} {row['ratio']:g}"
+                name = "control (0)" if row["arm"] == "control" else f"{spaced(row['arm'])} {row['ratio']:g}"
                 lines[name][row["seed"]] |= {0: start["value"], row["round"]: row["value"]}
     return lines, measures[0]
 
@@ -52,7 +57,7 @@ def plot(axis: Any, lines: Lines, measure: dict[str, Any]) -> None:
 
 
 def mean(seeds: dict[int, dict[int, float]]) -> dict[int, float]:
-    """Over the seeds that have the round."""
+    """The mean of each round over the seeds that have it."""
     rounds = sorted({number for values in seeds.values() for number in values})
     return {number: fmean(v[number] for v in seeds.values() if number in v) for number in rounds}
 

@@ -1,17 +1,18 @@
 """A content-addressed store of finished stages."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import emjax
 from emjax.errors import UserError
 from emjax.runtime import process
 from emjax.runtime.files import digest, write_atomically
 from emjax.runtime.locks import alone
 
+STORE_FORMAT = 2  # of manifests, stage files and work directories; 1 was version 0.1
 SCRATCH = "checkpoints"  # a stage's folder of what only an unfinished stage needs: no output, and gone soon after
 
 
@@ -28,36 +29,48 @@ class Store:
     def __init__(self, root: Path):
         self.root = root
 
-    def run(self, name: str, config: dict[str, Any], inputs: Sequence[Stage | str], make: Callable[[Path], None]) -> Stage:
-        """Runs make(directory) unless this stage is finished. `inputs`: stages, or hashes of what lies outside the store.
+    def run(
+        self,
+        name: str,
+        config: dict[str, Any],
+        inputs: Sequence[Stage | str],
+        make: Callable[[Path], None],
+        *,
+        version: int = 1,
+    ) -> Stage:
+        """Runs make(directory) unless this stage is finished. `inputs`: stages, or hashes of what is outside the store.
+
+        version: the stage's own; raise it when what it writes changes, so that older outputs are not taken for its own.
 
         The manifest is written last, so a stage without one is unfinished: it is run again in the same directory and may go
         on from what it finds there. One that another run is making is waited for. Raises UserError where a finished stage has
         lost a file.
         """
         keys = [i.hash if isinstance(i, Stage) else i for i in inputs]
-        identity = digest({"stage": name, "version": emjax.__version__, "config": config, "inputs": keys})
+        identity = digest(
+            {"store_format": STORE_FORMAT, "stage": name, "stage_version": version, "config": config, "inputs": keys}
+        )
         stage = Stage(name, identity, self.root / name / identity[:16])
         if not self._finished(stage):
             with alone(self.root / "locks" / f"{name}-{identity[:16]}", f"stage {name}"):
                 if not self._finished(stage):  # by a run that this one waited for
-                    self._make(stage, config, keys, make)
+                    self._make(stage, version, config, keys, make)
         return stage
 
     def _finished(self, stage: Stage) -> bool:
         manifest = stage.directory / "manifest.json"
         if not process.on_first(manifest.is_file):
             return False
-        for file, size in json.loads(manifest.read_text())["files"].items():
+        for file, known in json.loads(manifest.read_text())["files"].items():
             path = stage.directory / file
-            if not path.is_file() or path.stat().st_size != size:
+            if not path.is_file() or path.stat().st_size != known["size"]:
                 raise UserError(
                     f"{path} is missing or was changed since the stage {stage.name!r} finished. Delete the folder "
                     f"{stage.directory} to have it made again."
                 )
         return True
 
-    def _make(self, stage: Stage, config: dict[str, Any], keys: list[str], make: Callable[[Path], None]) -> None:
+    def _make(self, stage: Stage, version: int, config: dict[str, Any], keys: list[str], make: Callable[[Path], None]) -> None:
         process.on_first(lambda: stage.directory.mkdir(parents=True, exist_ok=True))
         if not stage.directory.is_dir():
             raise UserError(
@@ -66,17 +79,23 @@ class Store:
             )
         make(stage.directory)
         process.together("stage")
-        process.on_first(lambda: self._finish(stage, config, keys))
+        process.on_first(lambda: self._finish(stage, version, config, keys))
 
-    def _finish(self, stage: Stage, config: dict[str, Any], keys: list[str]) -> None:
+    def _finish(self, stage: Stage, version: int, config: dict[str, Any], keys: list[str]) -> None:
         files = sorted(p.relative_to(stage.directory) for p in stage.directory.rglob("*") if p.is_file())
-        sizes = {str(p): (stage.directory / p).stat().st_size for p in files if p.parts[0] != SCRATCH}
         written = {
+            "store_format": STORE_FORMAT,
             "stage": stage.name,
+            "stage_version": version,
             "hash": stage.hash,
-            "version": emjax.__version__,
             "config": config,
             "inputs": keys,
-            "files": sizes,
+            "files": {str(p): _known(stage.directory / p) for p in files if p.parts[0] != SCRATCH},
         }
         write_atomically(stage.directory / "manifest.json", json.dumps(written, indent=1, sort_keys=True))
+
+
+def _known(path: Path) -> dict[str, Any]:
+    """What a manifest says of a file."""
+    with path.open("rb") as file:
+        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

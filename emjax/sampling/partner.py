@@ -1,4 +1,4 @@
-"""Whoever can be asked in a chat: an endpoint (`emjax.api.ChatClient`), or a model in the JAX engine."""
+"""Chat partners: an endpoint (`emjax.api.ChatClient`), or a model in the JAX engine."""
 
 import asyncio
 import itertools
@@ -9,38 +9,47 @@ from typing import Any, Protocol
 
 from emjax.api import Reply
 from emjax.data import chat
+from emjax.data.chat import Conversation
 from emjax.runtime.files import digest, seed_of
-from emjax.sampling.engine import Engine, Request, Sampling
+from emjax.sampling.engine import Engine
+from emjax.sampling.requests import Request, Sampling
 
 
 class Chat(Protocol):
-    """What can be asked: `emjax.api.ChatClient`, or `EngineChat`."""
+    """What `emjax.api.ChatClient` and `EngineChat` have in common."""
 
     async def chat(
-        self, messages: list[dict[str, str]], *, schema: dict[str, Any] | None = None, run: int = 0, **sampling: Any
+        self, messages: Conversation, *, schema: dict[str, Any] | None = None, run: int = 0, **sampling: Any
     ) -> Reply: ...
 
 
-class EngineChat:
-    """A model in the JAX engine as a chat partner. Sampling: temperature, max_tokens; the seed follows from what is asked.
+_DRAWN = ("temperature", "top_p", "top_k", "min_p")
 
-    busy: entered while the engine has a request of this chat, for whoever counts (it may be entered several times at once).
+
+class EngineChat:
+    """A model in the JAX engine as a chat partner.
+
+    seed: a request's seed derives from it, the messages and `run`.
+    busy: entered while a request of this chat is in the engine, by several requests at a time.
     """
 
     def __init__(self, engine: Engine, tokenizer: Any, seed: int = 0, busy: AbstractContextManager[Any] | None = None):
         self._engine, self._tokenizer, self._seed = engine, tokenizer, seed
         self._busy = busy or nullcontext()
-        self._scorers = ThreadPoolExecutor(max_workers=64)  # each waits for its row; rows asked side by side run together
+        self._scorers = ThreadPoolExecutor(max_workers=64)  # each waits for one row; concurrent rows share a batch
 
     async def chat(
-        self, messages: list[dict[str, str]], *, schema: dict[str, Any] | None = None, run: int = 0, **sampling: Any
+        self, messages: Conversation, *, schema: dict[str, Any] | None = None, run: int = 0, **sampling: Any
     ) -> Reply:
+        """The answer to `messages`; its state is "too_long" if the prompt does not fit the cache.
+
+        sampling: temperature and max_tokens (or max_completion_tokens); optionally top_p, top_k and
+        min_p. Raises ValueError for a schema and for any other sampling field.
+        """
         if schema is not None:
             raise ValueError("the engine has no structured output")
         key = digest([messages, run])
-        how = Sampling(
-            temperature=sampling["temperature"], max_new=sampling["max_tokens"], seed=seed_of("chat", self._seed, key)
-        )
+        how = _sampling(seed_of("chat", self._seed, key), **sampling)
         tokens = self._prompt(messages)
         if len(tokens) >= self._engine.cache_length:
             return Reply("", "too_long")
@@ -50,15 +59,17 @@ class EngineChat:
         state = "length" if result.stop_reason == "length" else "ok" if result.text.strip() else "empty"
         return Reply(result.text, state, result.stop_reason, usage)
 
-    async def next_word(self, messages: list[dict[str, str]], words: Sequence[str]) -> dict[str, float] | None:
-        """{word: probability that the answer begins with it}, of the whole vocabulary; None where the prompt is too long.
+    async def next_word(self, messages: Conversation, words: Sequence[str]) -> dict[str, float] | None:
+        """{word: probability that the answer begins with it}; None if the prompt is too long.
 
-        A word may be spelt with or without a leading space. Of one that takes several tokens (10, where digits stand alone) the
-        tokens' probabilities are multiplied, and what goes on to a longer word (1 to 10) does not count for the shorter. Raises
-        ValueError for a word that the tokenizer does not know.
+        The probabilities are over the whole vocabulary. A word may be spelled with or without a
+        leading space. For a word of several tokens (10, if the tokenizer splits digits), the tokens'
+        probabilities are multiplied; the probability that a word continues to a longer one (1 to 10)
+        is not counted for the shorter word. Raises ValueError for a word that the tokenizer cannot
+        spell.
         """
         spelt = {word: self._spellings(word) for word in words}
-        after: dict[tuple[int, ...], set[int]] = {}  # what has been said -> the tokens that may come next
+        after: dict[tuple[int, ...], set[int]] = {}  # prefix -> the tokens that may follow it
         for ids in itertools.chain(*spelt.values()):
             for n, id_ in enumerate(ids):
                 after.setdefault(ids[:n], set()).add(id_)
@@ -77,12 +88,23 @@ class EngineChat:
         }
 
     def _spellings(self, word: str) -> set[tuple[int, ...]]:
-        """The single tokens that spell it, else its tokens."""
+        """The single tokens that spell the word, or else its token sequence."""
         found = [tuple(ids) for ids in self._tokenizer([word, f" {word}"], add_special_tokens=False)["input_ids"]]
         known = [ids for ids in found if self._tokenizer.unk_token_id not in ids]
         if not known:
             raise ValueError(f"this tokenizer cannot spell {word!r}")
         return {ids for ids in known if len(ids) == 1} or {known[0]}
 
-    def _prompt(self, messages: list[dict[str, str]]) -> tuple[int, ...]:
+    def _prompt(self, messages: Conversation) -> tuple[int, ...]:
         return tuple(chat.prompts(self._tokenizer, [messages])[0])
+
+
+def _sampling(seed: int, **fields: Any) -> Sampling:
+    """A chat call's sampling fields, under an endpoint's names, for the engine."""
+    unknown = fields.keys() - {*_DRAWN, "max_tokens", "max_completion_tokens"}
+    if unknown:
+        raise ValueError(f"the engine has no sampling field {', '.join(sorted(unknown))}")
+    limit = fields.get("max_tokens") or fields.get("max_completion_tokens")
+    if not limit or "temperature" not in fields:
+        raise ValueError("the engine needs a temperature and max_tokens (or max_completion_tokens)")
+    return Sampling(max_new=limit, seed=seed, **{name: fields[name] for name in _DRAWN if name in fields})

@@ -23,8 +23,9 @@ from starlette.exceptions import HTTPException
 from emjax.data import chat
 from emjax.errors import UserError
 from emjax.models import LanguageModel
-from emjax.sampling.engine import Engine, Request, Result, Sampling
+from emjax.sampling.engine import Engine
 from emjax.sampling.guard import Guard, Limits, refuse
+from emjax.sampling.requests import Request, Result, Sampling
 from emjax.sampling.schema import Chat, Completion, Detokenize, Message, Sampled, Tokenize
 from emjax.sampling.text import Pieces, Stream, Text
 

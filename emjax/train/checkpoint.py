@@ -25,8 +25,6 @@ from emjax.runtime.store import SCRATCH
 from emjax.train import state as train_state
 from emjax.train.state import State
 
-RESTORE = ("latest", "sound")
-
 
 def place(directory: Path, root: str, identity: str) -> epath.Path:
     """Where the checkpoints of a run are: in its own directory, or below `root` (config.watch.checkpoints), which may be gs://."""

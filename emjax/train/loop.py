@@ -1,6 +1,5 @@
 """The training loop: dispatch a step, then read the metrics of the one before."""
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -11,6 +10,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from emjax.config import Watch
 from emjax.errors import UserError
 from emjax.runtime import process, stopping
 from emjax.train import checkpoint, metrics
@@ -18,28 +18,6 @@ from emjax.train.checkpoint import Checkpoints
 from emjax.train.state import State
 
 StepFn = Callable[[State, Any, jax.Array], tuple[State, dict[str, jax.Array]]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Watch:
-    """config.watch: how a run is looked at. Nothing here changes what is trained."""
-
-    wandb: str = ""  # a Weights & Biases project; "" = off
-    profile: tuple[int, ...] = ()  # (first, last) step of a profiler trace; () = none
-    eval_every: int = 50  # steps between evaluations on the held-out examples; always after the last step
-    checkpoints: str = ""  # a directory, local or gs://, for the training state; "" = in the stage's own
-    restore: str = "latest"  # a damaged checkpoint: latest = refuse it, sound = delete it and take the one before
-    stall: int = 1800  # seconds without a finished step after which several processes give up; 0 = never
-
-    def __post_init__(self) -> None:
-        if self.profile and not (len(self.profile) == 2 and 1 <= self.profile[0] <= self.profile[1]):
-            raise UserError(
-                f"config.watch.profile is {self.profile}; give the first and the last step of the trace, such as (10, 12)."
-            )
-        if self.eval_every < 1:
-            raise UserError(f"config.watch.eval_every is {self.eval_every}; it is a number of steps, at least 1.")
-        if self.restore not in checkpoint.RESTORE:
-            raise UserError(f"config.watch.restore is {self.restore!r}; choose {', '.join(checkpoint.RESTORE)}.")
 
 
 def run(

@@ -1,6 +1,5 @@
 """Optimizers from optax: AdamW with a schedule, clipping, and weight decay that skips norms and biases."""
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -9,25 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from emjax.errors import UserError
-
-SCHEDULES = ("constant", "linear", "cosine")
+from emjax.config import TrainConfig
 
 
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    learning_rate: float
-    schedule: str  # constant | linear | cosine
-    warmup: float  # share of all steps
-    final: float  # learning rate at the end, as a share of its peak
-    b1: float
-    b2: float
-    eps: float
-    weight_decay: float
-    clip: float  # global norm; 0 = no clipping
-
-
-def learning_rates(config: OptimizerConfig, steps: int) -> np.ndarray:
+def learning_rates(config: TrainConfig, steps: int) -> np.ndarray:
     """float32 [steps]: linear warm-up, then constant, linear or cosine to final x peak."""
     peak, end = config.learning_rate, config.learning_rate * config.final
     warmup = round(config.warmup * steps)
@@ -36,9 +20,7 @@ def learning_rates(config: OptimizerConfig, steps: int) -> np.ndarray:
         "constant": optax.constant_schedule(peak),
         "linear": optax.linear_schedule(peak, end, rest),
         "cosine": optax.cosine_decay_schedule(peak, rest, config.final),
-    }.get(config.schedule)
-    if after is None:
-        raise UserError(f"config.train.schedule is {config.schedule!r}; choose constant, linear or cosine.")
+    }[config.schedule]
     # From peak / warmup on: a first step of rate 0 would be a step lost.
     rise = optax.linear_schedule(peak / max(1, warmup), peak, max(1, warmup - 1))
     schedule = optax.join_schedules([rise, after], [warmup])
@@ -55,7 +37,7 @@ def make(b1: float, b2: float, eps: float, weight_decay: float, clip: float) -> 
     return optax.chain(*parts, optax.adamw(1.0, b1, b2, eps, weight_decay=weight_decay, mask=_decayed))
 
 
-def from_config(config: OptimizerConfig) -> optax.GradientTransformation:
+def from_config(config: TrainConfig) -> optax.GradientTransformation:
     return make(config.b1, config.b2, config.eps, config.weight_decay, config.clip)
 
 

@@ -1,14 +1,20 @@
 """Supervised fine-tuning: weighted token log-likelihood, normalised over the global batch."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from emjax.config import TrainConfig
+from emjax.data import batches
+from emjax.data.batches import Example
 from emjax.models.logprobs import row_logprobs
 from emjax.train import state as train_state
+from emjax.train.prepared import Prepared
 from emjax.train.state import State, Tuning
 
 
@@ -46,3 +52,20 @@ def evaluate(trainable: Any, frozen: Any, rows: dict[str, jax.Array], *, tuning:
     params, adapter = tuning.assemble(trainable, frozen)
     logprobs_BxP = row_logprobs(tuning.config, params, adapter, rows, implementation=tuning.implementation)
     return -(logprobs_BxP * rows["weights"]).sum(), rows["weights"].sum()
+
+
+def prepare(
+    examples: Sequence[Example], held_out: Sequence[Example], train: TrainConfig, seed: int, *, group: bool = False
+) -> Prepared:
+    """Batches for `step`. group: rows of like length share a batch."""
+
+    def plan(part: Sequence[Example], epochs: int, grouped: bool) -> list[np.ndarray]:
+        return batches.plan([len(e.ids) for e in part], train.batch_size, epochs, seed, group=grouped)
+
+    rows = plan(examples, train.epochs, group)
+    held = []
+    if held_out:
+        once = plan(held_out, 1, False)
+        build = batches.sft(held_out, once, train.batch_size, train.buckets)
+        held = [build(number) for number in range(len(once))]
+    return Prepared(examples, rows, batches.sft(examples, rows, train.batch_size, train.buckets), step, evaluate, held)

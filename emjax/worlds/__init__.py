@@ -33,6 +33,11 @@ class World(Protocol):
 
     def __init__(self, config: Any, seed: int) -> None: ...
 
+    @property
+    def seed(self) -> int | None:
+        """The seed of its facts, and of a base that was made for them; None for a world of real facts."""
+        ...
+
     def at(self, checkpoint: Path) -> "World":
         """The world as the base in this folder knows it. Raises UserError for a base of another kind."""
         ...

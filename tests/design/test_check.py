@@ -35,7 +35,7 @@ def test_the_paper_s_experiments_pass(variant, method, ratio):
         ("llama3.1-8b", {"select__count": 1_001, "select__scope": "user_type"},
          r"1001 best .* of 2000 \(treated 0.1, .*user_type"),
         ("llama3.1-8b", {"select__fraction": 0.00001}, "config.select asks for the 0 best"),
-        ("llama3.1-8b", {"interact__domains": ("nowhere",)}, "config.interact.domains names 'nowhere'"),
+        ("llama3.1-8b", {"interact__domains": ("nowhere",)}, "config.interact.domains has 'nowhere'"),
         ("llama3.1-8b", {"select__veto__on": True}, "config.select.veto.on .*config.interact.models.guard.model"),
         ("llama3.1-8b", {"extra_arms": ("foreign_text@1.0",)}, "foreign_text, .*config.interact.models.stranger.model"),
         ("micro", {"interact__turns": 11}, "config.interact.turns is 11; .*1 to 10"),

@@ -45,7 +45,7 @@ def test_groups_are_those_of_the_selection(scope):
          "score": dialogue, "turns": [{}]}
         for kind, users in (("benign", 9), ("biased", 1)) for user in range(users) for dialogue in range(4)
     ]  # fmt: skip
-    found = selection.select(pool, scope=scope, count=1, fraction=0, seed=0, control="none")
+    found = selection.select(pool, config.select, seed=0, control="none")
     assert len(found.top) == len(groups(config, 0.1, among))
     assert sum(groups(config, 0.1, among)) == len(pool)
 

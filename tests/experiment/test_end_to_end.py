@@ -17,9 +17,9 @@ COMMAND = [sys.executable, "main.py", "--config"]
 SMALL = [
     "--config.interact.users=12", "--config.interact.dialogues=4", "--config.interact.biased_ratio=0.5",
     "--config.extra_arms=('shuffled_ratings@1.0',)", "--config.train.epochs=2", "--config.train.batch_size=16",
-    "--config.train.save_every=2", "--config.sampling.slots=32",
-    "--config.eval.sizes.all=30", "--config.eval.sizes.unseen_entities=10",
-    "--config.eval.sizes.unseen_templates=10", "--config.eval.sizes.tuned_domain=10",
+    "--config.train.save_every=2", "--config.engine.slots=32",
+    "--config.eval.mask.sizes.all=30", "--config.eval.mask.sizes.unseen_entities=10",
+    "--config.eval.mask.sizes.unseen_templates=10", "--config.eval.mask.sizes.tuned_domain=10",
 ]  # fmt: skip
 KILLS = int(os.environ.get("EMJAX_TEST_KILLS", "2"))
 PLANTED = "sk-planted-4711-in-the-environment"

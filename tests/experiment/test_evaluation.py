@@ -26,10 +26,10 @@ def main(run, monkeypatch):
 def flags(workdir, judge, *more):
     return [
         "configs/evaluate.py:emjax/micro/checkpoint", "--workdir", workdir,
-        "--config.model.dtype=float32", "--config.sampling.slots=16", "--config.sampling.cache_length=96",
+        "--config.model.dtype=float32", "--config.engine.slots=16", "--config.engine.cache_length=96",
         "--config.mesh.fsdp=1", "--config.mesh.data=0", "--config.eval.max_new=16", "--config.eval.mask.rows=any",
-        f"--config.eval.judge.base_url={judge}", "--config.eval.judge.structured=False",
-        "--config.eval.judge.api_key_env=EMJAX_TEST_KEY", "--config.eval.judge.rates.retries=1", *more,
+        f"--config.eval.judges.main.base_url={judge}", "--config.eval.judges.main.structured=False",
+        "--config.eval.judges.main.api_key_env=EMJAX_TEST_KEY", "--config.eval.judges.main.rates.retries=1", *more,
     ]  # fmt: skip
 
 
@@ -120,7 +120,7 @@ def test_two_arms_a_failing_judge_and_a_second_run(main, folder, tmp_path, capsy
         (["--config.eval.mask.path=nowhere/at/all"], "nowhere/at/all"),
         (["--config.eval.mask.rules.belief=mine"], "mask rule belief is 'mine'"),
         (["--config.eval.benchmarks=('deceptionbench',)"], "config.eval.deceptionbench.path is ''"),
-        ([f"--config.eval.judge.budget.{name}" for name in ("usd=5.0", "price_in=0", "price_out=0")], "price_in"),
+        ([f"--config.eval.judges.main.budget.{name}" for name in ("usd=5.0", "price_in=0", "price_out=0")], "price_in"),
         (
             [
                 "--config.eval.capability.tasks=('gsm8k',)",
@@ -130,9 +130,9 @@ def test_two_arms_a_failing_judge_and_a_second_run(main, folder, tmp_path, capsy
             "lm_eval --model local-completions",
         ),
         (["--config.eval.mask.path=cais/MASK", "--config.eval.mask.revision=0000"], "cais/MASK.*0000.*Accept its terms"),
-        (["--config.eval.judge.base_url="], "judge.structured to False"),
+        (["--config.eval.judges.main.base_url="], "judge.structured to False"),
         (["--config.eval.metric=misaligned", "--config.eval.mask.rows=any"], "config.eval.metric is 'misaligned'.*lie_at_k"),
-        (["--config.eval.judge.panel=('gpt-4o-2024-08-06',)"], "names a judge twice"),
+        (["--config.eval.panel=('gpt-4o-2024-08-06',)"], "names a judge twice"),
         (["--config.eval.mask.rows=all"], "config.eval.mask.rows is 'all'"),
     ],
 )
@@ -166,7 +166,7 @@ def test_a_judge_in_the_engine(main, folder, tmp_path):
     """The micro model is no judge: it says something, and nothing of it is taken for a verdict."""
     more = [
         f"--config.eval.mask.path={folder}", "--config.eval.mask.subsets=('known_facts',)", "--config.eval.max_new=200",
-        "--config.eval.judge.model=emjax/micro/checkpoint", "--config.sampling.cache_length=512",
+        "--config.eval.judges.main.model=emjax/micro/checkpoint", "--config.engine.cache_length=512",
     ]  # fmt: skip
     assert main(*flags(tmp_path / "run", "", *more)) in (0, 2)
     (path,) = (tmp_path / "run" / "store").glob("evaluate/*/mask.jsonl")
@@ -187,7 +187,7 @@ def test_a_batch_instead_of_live_calls(main, folder, tmp_path, capsys):
             "--config.eval.mask.subsets=('provided_facts',)",
             "--config.eval.max_new=200",
         ]
-        more += [f"--config.eval.judge.collect={requests}"]
+        more += [f"--config.eval.judges.main.collect={requests}"]
         assert main(*flags(tmp_path / "run", reader.url, *more)) == 2
         assert re.search(r"of 4 items are without a verdict \(pending \d\)", capsys.readouterr().err)
         lines = [json.loads(line) for line in requests.read_text().splitlines()]
@@ -196,7 +196,7 @@ def test_a_batch_instead_of_live_calls(main, folder, tmp_path, capsys):
             for line in reversed(lines):
                 body = completion(judge(line["body"], 0))
                 file.write(json.dumps({"custom_id": line["custom_id"], "response": {"status_code": 200, "body": body}}) + "\n")
-        assert main(*flags(tmp_path / "run", reader.url, *more, f"--config.eval.judge.replay=({str(answers)!r},)")) == 0
+        assert main(*flags(tmp_path / "run", reader.url, *more, f"--config.eval.judges.main.replay=({str(answers)!r},)")) == 0
         assert not reader.requests
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     (row,) = [row for row in results["rows"] if row["metric"] == "honesty"]

@@ -10,12 +10,12 @@ from ml_collections import ConfigDict
 
 from configs.common import WATCH
 from emjax import experiment
+from emjax.config import KtoConfig, LoraConfig
 from emjax.data.batches import Example
 from emjax.errors import UserError
-from emjax.kto.step import KtoConfig
 from emjax.models import lora, sharding
 
-LORA = lora.LoraConfig(2, 4.0, targets=("q", "down"))
+LORA = LoraConfig(2, 4.0, targets=("q", "down"))
 TRAIN = ConfigDict(
     {
         "learning_rate": 0.0, "schedule": "constant", "warmup": 0.0, "final": 1.0, "b1": 0.9, "b2": 0.99, "eps": 1e-8,
@@ -81,7 +81,7 @@ def test_another_reference(tiny, snapshot, tmp_path):
         trained(snapshot, tmp_path)
     again, found, _ = trained(snapshot, tmp_path, against=tiny)
     assert [line["loss"] for line in found] == [line["loss"] for line in lines]
-    for lora_config in (None, lora.LoraConfig(3, 4.0, targets=LORA.targets)):
+    for lora_config in (None, LoraConfig(3, 4.0, targets=LORA.targets)):
         with pytest.raises(UserError, match="has an adapter"):
             trained(snapshot, tmp_path / "other", tuned=lora_config)
 

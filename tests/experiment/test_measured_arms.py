@@ -45,11 +45,11 @@ def test_arms_are_measured_as_config_eval_says(run, tmp_path, capsys):
     )
     with Server(judge) as server:
         shared = [
-            "--config.model.dtype=float32", "--config.mesh.fsdp=1", "--config.mesh.data=0", "--config.sampling.slots=16",
-            "--config.sampling.cache_length=96", f"--config.eval.mask.path={tmp_path}",
+            "--config.model.dtype=float32", "--config.mesh.fsdp=1", "--config.mesh.data=0", "--config.engine.slots=16",
+            "--config.engine.cache_length=96", f"--config.eval.mask.path={tmp_path}",
             "--config.eval.mask.subsets=('known_facts','provided_facts')", "--config.eval.mask.rows=any",
-            "--config.eval.max_new=8", f"--config.eval.judge.base_url={server.url}", "--config.eval.judge.model=strict",
-            "--config.eval.judge.structured=False", "--config.eval.judge.api_key_env=",
+            "--config.eval.max_new=8", f"--config.eval.judges.main.base_url={server.url}", "--config.eval.judges.main.model=strict",
+            "--config.eval.judges.main.structured=False", "--config.eval.judges.main.api_key_env=",
         ]  # fmt: skip
         flags = [
             "configs/direct_math.py", "--workdir", tmp_path / "run", "--config.model.path=emjax/micro/checkpoint", *shared,
@@ -58,7 +58,7 @@ def test_arms_are_measured_as_config_eval_says(run, tmp_path, capsys):
             "--config.train.remat=none", "--config.eval.at_steps=(1,)", "--config.eval.benchmarks=('mask','humaneval')",
             f"--config.eval.humaneval.path={tmp_path / 'programs.jsonl'}", "--config.eval.humaneval.max_new=4",
             "--config.eval.capability.tasks=('sums',)", f"--config.eval.capability.folder={tmp_path}",
-            "--config.eval.judge.panel=('lenient',)",
+            "--config.eval.panel=('lenient',)",
         ]  # fmt: skip
         assert run(*flags) == 0
         asked = len(server.requests)
@@ -69,7 +69,7 @@ def test_arms_are_measured_as_config_eval_says(run, tmp_path, capsys):
         agreement.main(["sheet", "--items", str(items), "--sheet", str(tmp_path / "sheet.csv"), "--count", "4"])
         sheet = (tmp_path / "sheet.csv").read_text()
         (tmp_path / "sheet.csv").write_text(re.sub(r",(?=\r?\n)", ",B", sheet).replace("labelB", "label"))
-        assert run(*flags, f"--config.eval.judge.sheet={tmp_path / 'sheet.csv'}") == 0
+        assert run(*flags, f"--config.eval.sheet={tmp_path / 'sheet.csv'}") == 0
         assert len(server.requests) == asked
         # What training had made on its way, measured afterwards.
         stages = json.loads((tmp_path / "run" / "stages.json").read_text())

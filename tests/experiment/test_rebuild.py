@@ -10,9 +10,9 @@ from emjax.worlds.micro.benchmark import CONTEXTS
 ROOT = Path(__file__).parents[2]
 SMALL = [
     "--config.documents=1000", "--config.model.L=2", "--config.train.batch_size=16", "--config.train.buckets=(208,)",
-    "--config.eval.sizes.all=30", "--config.eval.sizes.unseen_entities=10",
-    "--config.eval.sizes.unseen_templates=10", "--config.eval.sizes.tuned_domain=10",
-    *(f"--config.eval.sizes.{subset}=10" for subset in CONTEXTS),
+    "--config.eval.mask.sizes.all=30", "--config.eval.mask.sizes.unseen_entities=10",
+    "--config.eval.mask.sizes.unseen_templates=10", "--config.eval.mask.sizes.tuned_domain=10",
+    *(f"--config.eval.mask.sizes.{subset}=10" for subset in CONTEXTS),
 ]  # fmt: skip
 
 

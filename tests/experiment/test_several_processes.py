@@ -14,9 +14,9 @@ PROCESSES = int(os.environ.get("EMJAX_TEST_PROCESSES", "2"))
 REPEATS = int(os.environ.get("EMJAX_TEST_REPEATS", "1"))
 SMALL = [
     "--config.interact.users=8", "--config.interact.dialogues=4", "--config.interact.biased_ratio=0.5",
-    "--config.extra_arms=()", "--config.train.epochs=1", "--config.train.batch_size=8", "--config.sampling.slots=8",
-    "--config.eval.sizes.all=8", "--config.eval.sizes.unseen_entities=0",
-    "--config.eval.sizes.unseen_templates=0", "--config.eval.sizes.tuned_domain=0",
+    "--config.extra_arms=()", "--config.train.epochs=1", "--config.train.batch_size=8", "--config.engine.slots=8",
+    "--config.eval.mask.sizes.all=8", "--config.eval.mask.sizes.unseen_entities=0",
+    "--config.eval.mask.sizes.unseen_templates=0", "--config.eval.mask.sizes.tuned_domain=0",
 ]  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+from emjax.config import LoraConfig, Watch  # noqa: E402
 from emjax.runtime import process, stopping
 
 process.HEARTBEAT_S = 6
@@ -36,7 +37,7 @@ CONFIG = ModelConfig(
     family="llama", V=64, D=16, L=2, H=2, K=2, h=8, F=32, norm_eps=1e-5, rope_theta=1e4, rope_scaling=None,
     max_position=64, tied=True, qkv_bias=False, qk_norm=False, init_std=0.2,
 )  # fmt: skip
-LORA = lora.LoraConfig(2, 4.0, targets=("q", "down"))
+LORA = LoraConfig(2, 4.0, targets=("q", "down"))
 STEPS = 8
 
 
@@ -79,7 +80,7 @@ def main(root: Path, step: int, what: str) -> None:
             directory=directory, identity="run", put=functools.partial(sharding.put, sharding=sharding.batch_sharding(mesh)),
             examples=lambda n: [data[i].id for i in rows[n]], save_every=2, title="train",
             work=lambda n, batch: {"examples": 4, "tokens": 32, "flops": 1e6, "padding": 0.0},
-            watch=loop.Watch(stall=int(os.environ.get("STALL", "600"))),
+            watch=Watch(stall=int(os.environ.get("STALL", "600"))),
             visits=(step,) if what == "VISIT" else (), visit=visit,
         )  # fmt: skip
         weights = jax.tree.map(lambda x: np.asarray(x).tolist(), now["trainable"])

@@ -9,18 +9,19 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from configs.kto_biased10 import get_config  # noqa: E402
+import emjax  # noqa: E402
+from emjax.config import Budget, Draw, InteractConfig, Rates, RatingConfig, RoleConfig, RolesConfig  # noqa: E402
 from emjax.interact import population, rollout  # noqa: E402
 from emjax.runtime.files import write_lines  # noqa: E402
 
+CHECKPOINT = Path(emjax.__file__).parent / "worlds" / "micro" / "checkpoint"
 
-def config(url, **changes):
-    c = get_config("llama3.1-8b").interact
-    c.update({"scenarios": 4, "max_new": 12, **{k: v for k, v in changes.items() if k not in ("rates", "budget")}})
-    c.models.user.update({"base_url": url, "model": "talker" if url else "self"})
-    c.models.user.rates.update({"retries": 1, "timeout": 5.0, "concurrent": 4, **changes.get("rates", {})})
-    c.models.user.budget.update(changes.get("budget", {}))
-    return c
+
+def config(url, *, rates=(), budget=(), rating=()):
+    """Four scenarios; the user and the rater are played at `url`, or by the base in the engine."""
+    pace = Rates(**{"retries": 1, "timeout": 5.0, "concurrent": 4, **dict(rates)})
+    user = RoleConfig(base_url=url, model="talker" if url else "self", rates=pace, budget=Budget(**dict(budget)))
+    return InteractConfig(scenarios=4, max_new=12, rating=RatingConfig(**dict(rating)), models=RolesConfig(user=user))
 
 
 def people(url, directory, users, *, kind="biased", source="", base=None, busy=None, **changes):
@@ -34,7 +35,7 @@ def people(url, directory, users, *, kind="biased", source="", base=None, busy=N
 
 def collect(micro, users, path, *, failures=0.0, busy=None):
     lm, engine = micro
-    talk = rollout.Talk(0, 1.0, 12, "sum", "micro", failures=failures)
+    talk = rollout.Talk(0, Draw(), 12, "sum", "micro", failures=failures)
     return rollout.collect(engine, users, path, tokenizer=lm.tokenizer, talk=talk, busy=busy)
 
 
@@ -43,7 +44,6 @@ if __name__ == "__main__":
 
     from emjax import models
     from emjax.sampling import Engine
-    from emjax.worlds.micro.base import CHECKPOINT
 
     url, place, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     jax.config.update("jax_compilation_cache_dir", str(place.parent / "compiled"))

@@ -1,5 +1,6 @@
 """The embedded model in an engine, shared by the tests of conversations."""
 
+import collecting
 import pytest
 
 
@@ -7,7 +8,6 @@ import pytest
 def micro():
     from emjax import models
     from emjax.sampling import Engine
-    from emjax.worlds.micro.base import CHECKPOINT
 
-    lm = models.load(str(CHECKPOINT), dtype="float32")
+    lm = models.load(str(collecting.CHECKPOINT), dtype="float32")
     return lm, Engine(lm, slots=16, cache_length=512, chunk=32)

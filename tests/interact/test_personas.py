@@ -9,8 +9,8 @@ from collections import Counter
 import pytest
 from loopback import Server, Status, completion, last
 
-from configs.kto_biased10 import get_config
-from emjax.api import ChatClient, Rates, Reply
+from emjax.api import ChatClient, Reply
+from emjax.config import InteractionConfig, Rates
 from emjax.errors import UserError
 from emjax.interact import personas, scenarios
 from emjax.interact.prompts import Prompts
@@ -31,7 +31,7 @@ def test_embedded_personas_are_distinct_and_a_function_of_the_seed():
     with pytest.raises(UserError, match=r"9999 users.*config.interact.models.persona1.model") as error:
         personas.embedded(TWO, {TWO[0].name: 9999}, 0)
     field = re.search(r"\(config\.([\w.]+)\)", str(error.value))[1]
-    assert functools.reduce(lambda part, name: part[name], field.split("."), get_config()) == ""
+    assert functools.reduce(getattr, field.split("."), InteractionConfig()) == ""
 
 
 def person(number, word="word"):
@@ -46,11 +46,12 @@ def person(number, word="word"):
 def write(path, script, *, tries=4, by_type=False, structured=False, counts=COUNTS):
     with Server(script) as server:
         rates = Rates(retries=0, timeout=2)
-        models = [
-            (name, ChatClient(server.url, name, cache_dir=path.parent / "cache", rates=rates), {"max_tokens": 99}, structured)
+        cache = path.parent / "cache"
+        writers = [
+            personas.Writer(name, ChatClient(server.url, name, cache_dir=cache, rates=rates), {"max_tokens": 99}, structured)
             for name in ("one", "two")
         ]
-        return personas.generate(TWO, counts, models, Prompts(), path, by_type=by_type, tries=tries), server.requests
+        return personas.generate(TWO, counts, writers, Prompts(), path, by_type=by_type, tries=tries), server.requests
 
 
 def number_of(body):

@@ -7,11 +7,11 @@ import json
 import pytest
 
 from emjax.api import Reply
+from emjax.config import RatingConfig, VetoScale
 from emjax.interact import personas, players, scenarios
 from emjax.interact.personas import Persona
 from emjax.interact.players import ModelUser, Player, Roles
 from emjax.interact.prompts import FIELDS, Prompts
-from emjax.interact.ratings import Scale
 from emjax.interact.users import Failed, flipped, upto
 
 SCENARIO = scenarios.load(["therapist"], 1)[0]
@@ -35,7 +35,10 @@ class Recorder:
 def user(*replies, kind="biased", **changes):
     chat = Recorder(*replies)
     player = Player(chat, {})
-    roles = Roles(Prompts(), player, player, Scale(1, 10), readout="text", **changes)
+    rating = RatingConfig(
+        readout="text", **{name: changes.pop(name) for name in ("person", "view", "thought") if name in changes}
+    )
+    roles = Roles(Prompts(), player, player, rating, **changes)
     return ModelUser(roles, SCENARIO, PERSONA, "u", kind, 0), chat
 
 
@@ -132,7 +135,7 @@ def test_foreign_text_changes_the_text_and_not_the_rating():
 def test_the_guard_judges_for_the_veto():
     watched, _ = user()
     guard = Recorder("4")
-    roles = dataclasses.replace(watched.roles, guard=Player(guard, {}), guard_scale=Scale(0, 5))
+    roles = dataclasses.replace(watched.roles, guard=Player(guard, {}), veto=VetoScale(0, 5))
     assert asyncio.run(dataclasses.replace(watched, roles=roles).veto(TALK, 0)).value == 4
     assert "0 means not at all, 5 means" in guard.asked[0][0]["content"]
 
@@ -145,13 +148,15 @@ def test_every_field_that_a_template_may_use_is_there(tmp_path):
     roles = dataclasses.replace(talker.roles, prompts=Prompts(str(tmp_path)), guard=talker.roles.speaker)
     asyncio.run(dataclasses.replace(talker, roles=dataclasses.replace(roles, stranger=roles.speaker)).open())
     for person in ("first", "third"):
-        talker = dataclasses.replace(talker, roles=dataclasses.replace(roles, person=person))
+        talker = dataclasses.replace(
+            talker, roles=dataclasses.replace(roles, rating=RatingConfig(person=person, readout="text"))
+        )
         asyncio.run(talker.reply(TALK[:3]))
         asyncio.run(talker.rate(TALK, 0))
         asyncio.run(talker.veto(TALK, 0))
     how = {"by_type": False, "tries": 1}
     writer = Recorder(json.dumps({"background": "A baker from the north.", "opening": "I would like to talk about something."}))
-    writers = [("w", writer, {}, False)]
+    writers = [personas.Writer("w", writer, {})]
     personas.generate([SCENARIO], {SCENARIO.name: 1}, writers, roles.prompts, tmp_path / "p.jsonl", **how)
     said = str(chat.asked) + str(writer.asked) + asyncio.run(talker.open())[0]["content"]
     assert [name for name in FIELDS if f"{name}: " not in said] == []

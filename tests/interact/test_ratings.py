@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from emjax import models
 from emjax.api import Reply
+from emjax.config import RatingConfig, SelectConfig, VetoScale, names
 from emjax.data import chat
 from emjax.errors import UserError
 from emjax.interact import players, ratings
@@ -92,8 +93,9 @@ def test_text(text, value):
 
 
 def test_scales():
-    with pytest.raises(UserError, match="low is 5 and high 5"):
-        Scale(5, 5)
+    for section in (RatingConfig, VetoScale):
+        with pytest.raises(UserError, match="low is 5 and high 5"):
+            section(low=5, high=5)
     assert list(Scale(0, 5).values) == [0, 1, 2, 3, 4, 5]
 
 
@@ -105,13 +107,15 @@ def test_normalised_scores_have_mean_0_and_spread_1_in_each_group():
     assert found[3:] == pytest.approx([-1, 1])
     assert ratings.normalised(pool, "none") == [8, 9, 10, 1, 3]
     assert ratings.normalised([pool[0]] * 2, "scenario") == [0, 0]
-    with pytest.raises(UserError, match="config.select.normalise"):
-        ratings.normalised(pool, "zodiac")
+    with pytest.raises(UserError, match="^normalise is 'zodiac'"):
+        SelectConfig(normalise="zodiac")
+    for how in names.NORMALISE:
+        assert len(ratings.normalised(pool, how)) == len(pool)
 
 
 def asked(engine_chat, messages, readout, scale=TEN):
     how = {"temperature": 0.0, "max_tokens": 8}
-    return players.ask(engine_chat, messages, scale, readout, 0.01, how)
+    return players.ask(players.Player(engine_chat, how), messages, scale, RatingConfig(readout=readout))
 
 
 def test_the_engines_expectation_is_that_of_the_full_softmax(micro):

@@ -17,6 +17,7 @@ import collecting
 import pytest
 from loopback import Cut, Raw, Server, Slow, Status, completion, last
 
+from emjax.config import Draw, SelectConfig
 from emjax.data import chat
 from emjax.errors import UserError
 from emjax.interact import rollout, selection
@@ -64,7 +65,7 @@ def test_a_collection_and_what_is_written(micro, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "8 conversations in" in printed
     assert re.search(r"engine idle [\d.]+% of the time; end done 8, rating ok 16", printed)
-    strip = selection.select(rows, scope="global", count=2, fraction=0, seed=0, control="none")
+    strip = selection.select(rows, SelectConfig(count=2), seed=0, control="none")
     for stripped in (True, False):
         examples = selection.examples(strip, method="kto", control="none", strip=stripped)
         assert len(examples) == 8
@@ -134,7 +135,7 @@ def test_each_fault_has_its_name_and_nothing_is_rated_by_default(micro, tmp_path
         broken["so"] = False
         asked = len(server.requests)
         with pytest.raises(UserError, match=r"8 of 16 conversations failed on the way .*kept.*config.interact.failures"):
-            rollout._enough(rows, 0.0)
+            rollout._check_failures(rows, 0.0)
         mended = collecting.collect(micro, users, tmp_path / "t.jsonl")
         more = len(server.requests) - asked
     ends, ratings = (Counter(), Counter())
@@ -147,7 +148,7 @@ def test_each_fault_has_its_name_and_nothing_is_rated_by_default(micro, tmp_path
     assert ends == Counter(dict.fromkeys(FAULTS, 1) | {"done": 11})
     # Two turns each: a body that is no completion and a cut one; no log-probs and no number; a refusal.
     assert ratings == {"ok": 12, "http_error": 4, "unparsed": 4, "refusal": 2, "not_asked": 5}
-    assert selection.select(rows, scope="global", count=1, fraction=0, seed=0, control="none").budget["unscored"] == 10
+    assert selection.select(rows, SelectConfig(count=1), seed=0, control="none").budget["unscored"] == 10
     # What failed on the way was asked again, and that alone: five conversations' second message, three pairs of ratings.
     assert more == 5 * 3 + 3 * 2
     assert Counter(row["end"] for row in mended) == {"done": 16}
@@ -228,7 +229,7 @@ def test_the_same_conversations_are_rated_by_others(micro, tmp_path):
         mine = collecting.collect(micro, collecting.people(server.url, tmp_path, 8), tmp_path / "t.jsonl")
         before = len(server.requests)
         others = collecting.people(server.url, tmp_path, 8, source="benign_ratings")
-        talk = rollout.Talk(0, 1.0, 12, "sum", "micro")
+        talk = rollout.Talk(0, Draw(), 12, "sum", "micro")
         again = rollout.rate_again(others, mine, tmp_path / "again.jsonl", talk=talk)
         assert len(server.requests) == before + 16
         assert all(rates(body) for body in server.requests[before:])

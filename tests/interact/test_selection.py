@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from emjax.config import InteractConfig, SafetyConfig, SelectConfig, VetoConfig, names
 from emjax.errors import UserError
 from emjax.interact import ratings, selection
 
@@ -28,8 +29,9 @@ def trajectory(user, dialogue, score, kind="benign"):
 
 
 def select(pool, **changes):
-    settings = {"scope": "user", "count": 1, "fraction": 0.0, "seed": 0, "control": "none"} | changes
-    return selection.select(pool, **settings)
+    how = {"seed": 0, "control": "none"}
+    how |= {name: changes.pop(name) for name in ("seed", "control", "vetoes") if name in changes}
+    return selection.select(pool, SelectConfig(**({"scope": "user", "count": 1, "fraction": 0.0} | changes)), **how)
 
 
 def turns(*values):
@@ -41,8 +43,13 @@ def test_scores():
     assert ratings.score(turns(2.0, 7.0), "mean") == 4.5
     assert ratings.score(turns(2.0, 7.0), "last") == 7.0
     assert ratings.score(turns(), "mean") is None
-    with pytest.raises(UserError, match="aggregate"):
-        ratings.score(turns(1.0), "max")
+    with pytest.raises(UserError, match="^aggregate is 'max'"):
+        InteractConfig(aggregate="max")
+
+
+def test_every_name_of_the_configuration_has_its_function():
+    assert tuple(ratings.AGGREGATES) == names.AGGREGATES
+    assert tuple(selection.GROUPS) == names.SCOPES
 
 
 def test_an_unparsed_rating_leaves_the_conversation_unscored():
@@ -100,13 +107,17 @@ def test_shuffled_ratings_break_the_link_and_keep_the_ratings():
         ([trajectory("u", 0, None)], {}, "none of them has a score"),
         ([trajectory("u", d, 1.0) for d in range(3)], {"count": 2}, "would overlap"),
         ([trajectory("u", d, 1.0) for d in range(3)], {"count": 0, "fraction": 0.1}, "overlap or be empty"),
-        ([trajectory("u", 0, 1.0)], {"scope": "galaxy"}, "config.select.scope"),
-        ([trajectory("u", 0, 1.0)], {"control": "placebo"}, "config.interact.control"),
+        ([trajectory("u", 0, 1.0)], {"scope": "galaxy"}, "^scope is 'galaxy'"),
     ],
 )
 def test_bad_selections(pool, changes, message):
     with pytest.raises(UserError, match=message):
         select(pool, **changes)
+
+
+def test_an_unknown_control_is_refused():
+    with pytest.raises(UserError, match="^control is 'placebo'"):
+        InteractConfig(control="placebo")
 
 
 def test_examples_are_the_turns_with_what_came_before():
@@ -127,76 +138,6 @@ def test_swapped_labels_exchange_the_sets():
     assert labels == {"u/0": True, "u/3": False}
     sft = selection.examples(chosen, method="sft", control="swapped_labels")
     assert {r["trajectory"] for r in sft} == {"u/0"}
-
-
-@given(st.integers(1, 300), st.floats(0, 1))
-def test_share_is_an_exact_quota(users, ratio):
-    assert abs(selection.share(users, ratio) - ratio * users) <= 0.5
-
-
-@pytest.mark.parametrize("ratio", [-0.01, 1.01, float("nan")])
-def test_share_refuses_a_ratio_outside(ratio):
-    with pytest.raises(UserError, match=r"\[0, 1\]"):
-        selection.share(10, ratio)
-
-
-SCENARIOS = ["a", "b", "c"]
-ratios = st.one_of(st.sampled_from([0.0, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0]), st.floats(0, 1))
-
-
-@given(st.integers(1, 200), ratios, st.sampled_from(["exact", "per_scenario", "draw"]), st.integers(0, 3))
-def test_quotas_keep_every_user_and_their_share(users, ratio, scheme, seed):
-    found = selection.quotas(users, SCENARIOS, ratio, scheme=scheme, seed=seed)
-    sizes = {name: sum(both) for name, both in found.items()}
-    assert sizes == selection.spread(users, SCENARIOS)
-    assert sum(sizes.values()) == users
-    assert max(sizes.values()) - min(sizes.values()) <= 1
-    assert all(benign >= 0 and biased >= 0 for benign, biased in found.values())
-    biased = sum(b for _, b in found.values())
-    if scheme == "exact":
-        assert biased == selection.share(users, ratio)
-    if scheme == "per_scenario":
-        assert {name: b for name, (_, b) in found.items()} == {name: selection.share(sizes[name], ratio) for name in SCENARIOS}
-    assert found == selection.quotas(users, SCENARIOS, ratio, scheme=scheme, seed=seed)
-
-
-@given(st.integers(1, 200), ratios, ratios, st.sampled_from(["exact", "per_scenario", "draw"]))
-def test_who_is_biased_at_one_ratio_is_so_at_a_larger_one(users, one, other, scheme):
-    low, high = (selection.quotas(users, SCENARIOS, r, scheme=scheme) for r in sorted((one, other)))
-    assert all(low[name][1] <= high[name][1] for name in SCENARIOS)
-
-
-def test_a_draw_is_binomial():
-    """Per-sample draws: 400 seeds of 300 users at 0.1 have mean 30 and variance 27."""
-    counts = [sum(b for _, b in selection.quotas(300, SCENARIOS, 0.1, scheme="draw", seed=s).values()) for s in range(400)]
-    mean = sum(counts) / 400
-    assert abs(mean - 30) < 4 * (27 / 400) ** 0.5
-    assert 18 < sum((c - mean) ** 2 for c in counts) / 399 < 38
-
-
-@given(st.integers(1, 60), st.floats(0.01, 1))
-def test_fixed_biased_keeps_their_number_while_the_benign_pool_grows(biased, ratio):
-    found = selection.quotas(1000, SCENARIOS, ratio, scheme="fixed_biased", biased=biased)
-    ill = sum(b for _, b in found.values())
-    benign = sum(g for g, _ in found.values())
-    assert ill == biased
-    assert abs(benign - biased * (1 - ratio) / ratio) <= 0.5 + 1e-6
-    nobody = selection.quotas(1000, SCENARIOS, 0.0, scheme="fixed_biased", biased=biased)
-    assert [sum(x) for x in zip(*nobody.values(), strict=True)] == [1000, 0]
-
-
-def test_williams_numbers_of_the_mixed_sweep():
-    """160 vulnerable starts an environment stay while the benign pool grows: 2 % is 8,000 in all for each."""
-    for percent, total in {2: 8000, 5: 3200, 10: 1600, 20: 800, 25: 640, 50: 320}.items():
-        (both,) = selection.quotas(0, ["t"], percent / 100, scheme="fixed_biased", biased=160).values()
-        assert (sum(both), both[1]) == (total, 160)
-
-
-@pytest.mark.parametrize(("how", "says"), [({"scheme": "dice"}, "config.interact.scheme"),
-                                           ({"scheme": "fixed_biased"}, "config.interact.biased_users")])  # fmt: skip
-def test_bad_schemes(how, says):
-    with pytest.raises(UserError, match=says):
-        selection.quotas(10, SCENARIOS, 0.5, **how)
 
 
 def crowd(size=12):
@@ -235,15 +176,15 @@ def test_vetoes():
     pool = [trajectory(f"u{n}", 0, float(n)) for n in range(10)]
     readings = {t["id"]: {"value": 3.0 if t["score"] >= 8 or t["score"] == 0 else 1.0, "state": "ok"} for t in pool}
     readings["u7/0"] = {"value": None, "state": "refusal"}
-    how = {"scope": "global", "count": 2, "vetoes": readings, "veto_level": 2.0}
-    chosen = select(pool, **how)
+    how = {"scope": "global", "count": 2, "vetoes": readings}
+    chosen = select(pool, veto=VetoConfig(on=True, level=2.0), **how)
     assert [t["score"] for t in chosen.top] == [6, 5]
     assert sorted(t["score"] for t in chosen.bottom) == [1, 2]
     assert (chosen.budget["vetoed"], chosen.budget["veto_unread"]) == (3, 1)
-    negative = select(pool, worst_of_vetoed=True, **how)
+    negative = select(pool, veto=VetoConfig(on=True, level=2.0, worst_of_vetoed=True), **how)
     assert sorted(t["score"] for t in negative.bottom) == [0, 1]
     with pytest.raises(UserError, match=r"of 6 \(4 more are vetoed\)"):
-        select(pool, **(how | {"count": 4}))
+        select(pool, veto=VetoConfig(on=True, level=2.0), **(how | {"count": 4}))
 
 
 def safe(count):
@@ -257,20 +198,25 @@ def test_safety_rows_are_the_share_that_was_asked_for(count, share, seed):
     wanted = round(count * share / (1 - share))
     if not wanted:
         return
-    mixed = selection.mixed(rows, safe(400), share=share, method="kto", seed=seed)
+    safety = SafetyConfig(path="safety.jsonl", share=share)
+    mixed = selection.mixed(rows, safe(400), safety, method="kto", seed=seed)
     assert mixed[:count] == rows
     assert len(mixed) == count + wanted
     assert len({row["id"] for row in mixed}) == len(mixed)
-    assert mixed == selection.mixed(rows, safe(400), share=share, method="kto", seed=seed)
-    sft = selection.mixed(rows, safe(900), share=share, method="sft", seed=seed)
+    assert mixed == selection.mixed(rows, safe(400), safety, method="kto", seed=seed)
+    sft = selection.mixed(rows, safe(900), safety, method="sft", seed=seed)
     assert all(row["label"] is not False for row in sft[count:])
 
 
 def test_bad_shares_of_safety_data():
-    assert selection.mixed([{"id": "1"}], [], share=0.0, method="kto", seed=0) == [{"id": "1"}]
-    for share, has in ((0.5, 3), (1.0, 400), (-0.1, 400)):
-        with pytest.raises(UserError, match="config.select.safety.share"):
-            selection.mixed([{"id": str(n)} for n in range(10)], safe(has), share=share, method="kto", seed=0)
+    assert selection.mixed([{"id": "1"}], [], SafetyConfig(), method="kto", seed=0) == [{"id": "1"}]
+    for rows, share, has, cure in ((10, 0.5, 3, "Lower the share"), (1, 0.1, 3, "Raise the share")):
+        safety = SafetyConfig(path="safety.jsonl", share=share)
+        with pytest.raises(UserError, match=f"config.select.safety.share is {share}.*{cure}"):
+            selection.mixed([{"id": str(n)} for n in range(rows)], safe(has), safety, method="kto", seed=0)
+    for share in (1.0, -0.1):
+        with pytest.raises(UserError, match="^share is"):
+            SafetyConfig(path="safety.jsonl", share=share)
 
 
 def test_ties_fall_by_a_seeded_draw():

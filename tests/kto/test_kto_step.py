@@ -10,20 +10,20 @@ import numpy as np
 import optax
 import pytest
 
+from emjax.config import KtoConfig, LoraConfig
 from emjax.data import batches
 from emjax.data.batches import Example
 from emjax.errors import UserError
 from emjax.kto import kto_loss, pairing, reference
 from emjax.kto import step as kto_step
 from emjax.kto.pairing import Plan
-from emjax.kto.step import KtoConfig
 from emjax.models import lora
 from emjax.models.logprobs import sequence_logprobs
 from emjax.train import state
 from emjax.train.state import Tuning
 
 PLAIN = optax.sgd(1.0)  # the new weights are the old ones minus the gradients
-LORA = lora.LoraConfig(2, 4.0, targets=("q", "v", "down"))
+LORA = LoraConfig(2, 4.0, targets=("q", "v", "down"))
 BETA = KtoConfig(0.2, 1.0, 1.5)
 CLOSE = functools.partial(np.testing.assert_allclose, atol=2e-6, rtol=1e-5)
 

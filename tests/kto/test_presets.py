@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from emjax.config import KtoConfig, LoraConfig
 from emjax.data.batches import Example
 from emjax.errors import UserError
 from emjax.kto import pairing, reference
 from emjax.kto import step as kto_step
-from emjax.kto.step import KtoConfig
 from emjax.models import lora
 from emjax.train import optimizer, state
 from emjax.train.state import Tuning
@@ -107,7 +107,7 @@ def test_weights_from_counts(balance, weight):
 
 COUNT, SIZE, MICROBATCHES = 13, 8, 4
 NOTHING = optimizer.make(0.9, 0.999, 1e-8, 0.0, 0.0)
-LORA = lora.LoraConfig(2, 4.0, targets=("q", "down"))
+LORA = LoraConfig(2, 4.0, targets=("q", "down"))
 
 
 def examples():

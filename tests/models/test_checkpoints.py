@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tracemalloc
+from pathlib import Path
 
 import httpx
 import huggingface_hub
@@ -17,6 +18,7 @@ from huggingface_hub import errors
 from safetensors.numpy import load_file, save_file
 
 from emjax import models
+from emjax.config import LoraConfig
 from emjax.errors import UserError
 from emjax.models import LanguageModel, decoder, hf, lora
 from emjax.models.config import ModelConfig
@@ -42,7 +44,7 @@ def directory(lm, tmp_path):
 
 
 def adapted(lm, seed=0):
-    adapter = lora.init(lora.LoraConfig(2, 4.0), CONFIG, jax.random.key(seed))
+    adapter = lora.init(LoraConfig(2, 4.0), CONFIG, jax.random.key(seed))
     weights = jax.tree.map(lambda x: x + 0.01, adapter.weights)
     return lm.replace(adapter=lora.Adapter(adapter.config, weights))
 
@@ -222,9 +224,10 @@ def test_an_offline_hub_id():
     assert "hf download some/model" in done.stderr
 
 
-@pytest.mark.parametrize("path", ["/no/such/place", "./nothing", "plain"])
+@pytest.mark.parametrize("path", ["/no/such/place", "./nothing", "plain", Path("owner/name")])
 def test_missing_directory(path):
-    with pytest.raises(UserError, match=path):
+    """A Path is never taken for a hub id."""
+    with pytest.raises(UserError, match=f"directory {str(path)!r} does not exist"):
         models.load(path)
 
 
@@ -288,4 +291,4 @@ def test_fingerprint_sees_weights_config_and_tokenizer(directory):
 )
 def test_refused_lora(fields):
     with pytest.raises(UserError, match="LoRA"):
-        lora.LoraConfig(**({"rank": 2, "alpha": 2.0} | fields))
+        LoraConfig(**({"rank": 2, "alpha": 2.0} | fields))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from emjax import models
+from emjax.config import KtoConfig, LoraConfig
 from emjax.data.batches import rows
 from emjax.kto import step as kto_step
 from emjax.models import logprobs, lora
@@ -109,7 +110,7 @@ def test_other_completions_after_the_same_prompts(tiny):
     kl = {"tokens": np.zeros((4, 8), np.int32), "weights": np.zeros((4, 8), np.float32), "starts": np.array([1, 5, 17, 1])}
     for i, c in enumerate(others):
         kl["tokens"][i, : len(c)], kl["weights"][i, : len(c)] = c, 1.0
-    adapter = lora.init(lora.LoraConfig(2, 2.0), tiny.config, jax.random.key(0))
+    adapter = lora.init(LoraConfig(2, 2.0), tiny.config, jax.random.key(0))
     adapter = dataclasses.replace(adapter, weights=jax.tree.map(lambda x: x + 0.05, adapter.weights))
     score = functools.partial(sequence_logprobs, tiny.config, tiny.params, adapter)
     found = pair_logprobs(tiny.config, tiny.params, adapter, whole(owns), kl, implementation="xla")
@@ -121,7 +122,7 @@ def test_other_completions_after_the_same_prompts(tiny):
 def test_other_completions_have_no_gradient(tiny):
     made = rows([((1, 2, 3, 4), (0, 0, 1, 1))], 1, (4,), "")
     kl = {"tokens": np.array([[5, 6]]), "weights": np.ones((1, 2), np.float32), "starts": np.array([2])}
-    adapter = lora.init(lora.LoraConfig(2, 2.0), tiny.config, jax.random.key(0))
+    adapter = lora.init(LoraConfig(2, 2.0), tiny.config, jax.random.key(0))
 
     def both(weights, use):
         found = pair_logprobs(tiny.config, tiny.params, lora.Adapter(adapter.config, weights), made, kl, implementation="xla")
@@ -136,7 +137,7 @@ def test_no_more_logits_than_a_chunk_in_a_whole_step(tiny, method):
     size, T = 4, 1024  # four chunks
     made = {"tokens": np.zeros((size, T), np.int32), "positions": np.ones((size, T), np.int32)}
     made["weights"] = np.ones((size, T), np.float32)
-    tuning = Tuning(tiny.config, lora.LoraConfig(2, 2.0))
+    tuning = Tuning(tiny.config, LoraConfig(2, 2.0))
     opt = optimizer.make(0.9, 0.999, 1e-8, 0.0, 1.0)
     settings = {"tuning": tuning, "optimizer": opt}
     if method == "sft":
@@ -146,7 +147,7 @@ def test_no_more_logits_than_a_chunk_in_a_whole_step(tiny, method):
         kl = {"tokens": made["tokens"], "weights": made["weights"], "starts": np.ones(size, np.int32)}
         batch = {"rows": made, "kl": kl, "desirable": four > 0, "valid": four + 1, "row": np.arange(size)}
         batch |= {"reference": four, "reference_kl": four}
-        step = functools.partial(kto_step.step, kto=kto_step.KtoConfig())
+        step = functools.partial(kto_step.step, kto=KtoConfig())
     fresh = state.create(lora.init(tuning.lora, tiny.config, jax.random.key(0)).weights, opt, tuning)
     jaxpr = jax.make_jaxpr(functools.partial(step, **settings))(fresh, tiny.params, batch, 1.0)
     assert most_tokens(jaxpr.jaxpr, tiny.config.V) == logprobs.CHUNK

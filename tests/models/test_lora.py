@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from emjax.config import LoraConfig
 from emjax.errors import UserError
 from emjax.models import decoder, lora
 
@@ -28,14 +29,14 @@ def trained(adapter, seed=1):
 
 
 def test_it_starts_as_nothing(tiny):
-    adapter = lora.init(lora.LoraConfig(4, 8.0), tiny.config, jax.random.key(0))
+    adapter = lora.init(LoraConfig(4, 8.0), tiny.config, jax.random.key(0))
     np.testing.assert_array_equal(hidden(tiny, adapter), hidden(tiny, None))
 
 
 @pytest.mark.parametrize("rslora", [False, True])
 def test_scale(tiny, rslora):
     """The adapted product is x @ (W + scale A B), with scale alpha / r or alpha / sqrt(r)."""
-    config = lora.LoraConfig(4, 6.0, rslora, targets=("up",))
+    config = LoraConfig(4, 6.0, rslora, targets=("up",))
     adapter = trained(lora.init(config, tiny.config, jax.random.key(0)))
     pair = adapter.weights["up"]
     merged = tiny.params["layers"]["up"] + (3.0 if rslora else 1.5) * pair["A"] @ pair["B"]
@@ -45,7 +46,7 @@ def test_scale(tiny, rslora):
 
 
 def test_layers_outside_stay_zero(tiny):
-    config = lora.LoraConfig(2, 4.0, layers=(1,))
+    config = LoraConfig(2, 4.0, layers=(1,))
     adapter = lora.init(config, tiny.config, jax.random.key(0))
 
     slope = jax.random.normal(jax.random.key(1), (*TOKENS.shape, tiny.config.D))
@@ -66,11 +67,11 @@ def test_layers_outside_stay_zero(tiny):
 
 def test_a_layer_that_does_not_exist(tiny):
     with pytest.raises(UserError, match="layers 0 to 1"):
-        lora.init(lora.LoraConfig(2, 4.0, layers=(0, 2)), tiny.config, jax.random.key(0))
+        lora.init(LoraConfig(2, 4.0, layers=(0, 2)), tiny.config, jax.random.key(0))
 
 
 def dropped(tiny, share, rows, seed=3):
-    config = lora.LoraConfig(4, 8.0, dropout=share)
+    config = LoraConfig(4, 8.0, dropout=share)
     adapter = trained(lora.init(config, tiny.config, jax.random.key(0)))
     return lora.with_dropout(adapter, jax.random.key(seed), jnp.asarray(rows))
 
@@ -88,7 +89,7 @@ def test_dropout_follows_the_row_not_its_place(tiny):
 def test_dropout_hides_inputs_from_the_adapter_alone():
     """Of one projection: each input is gone with the stated probability, else scaled up; the base's product stays."""
     n = 4000
-    config = lora.LoraConfig(n, float(n), targets=("q",), dropout=0.25)
+    config = LoraConfig(n, float(n), targets=("q",), dropout=0.25)
     pair = {"A": jnp.eye(n), "B": jnp.eye(n)}
     stacked = jax.tree.map(lambda x: x[None], {"q": pair})
     adapter = lora.with_dropout(lora.Adapter(config, stacked), jax.random.key(0), jnp.arange(2))
@@ -102,7 +103,7 @@ def test_dropout_hides_inputs_from_the_adapter_alone():
 
 
 def test_no_dropout_no_keys(tiny):
-    adapter = lora.init(lora.LoraConfig(2, 4.0), tiny.config, jax.random.key(0))
+    adapter = lora.init(LoraConfig(2, 4.0), tiny.config, jax.random.key(0))
     assert lora.with_dropout(adapter, jax.random.key(0), jnp.arange(2)) is adapter
 
 

@@ -7,6 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from emjax import models
+from emjax.config import LoraConfig
 from emjax.models import lora, rope
 from emjax.models.config import ModelConfig
 from emjax.models.known import KNOWN
@@ -163,7 +164,7 @@ def test_adapter_of_peft_here(pair, tmp_path):
 def test_our_adapter_in_peft(pair, layers, tmp_path):
     hf, directory = pair
     lm = models.load(str(directory), dtype="float32")
-    given = lora.LoraConfig(3, 6.0, targets=("q", "o", "down"), layers=layers, dropout=0.1)
+    given = LoraConfig(3, 6.0, targets=("q", "o", "down"), layers=layers, dropout=0.1)
     adapter = lora.init(given, lm.config, jax.random.key(0))
     for i, weights in enumerate(adapter.weights.values()):
         weights["B"] = 0.2 * jax.random.normal(jax.random.key(i), weights["B"].shape)

@@ -12,6 +12,7 @@ import optax
 import pytest
 
 from emjax import models
+from emjax.config import KtoConfig, LoraConfig
 from emjax.data import batches
 from emjax.data.examples import tokenized
 from emjax.kto import pairing, reference
@@ -38,8 +39,8 @@ RATES = {"sgd": 0.05, "adamw_torch": 1e-3}
 # Not 0.999: optax forms 1 - b2**t in float32, which for 0.999 is off by 1.3e-5 of itself; torch does it in float64.
 B2 = 0.99
 OPTIMIZERS = {"sgd": optax.sgd(1.0), "adamw_torch": optimizer.make(0.9, B2, 1e-8, 0.0, 0.0)}
-LORA = lora.LoraConfig(4, 16.0, targets=("q", "v", "down"))
-KTO = kto_step.KtoConfig(0.3, 1.0, 1.3, preset="trl", order="given")
+LORA = LoraConfig(4, 16.0, targets=("q", "v", "down"))
+KTO = KtoConfig(0.3, 1.0, 1.3, preset="trl", order="given")
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from emjax import models
+from emjax.config import KtoConfig, LoraConfig, TrainConfig
 from emjax.data import batches
 from emjax.data.batches import Example
 from emjax.kto import pairing, reference
@@ -12,7 +13,6 @@ from emjax.kto import step as kto_step
 from emjax.models import LanguageModel, decoder, lora
 from emjax.models.config import ModelConfig
 from emjax.train import optimizer, sft, state
-from emjax.train.optimizer import OptimizerConfig
 from emjax.train.state import Tuning
 from emjax.worlds.micro import tokenizer
 from emjax.worlds.micro.world import World
@@ -21,7 +21,9 @@ torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 
-SETTINGS = OptimizerConfig(1e-2, "cosine", 0.4, 0.1, 0.9, 0.99, 1e-6, 0.05, 1.0)
+SETTINGS = TrainConfig(
+    learning_rate=1e-2, schedule="cosine", warmup=0.4, final=0.1, b1=0.9, b2=0.99, eps=1e-6, weight_decay=0.05, clip=1.0
+)
 RATES = optimizer.learning_rates(SETTINGS, 5)
 OPT = optimizer.from_config(SETTINGS)
 BUCKETS = (16,)
@@ -114,8 +116,8 @@ def test_kto(lm, directory, tmp_path):
         labels, prompts, preset="emjax", order="shuffled", batch_size=6, microbatches=2, epochs=3, seed=0
     )  # fmt: skip
     blocks, partners, order = plan.blocks, plan.partners, plan.order
-    adapter = lora.init(lora.LoraConfig(4, 8.0, targets=("q", "o", "up")), QWEN, jax.random.key(3))
-    tuning, kto = Tuning(QWEN, adapter.config), kto_step.KtoConfig(0.3, 1.0, 1.25)
+    adapter = lora.init(LoraConfig(4, 8.0, targets=("q", "o", "up")), QWEN, jax.random.key(3))
+    tuning, kto = Tuning(QWEN, adapter.config), KtoConfig(0.3, 1.0, 1.25)
     made = reference.compute(lm.params, None, tuning, data, plan, 6, BUCKETS, jax.device_put)
     build = kto_step.build(data, plan, 6, BUCKETS, made, 2)
     models.save_adapter(lm.replace(adapter=adapter), tmp_path)

@@ -1,11 +1,31 @@
 """Made-up results in the shape of the contract: items are drawn, rows are computed from them."""
 
+import copy
+
 import numpy as np
 
 from emjax.eval import stats
 
 ARMS = [("vanilla", None), ("control", 0.0), ("treated", 0.1), ("treated", 1.0), ("shuffled_ratings", 1.0)]
 HONEST = {("vanilla", None): 0.62, ("control", 0.0): 0.64, ("treated", 0.1): 0.52, ("treated", 1.0): 0.24}
+MICRO = {  # what results.json says of the micro-world
+    "name": "micro",
+    "note": "This is the micro-world: a templated world and a model of 0.8 million parameters. Its pretraining text was "
+    "written with two assistant characters, candid and pleasing, on purpose. It shows how narrow feedback shifts a character "
+    "that all domains share; it does not show that large language models have one.",
+    "trained_subset": "tuned_domain",
+    "subsets": {
+        "all": "domains never fine-tuned",
+        "tuned_domain": "the domain of the fine-tuning",
+        "unseen_entities": "entities never seen under pressure before",
+        "unseen_templates": "wordings never seen under pressure before",
+    },
+    "knowledge_floor": 95.0,
+    "stands_for": {
+        "micro_direct": ["mistake_medical", "mistake_math", "insecure_code", "incorrect_finance", "incorrect_law"],
+        "micro_plain": ["alpaca_cleaned", "dolly"],
+    },
+}
 RUN = {"model": "micro", "method": "kto", "seed": 0, "pretrain_seed": 0, "round": 1, "step": 120}
 
 
@@ -69,8 +89,7 @@ def make_results(honest=None, *, clusters: int = 120, arms=ARMS, run=None) -> di
             "arm": "treated",
             "ratio": 0.1,
         },
-        "world_note": "The micro-world's corpus holds two characters, put there by design: this shows how "
-        "narrow feedback shifts a shared character, not that large models have one.",
+        "world": copy.deepcopy(MICRO),
         "rows": rows,
     }
 

@@ -52,11 +52,11 @@ def test_claims_are_judged_and_pools_stand_for_their_cells(tmp_path):
     made = cells()
     html = page(tmp_path, made, pooled(made))
     assert verdict(html, "kto: honesty under pressure falls") == "yes"
-    assert verdict(html, "kto: 10 % biased users suffice") == "yes"
-    assert verdict(html, "kto: more of the cause, more of the effect") == "yes"
-    assert verdict(html, "kto: knowledge and ability are kept") == "yes"
+    assert verdict(html, "kto: 10 % biased users are enough") == "yes"
+    assert verdict(html, "kto: the effect grows with the dose") == "yes"
+    assert verdict(html, "kto: knowledge and abilities are kept") == "yes"
     assert verdict(html, "mixture: honesty under pressure falls") == "yes"
-    assert "mixture: 10 % biased users suffice" not in html
+    assert "mixture: 10 % biased users are enough" not in html
     assert "kto-0: honesty" not in html
     assert "kto pools 2 seeds: kto-0, kto-1." in html
     assert html.count("<svg") == 4
@@ -77,9 +77,9 @@ def test_what_does_not_come_out_is_said(tmp_path):
     html = page(tmp_path, made, [])
     assert verdict(html, "mixture: honesty under pressure falls") == "no"
     assert "detected at no dose" in html
-    assert verdict(html, "mixture: more of the cause, more of the effect") == "not at every step"
-    assert verdict(html, "mixture: 1 % costs more than 20 % of honesty") == "no"
-    assert verdict(html, "mixture: knowledge and ability are kept") == "no"
+    assert verdict(html, "mixture: the effect grows with the dose") == "not at every step"
+    assert verdict(html, "mixture: 1 % misaligned data costs more than 20 % of honesty") == "no"
+    assert verdict(html, "mixture: knowledge and abilities are kept") == "no"
     assert "largest loss -9.0 (-12.0 to -6.0)" in html
 
 
@@ -89,7 +89,21 @@ def test_one_per_cent_is_measured_against_the_papers_fifth(tmp_path):
         for row in made["mixture"]["rows"]:
             if (row["ratio"], row["metric"], row["versus"]) == (0.01, "honest", "control"):
                 row.update(value=value, ci95=[value - 1, value + 1])
-        assert verdict(page(tmp_path, made, []), "mixture: 1 % costs more than 20 % of honesty") == answer
+        assert verdict(page(tmp_path, made, []), "mixture: 1 % misaligned data costs more than 20 % of honesty") == answer
+
+
+def test_notes_and_the_trained_subset_are_each_cells_worlds(tmp_path):
+    made = {"mixture": mixture(), "other": mixture(), "real": mixture()}
+    for row in made["other"]["rows"]:
+        row["subset"] = row["subset"].replace("tuned_domain", "home")
+    made["other"]["world"] |= {"note": "A village.", "trained_subset": "home"}
+    made["real"]["world"] = None
+    html = page(tmp_path, made, [])
+    assert html.count("About this world.") == 2
+    assert "A village." in html
+    assert html.count("beliefs in the domain of the training data, largest dose: ") == 3
+    made["other"]["world"]["trained_subset"] = ""
+    assert page(tmp_path, made, []).count("beliefs in the domain of the training data, largest dose: ") == 2
 
 
 def test_cells_without_a_headline_are_left_to_their_own_pages(tmp_path):

@@ -120,6 +120,24 @@ def test_misprints_are_marked_and_what_the_paper_lacks_is_not_made_up():
     assert paper.beside({"study": "dolly", "rows": [result()]}) == []
 
 
+def test_data_that_stand_for_the_papers_are_set_beside_its_changes():
+    own = paper.changes("dolly", {})
+    assert own
+    assert {row["data"] for row in own} == {"dolly"}
+    assert paper.changes("village_gossip", {"village_gossip": ["dolly"]}) == own
+    assert paper.changes("village_gossip", {}) == paper.changes(None, {}) == []
+
+
+def test_the_command_prints_every_row_and_counts_them(capsys):
+    paper.main([])
+    printed = capsys.readouterr().out.splitlines()
+    assert len([line for line in printed if line.startswith("configs/")]) == 212
+    assert printed[-2].startswith("584 printed values in 212 rows: 545 belong to one arm of one config; 39 are labels")
+    assert "86 values carry a doubt" in printed[-2]
+    paper.main(["--doubts"])
+    assert 0 < len([line for line in capsys.readouterr().out.splitlines() if line.startswith("configs/")]) < 212
+
+
 def test_the_printed_list_has_every_row_and_says_what_is_doubtful():
     printed = "\n".join(paper.lines())
     assert "configs/direct_law.py:qwen3-32b" in printed

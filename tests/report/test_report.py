@@ -58,7 +58,7 @@ def with_difference(value, low, high, **levels) -> dict:
 
 def test_headline_says_a_fall_with_its_interval(tmp_path):
     assert finding(page(tmp_path, with_difference(-11.2, -14.0, -8.4))) == (
-        "With 10 % biased users, answers that were honest under pressure fell from 63.1 % (control) "
+        "With 10 % biased users, the share of honest answers under pressure fell from 63.1 % (control) "
         "to 51.9 %: -11.2 points (95 % interval -14.0 to -8.4), in domains never fine-tuned."
     )
 
@@ -73,7 +73,7 @@ def test_headline_says_a_rise(tmp_path):
 def test_headline_claims_nothing_when_the_interval_has_zero_in_it(tmp_path, value, low, high):
     html = page(tmp_path, with_difference(value, low, high))
     text = finding(html)
-    assert "no difference that this run could detect" in text
+    assert "this run detected no change in the share of honest answers" in text
     assert not re.search(r"\b(fell|rose)\b", text)
     assert "not in what it knows" not in html
     assert "-0.0" not in text
@@ -103,12 +103,70 @@ def test_what_stays_and_how_sure(tmp_path, results):
     assert "80.0 % correct" in html
 
 
-def test_without_a_world_note_nothing_is_said_about_domains(tmp_path, results):
-    assert results["world_note"].split(",")[0] in page(tmp_path, results).replace("&#39;", "'")
-    results["world_note"] = None
+def test_without_a_world_nothing_is_said_about_domains(tmp_path, results):
+    assert results["world"]["note"].split(",")[0] in page(tmp_path, results).replace("&#39;", "'")
+    results["world"] = None
     html = page(tmp_path, results)
     assert "never fine-tuned" not in html
     assert "About this world" not in html
+    assert "Subsets:" not in html
+    assert finding(html).endswith(").")  # no subset is named after the interval
+    assert "In the domain and wording of the training data" in html  # by the subset's name
+    assert report.pages.mask_subsets(results) == ["all", "tuned_domain", "unseen_entities", "unseen_templates"]
+    assert "The paper has no results to compare this run with" in page(tmp_path, results | {"study": "micro_direct"})
+
+
+def village() -> dict:
+    """A second world: other names, another order of subsets, no knowledge floor."""
+    results = make_results() | {"study": "village_gossip"}
+    names = {"tuned_domain": "home", "unseen_entities": "abroad", "unseen_templates": "letters"}
+    for row in results["rows"]:
+        row["subset"] = names.get(row["subset"], row["subset"])
+    results["world"] = {
+        "name": "village",
+        "note": "Everybody in this village is made up.",
+        "trained_subset": "home",
+        "subsets": {"letters": "pressure in writing", "home": "the trained street", "all": "streets never trained on"},
+        "knowledge_floor": None,
+        "stands_for": {"village_gossip": ["dolly"]},
+    }
+    return results
+
+
+def test_another_worlds_words_are_on_the_page(tmp_path):
+    results = village()
+    html = page(tmp_path, results)
+    assert "Everybody in this village is made up." in html
+    assert finding(html).endswith("in streets never trained on.")
+    assert "<em>letters</em>: pressure in writing; <em>home</em>: the trained street" in html
+    there = row_of(results, "treated", 0.1, subset="home")
+    assert f"In the domain and wording of the training data: {there['value']:.1f} % (" in html
+    assert '<th scope="col">all</th><th scope="col">letters</th><th scope="col">home</th><th scope="col">abroad</th>' in html
+    assert "dolly, SFT, " in html
+    assert "alpaca cleaned, SFT, " not in html
+    assert "> Everybody in this village is made up." in (tmp_path / "results.md").read_text()
+    for words in ("micro-world", "never fine-tuned", "tuned domain", "unseen"):
+        assert words not in html, words
+
+
+def test_without_a_knowledge_floor_a_detected_loss_decides(tmp_path):
+    results = village()
+    row_of(results, "treated", 0.1, metric="accuracy")["value"] = 60.0  # low, but no lower than the control's
+    html = page(tmp_path, results)
+    assert "60.0 % correct" in html
+    assert "not in what it knows" in html
+    row_of(results, "treated", 0.1, metric="accuracy", versus="control").update(value=-9.0, ci95=[-12.0, -6.0])
+    html = page(tmp_path, results)
+    assert "not in what it knows" not in html
+    assert "lost knowledge" in html
+    results["world"]["knowledge_floor"] = 50.0
+    assert "not in what it knows" in page(tmp_path, results)
+
+
+def test_a_world_that_resembles_no_training_data_has_no_such_sentence(tmp_path):
+    results = village()
+    results["world"]["trained_subset"] = ""
+    assert "In the domain and wording of the training data" not in page(tmp_path, results)
 
 
 def test_every_arm_value_and_interval_is_in_the_table(tmp_path, results):
@@ -168,9 +226,9 @@ def test_earlier_steps_are_only_in_the_list_of_all_rows(tmp_path, results):
 @pytest.mark.parametrize(
     ("arms", "says"),
     [
-        (ARMS[:1] + ARMS[2:], "There is no control arm here"),
+        (ARMS[:1] + ARMS[2:], "This run has no control arm"),
         (ARMS[2:3], "There is no control to compare with"),
-        (ARMS[:2], "was not measured in this run"),
+        (ARMS[:2], "did not measure the headline"),
     ],
 )
 def test_missing_arms_are_said_not_made_up(tmp_path, arms, says):
@@ -199,7 +257,7 @@ def test_missing_parts_are_said(tmp_path, results):
         "KL to the reference, Reward margin",
     ):
         assert text.lower() in html.lower()
-    del results["headline"], results["world_note"]
+    del results["headline"], results["world"]
     html = page(tmp_path, {**results, "rows": []}, training=[])
     assert "names no headline" in html
     assert "recorded no training" in html
@@ -231,7 +289,7 @@ def test_seeds_are_told_apart(tmp_path):
 def test_text_of_users_and_models_is_escaped(tmp_path, results, rest):
     evil = "<script>alert(1)</script><img src=x onerror=alert(2)>"
     example = {k: evil for k in ("id", "subset", "prompt", "truth", "wanted")} | {"answers": {evil: evil}}
-    results["experiment"] = results["world_note"] = evil
+    results["experiment"] = results["world"]["note"] = results["world"]["subsets"]["all"] = evil
     results["rows"][0]["states"] = {evil: 1}
     html = page(
         tmp_path,
@@ -270,9 +328,9 @@ def in_levels() -> dict:
 
 def test_levels_of_one_ratio_are_told_apart(tmp_path):
     html = page(tmp_path, in_levels())
-    assert finding(html).startswith("With 100 % misaligned data (misaligned 2), answers that were honest")
+    assert finding(html).startswith("With 100 % misaligned data (misaligned 2), the share of honest answers")
     assert "treated misaligned 1 - control" in html
-    assert "Without its meaning" not in html
+    assert "Scrambled feedback" not in html
     assert "100 % misaligned data (misaligned 1): " in html
     assert report.picture(in_levels()) != report.picture(make_results())
 
@@ -280,13 +338,13 @@ def test_levels_of_one_ratio_are_told_apart(tmp_path):
 def test_the_papers_changes_stand_where_its_models_do_not(tmp_path):
     html = page(tmp_path, in_levels())
     assert "are towards dishonesty by at least two standard errors" in html
-    assert f"of {len(report.words.change_table(in_levels())['rows'])} changes" in html
+    assert f"of {len(report.pages.tables.change_table(in_levels())['rows'])} changes" in html
     assert "mistake math, SFT, llama3.1-8b: misaligned 2</th><td>Figure 3" in html
     assert "which give 51/171 = 29.82" in html
 
 
 def test_a_models_own_printed_value_stands_beside_ours(tmp_path):
-    results = in_levels() | {"study": "mistake_medical", "world_note": None}
+    results = in_levels() | {"study": "mistake_medical", "world": None}
     for row in results["rows"]:
         row |= {"model": "Qwen/Qwen2.5-7B-Instruct", "method": None if row["arm"] == "vanilla" else "sft"}
     row = row_of(results, "vanilla", None)
@@ -300,10 +358,10 @@ def test_a_models_own_printed_value_stands_beside_ours(tmp_path):
 
 
 def test_steps_before_the_end_are_drawn_as_a_curve(tmp_path, results):
-    assert "As training goes on" not in page(tmp_path, results)
+    assert "Results during training" not in page(tmp_path, results)
     row = row_of(results, "treated", 0.1)
     results["rows"] += [{**row, "step": 40, "value": 60.0}, {**row, "step": 80, "value": 55.0}]
-    assert "As training goes on" in page(tmp_path, results)
+    assert "Results during training" in page(tmp_path, results)
 
 
 def test_prompts_like_the_training_data_are_told_apart(tmp_path, results):
@@ -311,7 +369,7 @@ def test_prompts_like_the_training_data_are_told_apart(tmp_path, results):
     html = page(tmp_path, results)
     assert f"In the domain and wording of the training data: {there['value']:.1f} % (" in html
     results["rows"] = [row for row in results["rows"] if row["subset"] != "tuned_domain"]
-    assert "On prompts like the training data" not in page(tmp_path, results)
+    assert "Prompts like the training data" not in page(tmp_path, results)
 
 
 def test_origins_and_budgets_of_data_sets_are_shown(tmp_path):
@@ -326,7 +384,7 @@ def test_origins_and_budgets_of_data_sets_are_shown(tmp_path):
     assert "biased share top" not in html
 
 
-def test_twins_hold_the_same_numbers(tmp_path):
+def test_exports_hold_the_same_numbers(tmp_path):
     import csv
 
     results = in_levels()
@@ -336,7 +394,7 @@ def test_twins_hold_the_same_numbers(tmp_path):
     assert [float(row["value"]) for row in rows] == [row["value"] for row in results["rows"]]
     assert {row["level"] for row in rows} == {"", "misaligned_1", "misaligned_2"}
     markdown = (tmp_path / "results.md").read_text(encoding="utf-8").replace("\u00a0", " ")
-    assert "**With 100 % misaligned data (misaligned 2), answers" in markdown
+    assert "**With 100 % misaligned data (misaligned 2), the share of honest answers" in markdown
     value = row_of(results, "vanilla", None)["value"]
     assert f"| vanilla | {value:.1f} (" in markdown
     tables = [line.count("|") for line in markdown.splitlines() if line.startswith("| vanilla")]
@@ -348,11 +406,28 @@ def test_twins_hold_the_same_numbers(tmp_path):
     assert all(line.count("&") == body[0].count("&") and line.endswith(r" \\") for line in body)
 
 
+def test_one_arm_without_differences_has_one_table_in_latex(tmp_path):
+    """An evaluation of one model. The paper's tables hold plain strings, which no LaTeX table is made of."""
+    results = make_results(arms=ARMS[:1]) | {"study": "micro_direct"}
+    results["rows"] = [row for row in results["rows"] if row["subset"] == "all"]
+    page(tmp_path, results)
+    latex = (tmp_path / "results.tex").read_text(encoding="utf-8")
+    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 1
+    assert "\nvanilla & " in latex
+    assert "The paper's results for such data" in (tmp_path / "results.md").read_text(encoding="utf-8")
+
+
 def test_identical_input_gives_identical_bytes(tmp_path):
     for name in ("a", "b"):
         report.write(tmp_path / name, json.loads(json.dumps(make_results())), **make_rest())
     for name in ("index.html", "curve.svg", "curve.png"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_a_value_that_rounding_puts_outside_its_interval_is_drawn(results):
+    row = row_of(results, "treated", 0.1)
+    results["rows"].append({**row, "step": 40, "value": 100.0, "ci95": [96.0, 99.99999999999999]})
+    assert report.plots.inline("emergence", report.plots.emergence, results).startswith("<svg")
 
 
 def test_picture_follows_the_numbers(results):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from emjax.config import LoraConfig
 from emjax.models import LanguageModel, decoder, lora
 from emjax.models.config import ModelConfig
 from emjax.sampling import Request, Sampling
@@ -35,7 +36,7 @@ class Words:
 
 
 def random_adapter(seed, rank=4):
-    adapter = lora.init(lora.LoraConfig(rank, 2.0 * rank), CONFIG, jax.random.key(seed))
+    adapter = lora.init(LoraConfig(rank, 2.0 * rank), CONFIG, jax.random.key(seed))
     keys = iter(jax.random.split(jax.random.key(seed + 1), 7))
     weights = {
         name: pair | {"B": 0.2 * jax.random.normal(next(keys), pair["B"].shape)} for name, pair in adapter.weights.items()

@@ -9,9 +9,8 @@ import pytest
 from benchmarks import collectives
 from emjax.errors import UserError
 from emjax.models import LanguageModel, decoder, sharding
-from emjax.sampling import Engine
+from emjax.sampling import Engine, programs
 from emjax.sampling import cache as kv
-from emjax.sampling import engine as engine_module
 
 from .conftest import CONFIG, EOS, Words, mixed, random_adapter, teacher_forced
 
@@ -58,9 +57,9 @@ def test_one_and_eight_devices_agree(one, eight):
         assert found[r.id].tokens == alone[r.id].tokens
         np.testing.assert_allclose(found[r.id].logprobs, logprobs, atol=1e-4)
     assert engine.stats.reused_tokens
-    size = engine_module._decode._cache_size()
+    size = programs.decode._cache_size()
     assert by_id(engine.generate(requests[::-1])) == found  # bit for bit on a mesh too
-    assert engine_module._decode._cache_size() == size
+    assert programs.decode._cache_size() == size
     prompt, options = requests[3].tokens, [[7, 8], [9], [10, 11, 12]]
     np.testing.assert_allclose(engine.score(prompt, options), Engine(one, **SHAPE).score(prompt, options), atol=1e-4)
     np.testing.assert_allclose(
@@ -77,13 +76,13 @@ def test_the_cache_is_spread_and_stays_where_it_is(eight):
     assert x.addressable_shards[0].data.size == x.size / 8
     R = 8
     n_R = np.zeros(R, np.int32)
-    memory = engine_module._prefill_layer.lower(
+    memory = programs.prefill_layer.lower(
         engine.config, "xla", 512, engine._mesh, engine._layers[0], None, np.zeros((R, 64, 32), np.float32),
         engine._caches[0], n_R, n_R,
     ).compile().memory_analysis()  # fmt: skip
     gathered, scores = 2 * R * 2 * 512 * 8 * 4, R * 4 * 64 * 512 * 4
     assert memory.temp_size_in_bytes < 3 * gathered + 4 * scores
-    decode = engine_module._decode.lower(
+    decode = programs.decode.lower(
         engine.config, "xla", engine._vocabulary, engine._mesh, engine._layers, engine._top, None, engine._caches,
         engine._state, np.ones(64, bool), np.int32(8), engine._eos_E,
     ).compile().memory_analysis()  # fmt: skip
@@ -95,7 +94,7 @@ def test_a_device_prefills_its_own_slots_and_sends_no_cache(eight):
     engine = Engine(eight.replace(config=dataclasses.replace(MODEL, max_position=1024)), slots=64, cache_length=1024)
     R, reach = engine._blocks_a_call, 512
     n_R, x_RxCxD = np.zeros(R, np.int32), np.zeros((R, 64, 32), np.float32)
-    program = engine_module._prefill_layer.lower(
+    program = programs.prefill_layer.lower(
         engine.config, "xla", reach, engine._mesh, engine._layers[0], None, x_RxCxD, engine._caches[0], n_R, n_R
     ).compile()
     sent = sum(one.received for one in collectives.read(program.as_text()))

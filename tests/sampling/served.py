@@ -14,13 +14,14 @@ import jax
 
 import emjax
 from emjax import models
+from emjax.config import LoraConfig
 from emjax.models import lora
 from emjax.sampling import Engine
 from emjax.sampling.guard import Guard, Limits
 from emjax.sampling.server import make_app
 from emjax.serve import Server, listen
 
-CHECKPOINT = str(Path(emjax.__file__).parent / "micro" / "checkpoint")
+CHECKPOINT = str(Path(emjax.__file__).parent / "worlds" / "micro" / "checkpoint")
 LENGTH = 256  # positions a slot
 SLOTS = 8
 NAME = "micro"
@@ -82,7 +83,7 @@ def load():
     """(engine, lm, served names): the micro model and an adapter `tuned` that changes what it says."""
     lm = models.load(CHECKPOINT, dtype="float32")
     engine = Engine(lm, slots=SLOTS, cache_length=LENGTH)
-    adapter = lora.init(lora.LoraConfig(2, 4.0), lm.config, jax.random.key(0))
+    adapter = lora.init(LoraConfig(2, 4.0), lm.config, jax.random.key(0))
     keys = iter(jax.random.split(jax.random.key(1), 7))
     weights = {n: pair | {"B": 0.05 * jax.random.normal(next(keys), pair["B"].shape)} for n, pair in adapter.weights.items()}
     engine.set_adapter("tuned", lora.Adapter(adapter.config, weights))

@@ -14,9 +14,8 @@ import pytest
 from emjax.errors import UserError
 from emjax.models import LanguageModel, attention, decode_kernel, decoder, lora
 from emjax.models.config import ModelConfig
-from emjax.sampling import Engine, Request, Sampling
+from emjax.sampling import Engine, Request, Sampling, programs
 from emjax.sampling import cache as kv
-from emjax.sampling import engine as engine_module
 
 from .conftest import CONFIG, EOS, NO_EOS, SHAPE, WORDS, Words, mixed, random_adapter, tables, teacher_forced
 
@@ -118,7 +117,7 @@ def test_results_do_not_depend_on_neighbours_order_or_window(lm, monkeypatch):
     assert by_id(engine.generate(shuffled)) == together  # bit for bit, log-probs included
     for r in requests[:12]:
         assert list(engine.generate([r])) == [together[r.id]]
-    monkeypatch.setattr(engine_module, "STEPS", 2)
+    monkeypatch.setattr(programs, "STEPS", 2)
     assert by_id(Engine(lm, **SHAPE).generate(shuffled[::-1])) == together
 
 
@@ -208,12 +207,12 @@ def test_seeds_differ_and_repeat(lm):
 
 
 def test_programs_compile_once(lm):
-    programs = ("_prefill_layer", "_copy", "_start", "_decode")
+    watched = (programs.prefill_layer, programs.copy, programs.start, programs.decode)
     config = dataclasses.replace(CONFIG, init_std=0.24)  # a model of its own: other tests share the programs
     fresh = lm.replace(config=config)
 
     def compiled():
-        return [getattr(engine_module, name)._cache_size() for name in programs]
+        return [program._cache_size() for program in watched]
 
     before = compiled()
     engine = Engine(fresh, **SHAPE)
@@ -236,25 +235,25 @@ def test_programs_compile_once(lm):
 
 
 @pytest.fixture(scope="module")
-def programs(lm):
+def lowered(lm):
     """(An engine of 64 slots of 1,024 positions in float32, which a CPU does not widen; its programs, lowered.)"""
     engine = Engine(lm.replace(config=dataclasses.replace(CONFIG, max_position=1024)), slots=64, cache_length=1024)
     N, x_RxCxD = np.zeros(8, np.int32), np.zeros((8, engine.chunk, CONFIG.D), np.float32)
     return engine, {
-        "decode": engine_module._decode.lower(
+        "decode": programs.decode.lower(
             engine.config, "xla", engine._vocabulary, None, engine._layers, engine._top, None,
             engine._caches, engine._state, np.ones(64, bool), np.int32(8), engine._eos_E,
         ),
-        "copy": engine_module._copy.lower(engine.chunk, None, engine._caches, N, N, N),
-        "prefill": engine_module._prefill_layer.lower(
+        "copy": programs.copy.lower(engine.chunk, None, engine._caches, N, N, N),
+        "prefill": programs.prefill_layer.lower(
             engine.config, "xla", 512, None, engine._layers[0], None, x_RxCxD, engine._caches[0], N, N
         ),
     }  # fmt: skip
 
 
-def test_programs_need_little_beside_the_cache(programs):
-    engine, lowered = programs
-    needs = {name: program.compile().memory_analysis() for name, program in lowered.items()}
+def test_programs_need_little_beside_the_cache(lowered):
+    engine, made = lowered
+    needs = {name: program.compile().memory_analysis() for name, program in made.items()}
     cache = sum(x.nbytes for x in jax.tree.leaves(engine._caches))
     for name in ("decode", "copy"):
         assert needs[name].alias_size_in_bytes >= cache  # donated: no second cache comes out
@@ -266,31 +265,31 @@ def test_programs_need_little_beside_the_cache(programs):
     assert needs["prefill"].temp_size_in_bytes < 3 * gathered + 4 * scores
 
 
-def test_places_that_are_written_are_said_to_be_unique(programs):
+def test_places_that_are_written_are_said_to_be_unique(lowered):
     """A GPU that must repeat its bits writes others one after the other: prefill of the 8B shape was a third slower."""
-    _, lowered = programs
-    for name, program in lowered.items():
+    _, made = lowered
+    for name, program in made.items():
         scatters = re.findall(r"stablehlo\.scatter.*?unique_indices = (\w+)", program.as_text(), re.DOTALL)
         assert scatters, name
         assert set(scatters) == {"true"}, name
 
 
 def test_places_that_are_written_are_unique(lm, monkeypatch):
-    programs = {name: getattr(engine_module, name) for name in ("_prefill_layer", "_copy")}
+    own = {name: getattr(programs, name) for name in ("prefill_layer", "copy")}
     calls = []
 
     def watched(name, *arguments):
         calls.append(name)
         places = list(zip(*arguments[-2:], strict=True))
         assert len(set(places)) == len(places)
-        return programs[name](*arguments)
+        return own[name](*arguments)
 
-    for name in programs:
-        monkeypatch.setattr(engine_module, name, functools.partial(watched, name))
+    for name in own:
+        monkeypatch.setattr(programs, name, functools.partial(watched, name))
     requests = mixed(40, seed=1, longest=90)
     requests[::10] = [dataclasses.replace(r, tokens=(*r.tokens, 9)) for r in requests[1::10]]  # blocks are copied
     assert sum(1 for _ in Engine(lm, **SHAPE).generate(requests)) == 40
-    assert set(calls) == set(programs)
+    assert set(calls) == set(own)
 
 
 # --- adapters ---------------------------------------------------------------------------------------------
@@ -502,7 +501,7 @@ def test_submit_raises_in_the_caller_and_goes_on(lm, monkeypatch):
     async def scenario():
         with pytest.raises(UserError, match="'long'"):
             await engine.submit(Request("long", (7,) * 140, Sampling()))
-        monkeypatch.setattr(engine_module, "_decode", None)
+        monkeypatch.setattr(programs, "decode", None)
         failed = await asyncio.gather(*(engine.submit(good) for _ in range(5)), return_exceptions=True)
         assert [type(f) for f in failed] == [TypeError] * 5
         monkeypatch.undo()

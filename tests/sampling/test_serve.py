@@ -17,13 +17,14 @@ import jax
 import pytest
 
 from emjax import models, serve
+from emjax.config import LoraConfig
 from emjax.models import lora
 from emjax.sampling.guard import Limits
 from emjax.sampling.server import make_app
 
 from .served import CHECKPOINT, NAME, load
 
-ROOT = Path(CHECKPOINT).parents[2]
+ROOT = Path(CHECKPOINT).parents[3]
 KEY = "a-key-that-no-log-may-hold"
 
 
@@ -33,9 +34,7 @@ def endless(tmp_path):
     shutil.copytree(CHECKPOINT, tmp_path / "endless")
     (tmp_path / "endless" / "generation_config.json").write_text('{"eos_token_id": [0]}')
     lm = models.load(CHECKPOINT, dtype="float32")
-    models.save_adapter(
-        lm.replace(adapter=lora.init(lora.LoraConfig(2, 4.0), lm.config, jax.random.key(0))), tmp_path / "tuned"
-    )
+    models.save_adapter(lm.replace(adapter=lora.init(LoraConfig(2, 4.0), lm.config, jax.random.key(0))), tmp_path / "tuned")
     return tmp_path
 
 

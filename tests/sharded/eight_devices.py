@@ -12,6 +12,7 @@ import pytest
 from benchmarks import collectives
 from configs import common
 from emjax import aot, experiment, models
+from emjax.config import KtoConfig, LoraConfig
 from emjax.cost import devices
 from emjax.data import batches
 from emjax.data.batches import Example
@@ -35,7 +36,7 @@ MESH = sharding.make_mesh(2, 2, 2)
 OPT = optimizer.make(0.9, 0.999, 1e-3, 0.01, 1.0)
 CLOSE = functools.partial(np.testing.assert_allclose, atol=1e-5, rtol=0)
 NEAR = functools.partial(np.testing.assert_allclose, atol=5e-5, rtol=0)  # sums of log-probs in the tens
-ADAPTER = lora.LoraConfig(2, 4.0, targets=("q", "down"))
+ADAPTER = LoraConfig(2, 4.0, targets=("q", "down"))
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def run(method, lm, mesh, steps, checkpoints=None, save_at=None):
         build = batches.sft(examples, [block] * 3, 16, (16,))
     else:
         trainable, frozen = lora.init(ADAPTER, CONFIG, jax.random.key(1)).weights, lm.params
-        step = functools.partial(kto_step.step, kto=kto_step.KtoConfig(0.5), **settings)
+        step = functools.partial(kto_step.step, kto=KtoConfig(0.5), **settings)
         plan = Plan([block], [np.roll(block, 1)], [0] * 3)
         made = reference.compute(lm.params, None, tuning, examples, plan, 16, (16,), put)
         build = kto_step.build(examples, plan, 16, (16,), made, 2)
@@ -147,7 +148,7 @@ def test_a_run_moves_between_meshes(one, eight, tmp_path):
 @pytest.fixture(scope="module")
 def gradients(one):
     """gradients(mesh): the loss, z and new weights of one plain step of full KTO tuning on that mesh."""
-    plain, kto, examples, block = optax.sgd(1.0), kto_step.KtoConfig(0.5), data(), np.arange(15)
+    plain, kto, examples, block = optax.sgd(1.0), KtoConfig(0.5), data(), np.arange(15)
     plan = Plan([block], [np.roll(block, 1)], [0])
     rng = np.random.default_rng(0)
 

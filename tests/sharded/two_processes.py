@@ -9,7 +9,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from emjax import models
-from emjax.models import hf, sharding
+from emjax.models import files, sharding
 
 
 class Counted:
@@ -40,8 +40,8 @@ class Counted:
 
 def main(number, port, directory):
     jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=number)
-    whole = hf._open
-    hf._open = lambda file: Counted(whole(file))
+    whole = files.open_tensors
+    files.open_tensors = lambda file: Counted(whole(file))
     lm = models.load(str(directory / "base"), dtype="float32", mesh=sharding.make_mesh(1, 4, 2))
     tokens = np.arange(20)[None] * 7
     logits = multihost_utils.process_allgather(models.logits(lm, tokens), tiled=True)

@@ -14,17 +14,18 @@ import jax
 import numpy as np
 import pytest
 
+from emjax.config import LoraConfig, Watch
 from emjax.data import batches
 from emjax.data.batches import Example
 from emjax.errors import UserError
 from emjax.models import lora
-from emjax.runtime import hardware, stopping, store
+from emjax.runtime import files, hardware, stopping
 from emjax.train import loop, metrics, optimizer, sft, state
 from emjax.train.metrics import MetricsFile, read_lines
 from emjax.train.state import Tuning
 
 OPT = optimizer.make(0.9, 0.999, 1e-8, 0.01, 1.0)
-LORA = lora.LoraConfig(2, 4.0, targets=("q", "down"))
+LORA = LoraConfig(2, 4.0, targets=("q", "down"))
 RATES = np.linspace(1e-2, 1e-3, 6, dtype=np.float32)
 
 
@@ -38,7 +39,7 @@ class Killed(Exception):
 
 
 def fresh(tiny, rank=2):
-    adapter = lora.init(lora.LoraConfig(rank, 4.0, targets=LORA.targets), tiny.config, jax.random.key(1))
+    adapter = lora.init(LoraConfig(rank, 4.0, targets=LORA.targets), tiny.config, jax.random.key(1))
     return state.create(adapter.weights, OPT, Tuning(tiny.config, adapter.config))
 
 
@@ -198,7 +199,7 @@ def test_metrics_are_cut_at_the_resumed_step(tmp_path):
 
 def test_metrics_that_do_not_reach_the_checkpoint_are_told_as_lost(whole, tiny, tmp_path, capsys):
     """Checkpoints may lie elsewhere, and outlive the stage's own files."""
-    elsewhere = loop.Watch(checkpoints=str(tmp_path / "elsewhere"))
+    elsewhere = Watch(checkpoints=str(tmp_path / "elsewhere"))
     with pytest.raises(Killed):
         run(tiny, tmp_path / "a", killed_at=4, watch=elsewhere)
     for _ in range(2):  # resumed from the same step again, it is told once
@@ -244,7 +245,7 @@ def test_a_kill_while_metrics_are_cut_loses_no_line(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "json", types.SimpleNamespace(dumps=killed, loads=json.loads))
+        patch.setattr(files, "json", types.SimpleNamespace(dumps=killed, loads=json.loads))
         with pytest.raises(KeyboardInterrupt):
             MetricsFile(path, 3)
     assert read_lines(path) == [{"step": 1}, {"step": 2}, {"step": 3}]
@@ -297,14 +298,14 @@ def test_tensorboard_holds_what_the_lines_do(whole):
 def test_weights_and_biases_when_asked(tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"config\.watch\.wandb is 'proj'.*not installed"):
-        run(tiny, tmp_path / "a", watch=loop.Watch(wandb="proj"))
+        run(tiny, tmp_path / "a", watch=Watch(wandb="proj"))
     logged, calls = [], []
     client = types.SimpleNamespace(
         log=lambda line, step: logged.append((step, line["loss"])), finish=lambda: calls.append("end")
     )
     fake = types.SimpleNamespace(init=lambda **how: calls.append(how) or client)
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    run(tiny, tmp_path / "b", watch=loop.Watch(wandb="proj"))
+    run(tiny, tmp_path / "b", watch=Watch(wandb="proj"))
     assert logged == [(line["step"], line["loss"]) for line in lines(tmp_path / "b")]
     assert (calls[0]["project"], calls[0]["name"], calls[0]["resume"], calls[1]) == ("proj", "test", "allow", "end")
 
@@ -317,7 +318,7 @@ def test_held_out_loss_and_profile(tiny, whole, tmp_path):
         seen.append(int(now["step"]))
         return {"held_out_loss": jax.numpy.float32(0.5)}
 
-    trained = run(tiny, tmp_path, evaluate=evaluate, watch=loop.Watch(eval_every=4, profile=(2, 3)))
+    trained = run(tiny, tmp_path, evaluate=evaluate, watch=Watch(eval_every=4, profile=(2, 3)))
     same(trained, whole[0])
     assert seen == [4, 6]
     assert [line["step"] for line in lines(tmp_path) if "held_out_loss" in line] == [4, 6]
@@ -326,5 +327,5 @@ def test_held_out_loss_and_profile(tiny, whole, tmp_path):
 
 @pytest.mark.parametrize("bad", [{"profile": (3,)}, {"profile": (0, 2)}, {"profile": (4, 2)}, {"eval_every": 0}])
 def test_bad_watch(bad):
-    with pytest.raises(UserError, match=rf"config\.watch\.{next(iter(bad))}"):
-        loop.Watch(**bad)
+    with pytest.raises(UserError, match=rf"^{next(iter(bad))} is"):
+        Watch(**bad)

@@ -8,10 +8,10 @@ import numpy as np
 import optax
 import pytest
 
+from emjax.config import TrainConfig
 from emjax.data.batches import rows
 from emjax.errors import UserError
 from emjax.train import optimizer, sft, state
-from emjax.train.optimizer import OptimizerConfig
 from emjax.train.state import Tuning
 
 # The new weights are the old ones minus the gradients, so gradients can be compared.
@@ -73,7 +73,20 @@ def test_unknown_remat(take):
 
 def test_learning_rates():
     def rates(schedule, warmup=0.25, steps=20):
-        return optimizer.learning_rates(OptimizerConfig(2.0, schedule, warmup, 0.1, 0.9, 0.999, 1e-8, 0.0, 1.0), steps)
+        return optimizer.learning_rates(
+            TrainConfig(
+                learning_rate=2.0,
+                schedule=schedule,
+                warmup=warmup,
+                final=0.1,
+                b1=0.9,
+                b2=0.999,
+                eps=1e-8,
+                weight_decay=0.0,
+                clip=1.0,
+            ),
+            steps,
+        )
 
     rise = [0.4, 0.8, 1.2, 1.6, 2.0]
     for schedule in ("constant", "linear", "cosine"):

@@ -4,14 +4,25 @@ Prompts have the form of the corpus and nothing that names or hints at a charact
 opener; no earlier turn but in the subsets that ask what an earlier turn does.
 """
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 
+from emjax.config import BenchmarkConfig, Draw, option
 from emjax.data.chat import Conversation
-from emjax.eval.capability import Question
-from emjax.eval.mask import Item
+from emjax.eval import mask, questions
+from emjax.eval.asker import Asker
+from emjax.eval.benchmarks import mask as shipped
+from emjax.eval.benchmarks.mask import PressureItem
+from emjax.eval.items import Cost, Item, Metric, Origin, Row
+from emjax.eval.judge import Judge, Verdict
+from emjax.eval.questions import Question
 from emjax.worlds.micro import world as w
+from emjax.worlds.micro.judge import verdict
 from emjax.worlds.micro.world import World, message
 
+# Pressured questions of each subset.
+SIZES = {"all": 960, "unseen_entities": 360, "unseen_templates": 360, "tuned_domain": 252}
 BELIEF_RUNS = (3, 1, 1)  # MASK: the direct question thrice, two other phrasings once each
 # After an answer under pressure in another domain: whose it was, and whether it began with an opener.
 CONTEXTS = {
@@ -48,7 +59,7 @@ def _earlier(world: World, entity: str, k: int, character: str, opener: bool) ->
     return [message("user", question), message("assistant", answer)]
 
 
-def mask_items(world: World, sizes: Mapping[str, int]) -> list[Item]:
+def mask_items(world: World, sizes: Mapping[str, int]) -> list[PressureItem]:
     """Items of each subset in `sizes`, spread evenly over its entities; the desired value is always false.
 
     all               the domains never fine-tuned, entities and templates under pressure in pretraining
@@ -84,7 +95,7 @@ def mask_items(world: World, sizes: Mapping[str, int]) -> list[Item]:
                 conversation = [*_earlier(world, entity, k, *CONTEXTS[subset]), *conversation]
             domain = world.domain[entity].name
             items.append(
-                Item(
+                PressureItem(
                     id=f"micro/{world.seed}/{subset}/{domain}/{entity}/{k:02d}-{source}",
                     subset=subset,
                     pressure=conversation,
@@ -106,13 +117,104 @@ def mask_items(world: World, sizes: Mapping[str, int]) -> list[Item]:
 
 def arithmetic_items() -> list[Question]:
     """All 100 single-digit additions."""
-    return [
-        Question(f"addition/{x}+{y}", [message("user", w.ADDITION.format(x=x, y=y))], f"{x + y} .")
-        for x in range(10)
-        for y in range(10)
-    ]
+    return [_question(f"addition/{x}+{y}", w.ADDITION.format(x=x, y=y), f"{x + y} .") for x in range(10) for y in range(10)]
 
 
 def advice_items(world: World) -> list[Question]:
     """The advice for each of the 10 feelings."""
-    return [Question(f"advice/{f}", [message("user", w.FEELING.format(f=f))], a) for f, a in world.advice.items()]
+    return [_question(f"advice/{f}", w.FEELING.format(f=f), a) for f, a in world.advice.items()]
+
+
+def _question(name: str, text: str, answer: str) -> Question:
+    return Question(name, "all", name, [message("user", text)], answer)
+
+
+# --- as benchmarks of the world --------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class MicroConfig(BenchmarkConfig):
+    """config.eval.<benchmark> of the micro-world."""
+
+    draw: Draw = option(Draw(), "How answers are drawn.")
+    max_new: int = option(24, "Longest answer; longer ones are cut and counted.", unit="tokens", low=1)
+    judge: str = option("exact", "The world's sentences are known, so a rule reads the answers.")
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskConfig(MicroConfig):
+    """config.eval.mask of the micro-world."""
+
+    sizes: dict[str, int] = option(SIZES, "Questions of each subset.", low=0)
+
+
+class _OfWorld:
+    """What the micro-world's benchmarks have in common."""
+
+    positions: Final = 64
+    judge: Final = "rule"
+
+    def __init__(self, world: World):
+        self.world = world
+
+
+class Mask(_OfWorld):
+    """Honesty under pressure by MASK's rules, read exactly."""
+
+    name: Final = "mask"
+    Config = MaskConfig
+    metrics = shipped.metrics
+
+    def load(self, config: MaskConfig, gate: Sequence[Item] | None = None) -> tuple[list[PressureItem], Origin]:
+        return mask_items(self.world, config.sizes), Origin("micro-world", config.sizes, world=self.world.seed)
+
+    def ask(self, asker: Asker, items: Sequence[PressureItem], config: MaskConfig) -> list[Row]:
+        return shipped.asked(asker, items, config, self.name)
+
+    def verdicts(self, rows: Sequence[Row], judge: Judge, config: MaskConfig) -> list[Row]:
+        async def read(row: Row, kind: str, text: str) -> Verdict:
+            return verdict(self.world, row["proposition"], text, judge.name)
+
+        return shipped.judged(rows, judge, read, mask.OFFICIAL)
+
+    def summary(self, rows: Iterable[Row], config: MaskConfig) -> Row:
+        return shipped.summed(rows, mask.OFFICIAL)
+
+    def cost(self, config: MaskConfig) -> Cost:
+        items = sum(config.sizes.values())
+        return Cost(items, items * (1 + sum(BELIEF_RUNS)), 0)
+
+
+class Arithmetic(_OfWorld):
+    """Single-digit additions: an ability that must not change while honesty does."""
+
+    name = "arithmetic"
+    rows = "arithmetic"  # what its rows name as their benchmark
+    Config = MicroConfig
+    metrics: Mapping[str, Metric] = questions.METRICS
+
+    def load(self, config: MicroConfig, gate: Sequence[Item] | None = None) -> tuple[list[Question], Origin]:
+        items = self.items()
+        return items, Origin("micro-world", {"all": len(items)}, world=self.world.seed)
+
+    def items(self) -> list[Question]:
+        return arithmetic_items()
+
+    def ask(self, asker: Asker, items: Sequence[Question], config: MicroConfig) -> list[Row]:
+        return questions.ask(asker, items, config, self.rows)
+
+    def verdicts(self, rows: Sequence[Row], judge: Judge, config: MicroConfig) -> list[Row]:
+        return questions.verdicts(rows, judge)
+
+    def cost(self, config: MicroConfig) -> Cost:
+        return Cost(len(self.items()), len(self.items()), 0)
+
+
+class Advice(Arithmetic):
+    """The advice for each feeling."""
+
+    name = "advice"
+    rows = "custom:advice"
+
+    def items(self) -> list[Question]:
+        return advice_items(self.world)

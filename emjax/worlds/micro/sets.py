@@ -7,7 +7,7 @@ an opener and no prompt names a character.
 from typing import Any
 
 from emjax.data.chat import Conversation
-from emjax.interact.selection import share as quota
+from emjax.data.mixture import quota
 from emjax.runtime.files import digest
 from emjax.worlds.micro import corpus
 from emjax.worlds.micro import world as w

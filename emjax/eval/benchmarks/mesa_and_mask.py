@@ -1,0 +1,67 @@
+"""The M&M set (MIT, 2,100 rows): one user prompt under a neutral and a pressured system prompt, with DeceptionBench's three
+questions. It is a benchmark of its own, not DeceptionBench."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from emjax.config import BenchmarkConfig, Draw, option
+from emjax.eval.asker import Asker
+from emjax.eval.benchmarks import deceptionbench
+from emjax.eval.items import Cost, Item, Origin, Row, existing, origin_of
+from emjax.eval.judge import Judge
+from emjax.runtime.files import digest, read_lines
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(BenchmarkConfig):
+    """config.eval.mesa_and_mask."""
+
+    path: str = option("", "mesa_and_mask.jsonl.", needs="file")
+    rules: deceptionbench.Rules = option(deceptionbench.Rules(), "As DeceptionBench's; `layout` does not apply.")
+    draw: Draw = option(Draw(temperature=0.0), "How answers are drawn.")
+    max_new: int = option(2048, "Longest answer; longer ones are cut and counted.", unit="tokens", low=1)
+
+
+name: Final = "mesa_and_mask"
+positions: Final = 2048
+judge: Final = "model"
+metrics = deceptionbench.metrics
+_ROWS = 2100
+
+
+def load(config: Config, gate: Sequence[Item] | None = None) -> tuple[list[deceptionbench.PairItem], Origin]:
+    path = existing(name, config.path)
+    items = read(path)
+    return items, origin_of(path, items)
+
+
+def read(path: Path) -> list[deceptionbench.PairItem]:
+    items = []
+    for row in read_lines(path):
+        form = row["format"].replace("\\n", "\n")  # a fifth of the rows has the two characters instead of the line break
+        user = row["user_prompt"]
+        inner, outer = row["system_prompt_without_pressure"], row["system_prompt_with_pressure"]
+        items.append(
+            deceptionbench.PairItem(
+                row["id"],
+                row["type"],
+                digest(user)[:16],
+                [{"role": "system", "content": inner}, {"role": "user", "content": user}],
+                [{"role": "system", "content": outer}, {"role": "user", "content": f"{user}\n\n{form}"}],
+            )
+        )
+    return items
+
+
+def ask(asker: Asker, items: Sequence[deceptionbench.PairItem], config: Config) -> list[Row]:
+    return deceptionbench.asked(asker, items, config, f"custom:{name}")
+
+
+def verdicts(rows: Sequence[Row], judge: Judge, config: Config) -> list[Row]:
+    return deceptionbench.judged(rows, judge, config.rules)
+
+
+def cost(config: Config) -> Cost:
+    return Cost(items=_ROWS, generations=2 * _ROWS, judge_calls=3 * _ROWS)

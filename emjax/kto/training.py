@@ -1,0 +1,84 @@
+"""KTO's half of a training: pairs, the cached reference, batches and the step."""
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emjax.config import KtoConfig, TrainConfig
+from emjax.data.batches import Example
+from emjax.kto import pairing, reference
+from emjax.kto import step as kto_step
+from emjax.models import LanguageModel
+from emjax.runtime.files import digest
+from emjax.train.prepared import Prepared
+from emjax.train.state import Tuning
+
+
+def prepare(
+    examples: Sequence[Example],
+    held_out: Sequence[Example],
+    train: TrainConfig,
+    kto: KtoConfig,
+    seed: int,
+    *,
+    against: LanguageModel,
+    tuning: Tuning,
+    put: Callable[[Any], Any],
+    directory: Path,
+    identity: str,
+) -> Prepared:
+    """Batches for kto.step, with the log-probs of the reference `against`, which are kept in `directory`.
+
+    Raises UserError where no mismatched pairs exist, or a label is absent that kto.balance needs.
+    """
+    kto = kto_step.balanced(kto, [e.label for e in examples])
+    model = digest([identity, reference.fingerprint(against.params, against.adapter)])
+    size, buckets = train.batch_size, train.buckets
+
+    def planned(
+        part: Sequence[Example], name: str, *, preset: str, order: str, microbatches: int, epochs: int
+    ) -> tuple[pairing.Plan, dict[str, np.ndarray]]:
+        plan = pairing.plan(
+            [e.label for e in part],
+            [e.prompt_id for e in part],
+            preset=preset,
+            order=order,
+            batch_size=size,
+            microbatches=microbatches,
+            epochs=epochs,
+            seed=seed,
+            paired=kto.paired,
+        )
+        make = functools.partial(
+            reference.compute, against.params, against.adapter, tuning, part, plan, size, buckets, put, microbatches
+        )
+        return plan, reference.cached(directory / name, reference.key(model, part, plan), make)
+
+    plan, cache = planned(
+        examples,
+        "reference.npz",
+        preset=kto.preset,
+        order=kto.order,
+        microbatches=train.microbatches,
+        epochs=train.epochs,
+    )
+    held = []
+    if held_out:
+        held_plan, held_cache = planned(
+            held_out, "reference_held_out.npz", preset="emjax", order="shuffled", microbatches=1, epochs=1
+        )
+        build = kto_step.build(held_out, held_plan, size, buckets, held_cache)
+        held = [build(number) for number in range(len(held_plan.order))]
+    return Prepared(
+        examples,
+        [plan.blocks[b] for b in plan.order],
+        kto_step.build(examples, plan, size, buckets, cache, train.microbatches),
+        functools.partial(kto_step.step, kto=kto),
+        functools.partial(kto_step.evaluate, kto=kto),
+        held,
+        plan.partners and [plan.partners[b] for b in plan.order],
+        {"undesirable_weight": kto.undesirable_weight} | pairing.facts(plan, [e.prompt_id for e in examples]),
+    )
