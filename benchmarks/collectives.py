@@ -2,7 +2,7 @@
 
 Compiles a training step (LoRA, no weights needed) for a mesh of virtual CPU devices and counts what it sends: one JSON line
 with the bytes that each device receives in a step by kind of collective, by the mesh axis as the scaling model has it
-(emjax/plan/devices.py), and the largest arrays that are gathered. The partitioner that inserts them is the same for every
+(emjax/cost/devices.py), and the largest arrays that are gathered. The partitioner that inserts them is the same for every
 backend; what a backend then combines, splits or overlaps is not in these figures.
 """
 
@@ -122,8 +122,8 @@ def main(argv: list[str]) -> None:
     )
     from configs import common
     from emjax import aot, experiment
+    from emjax.cost import devices
     from emjax.models.known import KNOWN
-    from emjax.plan import devices
 
     config = common.interaction("" if options.model == "micro" else options.model, method=options.method, biased_ratio=0.1)
     config.model.path = KNOWN[options.model].path if options.model in KNOWN else options.model

@@ -65,8 +65,8 @@ def main() -> None:
 
     from configs.kto_biased10 import get_config
     from emjax import models
+    from emjax.design.quotas import spread
     from emjax.interact import population, rollout
-    from emjax.interact.selection import spread
     from emjax.sampling import Engine, Request, Sampling
     from emjax.worlds.micro.base import CHECKPOINT
 

@@ -13,6 +13,7 @@ from benchmarks import collectives
 from configs import common
 from emjax import aot, experiment, models
 from emjax.config import KtoConfig, LoraConfig
+from emjax.cost import devices
 from emjax.data import batches
 from emjax.data.batches import Example
 from emjax.kto import reference
@@ -20,7 +21,6 @@ from emjax.kto import step as kto_step
 from emjax.kto.pairing import Plan
 from emjax.models import LanguageModel, decoder, lora, sharding
 from emjax.models.config import ModelConfig
-from emjax.plan import devices
 from emjax.train import optimizer, sft, state
 from emjax.train.checkpoint import Checkpoints
 from emjax.train.state import Tuning
