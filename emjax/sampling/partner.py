@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
@@ -49,7 +49,7 @@ class EngineChat:
         if schema is not None:
             raise ValueError("the engine has no structured output")
         key = digest([messages, run])
-        how = _sampling(seed_of("chat", self._seed, key), **sampling)
+        how = _sampling(seed_of("chat", self._seed, key), sampling)
         tokens = self._prompt(messages)
         if len(tokens) >= self._engine.cache_length:
             return Reply("", "too_long")
@@ -63,10 +63,10 @@ class EngineChat:
         """{word: probability that the answer begins with it}; None if the prompt is too long.
 
         The probabilities are over the whole vocabulary. A word may be spelled with or without a
-        leading space. For a word of several tokens (10, if the tokenizer splits digits), the tokens'
-        probabilities are multiplied; the probability that a word continues to a longer one (1 to 10)
-        is not counted for the shorter word. Raises ValueError for a word that the tokenizer cannot
-        spell.
+        leading space. For a word of several tokens (10, if the tokenizer splits digits), the
+        probabilities of the tokens are multiplied. The probability that a word continues to a
+        longer one (1 to 10) does not count for the shorter word. Raises ValueError for a word that
+        the tokenizer cannot spell.
         """
         spelt = {word: self._spellings(word) for word in words}
         after: dict[tuple[int, ...], set[int]] = {}  # prefix -> the tokens that may follow it
@@ -99,7 +99,7 @@ class EngineChat:
         return tuple(chat.prompts(self._tokenizer, [messages])[0])
 
 
-def _sampling(seed: int, **fields: Any) -> Sampling:
+def _sampling(seed: int, fields: Mapping[str, Any]) -> Sampling:
     """A chat call's sampling fields, under an endpoint's names, for the engine."""
     unknown = fields.keys() - {*_DRAWN, "max_tokens", "max_completion_tokens"}
     if unknown:
