@@ -63,19 +63,19 @@ def main() -> None:
     endpoint = spawn.Process(target=_endpoint, args=(options.latency, port), daemon=True)
     endpoint.start()
 
-    from configs.kto_biased10 import get_config
     from emjax import models
+    from emjax.config import Draw, InteractConfig, Rates, RoleConfig, RolesConfig
+    from emjax.design.quotas import spread
     from emjax.interact import population, rollout
-    from emjax.interact.selection import spread
     from emjax.sampling import Engine, Request, Sampling
-    from emjax.worlds.micro.base import CHECKPOINT
+    from emjax.worlds.micro.offline import CHECKPOINT
 
     lm = models.load(str(CHECKPOINT), dtype="float32")
     engine = Engine(lm, slots=options.slots, cache_length=384, chunk=32)
     list(engine.generate([Request(str(n), tuple(range(8, 200)), Sampling(max_new=24)) for n in range(8)]))  # compiles
-    config = get_config("llama3.1-8b").interact
-    config.models.user.update({"base_url": f"http://127.0.0.1:{port.value}/v1", "model": "users"})
-    config.models.user.rates.update({"concurrent": options.concurrent})
+    url = f"http://127.0.0.1:{port.value}/v1"
+    user = RoleConfig(base_url=url, model="users", rates=Rates(concurrent=options.concurrent))
+    config = InteractConfig(models=RolesConfig(user=user))
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         crowd = population.Population(config, 0, place / "cache", lambda path: (engine, lm.tokenizer))
@@ -83,7 +83,7 @@ def main() -> None:
         crowd.make_personas(counts, place)
         busy = rollout.Busy()
         users = crowd.users(place, "biased", counts, 1, seed=0, base=(engine, lm.tokenizer), busy=busy)
-        talk = rollout.Talk(0, 1.0, 24, "sum", "micro")
+        talk = rollout.Talk(0, Draw(), 24, "sum", "micro")
         rows = rollout.collect(engine, users, place / "trajectories.jsonl", tokenizer=lm.tokenizer, talk=talk, busy=busy)
         line = {
             "conversations": len(rows),
