@@ -31,7 +31,7 @@ class World(Protocol):
     gated: bool  # whether `gate` has something to ask
     stands_for: Mapping[str, tuple[str, ...]]  # its data sets -> the paper's that they stand for
 
-    def __init__(self, config: Any, seed: int) -> None: ...
+    def __init__(self, config: Section, seed: int) -> None: ...
 
     @property
     def seed(self) -> int | None:
