@@ -123,12 +123,6 @@ def main(argv: list[str]) -> None:
     os.environ["XLA_FLAGS"] = (
         f"--xla_force_host_platform_device_count={math.prod(sizes.values())} --xla_backend_optimization_level=0"
     )
-<<<<<<< HEAD
-=======
-    from configs import common
-    from emjax import aot, experiment
-    from emjax.cost import devices
->>>>>>> house
     from emjax.models.known import KNOWN
 
     path = KNOWN[options.model].path if options.model in KNOWN else options.model

@@ -64,10 +64,7 @@ def main() -> None:
     endpoint.start()
 
     from emjax import models
-<<<<<<< HEAD
     from emjax.config import Draw, InteractConfig, Rates, RoleConfig, RolesConfig
-=======
->>>>>>> house
     from emjax.design.quotas import spread
     from emjax.interact import population, rollout
     from emjax.sampling import Engine, Request, Sampling

@@ -51,7 +51,7 @@ def test_users_training_and_report(run, store, tmp_path):
         (arm, subset) for arm in ("vanilla", "control", "treated") for subset in ("all", "small")
     }
     assert all(row["n"] == {"all": 10, "small": 6}[row["subset"]] for row in rows)
-    (talks,) = (store / "collect").glob("*/trajectories.jsonl"), 
+    talks = (store / "collect").glob("*/trajectories.jsonl")
     users = {json.loads(line)["user_id"] for file in talks for line in file.read_text().splitlines()}
     assert users == {*(f"people-benign-{i}" for i in range(4)), *(f"people-biased-{i}" for i in range(2))}
     (page,) = (tmp_path / "one" / "report").glob("*index.html")
@@ -81,7 +81,7 @@ def test_its_fields_are_checked(run, capsys):
     assert run(CONFIG, "--dry_run", "--config.interact.turns=4") == 2
     assert "turns is 4; config.world is 'tests.worlds.tiny_world:Tiny'" in capsys.readouterr().err
     assert run("configs/direct_math.py:tests.worlds.tiny_world:Tiny", "--dry_run") == 2
-    assert "config.data.set.source is 'mistake_math'" in capsys.readouterr().err.replace("config.data.set.source.", "")
+    assert "config.data.set.source is 'mistake_math'" in capsys.readouterr().err
 
 
 # Files that name the micro-world: they choose it, are it, or (known.py) know the shape of its checkpoint for plans.

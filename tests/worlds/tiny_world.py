@@ -70,8 +70,9 @@ class Tiny:
     defaults = {  # noqa: RUF012
         "model.path": "adder", "model.dtype": "float32", "mesh.fsdp": 1, "engine.slots": 8, "engine.cache_length": 64,
         "engine.chunk": 16, "train.tuning": "full", "train.epochs": 1, "train.batch_size": 4, "train.remat": "none",
-        "train.buckets": (32,), "interact.users": 4, "interact.dialogues": 2, "interact.scheme": "exact",
-        "interact.max_new": 8, "select.scope": "user", "select.count": 1, "select.fraction": 0.0,
+        "train.buckets": (32,), "interaction/interact.users": 4, "interaction/interact.dialogues": 2,
+        "interaction/interact.max_new": 8, "interaction/interact.scheme": "exact", "interaction/select.scope": "user",
+        "interaction/select.count": 1, "interaction/select.fraction": 0.0,
     }  # fmt: skip
 
     def __init__(self, config, seed):
