@@ -51,11 +51,12 @@ from emjax.train import state as train_state
 
 
 def main(argv: list[str]) -> int:
+    """argv: without the program. 0, or 2 with one paragraph where the user can mend what is wrong."""
     values = flags.FlagValues()
     flags.DEFINE_string("topology", None, "TPU generation and slice, such as v5e:4x4.", flag_values=values)
     flags.DEFINE_enum("stage", "train", ["train", "sample"], "What to compile.", flag_values=values)
     try:
-        options = commands.parse(argv, values, str(__doc__).splitlines()[0])
+        options = commands.parse(["emjax aot", *argv], values, str(__doc__).splitlines()[0])
         if not options.topology:
             raise UserError("--topology is missing; name a TPU slice, such as v5e:4x4, v5p:2x2x4 or v6e:4x4.")
         given = options.config
@@ -224,4 +225,4 @@ def _spread(tree: Any, shardings: Any) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(main(sys.argv[1:]))
