@@ -1,4 +1,4 @@
-"""What checkpoints and adapters share as files: names of tensors, safetensors, the model card."""
+"""The file format that checkpoints and adapters share: tensor names, safetensors, the model card."""
 
 from pathlib import Path
 from typing import Any
