@@ -62,9 +62,14 @@ def splash(
     block = next(b for b in (2048, 1024, 512, 256, 128) if T % b == 0)
     compute = min(block, 512)
     sizes = splash_attention_kernel.BlockSizes(
-        block_q=compute, block_kv=block, block_kv_compute=compute,
-        block_q_dkv=compute, block_kv_dkv=block, block_kv_dkv_compute=compute, use_fused_bwd_kernel=True,
-    )  # fmt: skip
+        block_q=compute,
+        block_kv=block,
+        block_kv_compute=compute,
+        block_q_dkv=compute,
+        block_kv_dkv=block,
+        block_kv_dkv_compute=compute,
+        use_fused_bwd_kernel=True,
+    )
 
     def local(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.CausalMask((T, T))] * q.shape[2])
@@ -96,11 +101,11 @@ def after(
     lengths_B: jax.Array,
     implementation: str,
 ) -> jax.Array:
-    """Attention of C new positions to the first `lengths` (>= 1) of T earlier ones and to
-    themselves.
+    """Attention of C positions to themselves, causally, and to earlier positions.
 
-    Among themselves it is causal. Computes the two parts separately and combines them by their
-    softmax normalisers, so it builds no [C, T] mask. For passes without gradients.
+    The earlier ones are the first `lengths` (>= 1) of T. Computes the two parts separately and
+    combines them by their softmax normalisers, so it builds no [C, T] mask. For passes without
+    gradients.
     """
     attend = functools.partial(jax.nn.dot_product_attention, implementation=_WITH_CACHE[implementation], return_residual=True)
     own, own_norm_BxCxH = attend(q_BxCxHxh, k_BxCxKxh, v_BxCxKxh, is_causal=True)

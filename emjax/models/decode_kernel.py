@@ -76,8 +76,7 @@ def attend(
     stages: int = 3,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(out_BxHxh, k_BxKxSxh, v_BxKxSxh): attention to the first `length` positions and to the new
-    one.
+    """(out_BxHxh, k_BxKxSxh, v_BxKxSxh): attention to `length` positions and to the new one.
 
     Writes the new position at index `length` of the caches, in place. Inactive rows write nothing,
     and their output has no meaning.

@@ -28,8 +28,9 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
 
 class Layers(nnx.Module):
-    """All L transformer blocks; each weight is stacked on a leading layer axis. Matrices are [in,
-    out].
+    """All L transformer blocks; each weight is stacked on a leading layer axis.
+
+    Matrices are [in, out].
     """
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
@@ -62,7 +63,10 @@ class Layers(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """The model's weights: embedding [V, D], stacked layers, final norm [D], and the head [D, V] unless tied."""
+    """The model's weights: embedding [V, D], stacked layers, final norm [D] and head [D, V].
+
+    A tied model has no head.
+    """
 
     def __init__(self, config: ModelConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         def table(shape: tuple[int, int], axes: tuple[str, str]) -> nnx.Param:
@@ -116,7 +120,10 @@ def block(
     attend: Attend,
     adapter: Adapter | None,
 ) -> tuple[jax.Array, Any]:
-    """One layer; `p` and `adapter` hold this layer's weights. Returns (x_BxTxD, what `attend` kept)."""
+    """One layer. Returns (x_BxTxD, what `attend` kept).
+
+    `p` and `adapter` hold this layer's weights.
+    """
     B, T, _ = x_BxTxD.shape
     y = rms_norm(x_BxTxD, p["attn_norm"], config.norm_eps)
     q, k, v = linears(config, y, p, ("q", "k", "v"), adapter)
@@ -140,8 +147,7 @@ def block(
 
 
 def by_rows(x_Bx: jax.Array, mesh: Mesh | None, *rest: str | None) -> jax.Array:
-    """Keeps an activation on the devices of its rows; `rest` shards its other axes (default:
-    whole).
+    """Keeps an activation on its rows' devices; `rest` shards its other axes (default: whole).
 
     Without this, the compiler may compute a product of activations and weights that are both
     sharded over fsdp as partial sums on all devices for all rows. That costs several times the

@@ -55,7 +55,7 @@ KNOWN: dict[str, Known] = {
 
 
 def shape_of(path: str) -> ModelConfig:
-    """The shape of the model at config.model.path: from the directory's config.json, or from KNOWN.
+    """The shape of the model at config.model.path, from its config.json or from KNOWN.
 
     Downloads nothing.
     """
@@ -67,5 +67,6 @@ def shape_of(path: str) -> ModelConfig:
             return known.config
     raise UserError(
         f"config.model.path is {path!r}, neither a directory with a config.json nor one of "
-        f"{', '.join(known.path for known in KNOWN.values())}. Nothing is downloaded here: give the directory of a local checkpoint."
+        f"{', '.join(known.path for known in KNOWN.values())}. Nothing is downloaded here: give the directory "
+        "of a local checkpoint."
     )

@@ -73,7 +73,10 @@ _chunk_logprobs_of_constant_head.defvjp(_keep_gradient, _use_gradient)
 def row_logprobs(
     config: ModelConfig, params: Any, adapter: Adapter | None, rows: dict[str, jax.Array], **forward: Any
 ) -> jax.Array:
-    """Log-probs float32 [B, P] of the tokens at rows["positions"], each given the tokens before it."""
+    """Log-probs, float32 [B, P], of the tokens at rows["positions"].
+
+    Each is given the tokens before it.
+    """
     hidden_BxTxD, _ = decoder.forward(config, params, rows["tokens"], adapter=adapter, **forward)
     return _at_positions(params, adapter, rows, hidden_BxTxD, forward.get("mesh"))
 
@@ -120,12 +123,11 @@ def pair_logprobs(
     others: dict[str, jax.Array],
     **forward: Any,
 ) -> tuple[jax.Array, jax.Array]:
-    """(sequence log-probs of the rows, those of other completions of the same prompts): two float32
-    [B].
+    """Sequence log-probs of the rows, and of other completions of their prompts: two float32 [B].
 
     `others`: "tokens" and "weights" [B, C] of the completions, and "starts" [B], the lengths of the
-    prompts in `rows`. The prompts run once: both passes use their keys and values. The second
-    result has no gradient.
+    prompts in `rows`. The prompts run once: their keys and values serve both. The second result has
+    no gradient.
     """
     hidden_BxTxD, kv = decoder.forward(config, params, rows["tokens"], adapter=adapter, keep_kv=True, **forward)
     matched_B = _summed(_at_positions(params, adapter, rows, hidden_BxTxD, forward.get("mesh")), rows["weights"])

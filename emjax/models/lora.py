@@ -41,7 +41,10 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
 
 
 def init(lora: LoraConfig, config: ModelConfig, key: jax.Array) -> Adapter:
-    """A is uniform in +-1/sqrt(in), as in PEFT; B is zero, so the adapter has no effect at first."""
+    """A new adapter: A is uniform in +-1/sqrt(in), as in PEFT, and B is zero.
+
+    So the adapter has no effect at first.
+    """
     check_layers(lora, config)
     inside_Lx1x1 = np.isin(np.arange(config.L), lora.layers or range(config.L))[:, None, None]
     weights = {}

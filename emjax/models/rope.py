@@ -38,7 +38,7 @@ def tables(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Ar
 
 
 def rotate(x_BxTxNxh: jax.Array, cos_BxTxf: jax.Array, sin_BxTxf: jax.Array) -> jax.Array:
-    """Rotates each head's (first half, second half) pairs; computed in float32, returned in x's dtype."""
+    """Rotates each head's (first half, second half) pairs in float32; the result has x's dtype."""
     x = x_BxTxNxh.astype(jnp.float32)
     first, second = jnp.split(x, 2, axis=-1)
     cos, sin = cos_BxTxf[..., None, :], sin_BxTxf[..., None, :]
