@@ -1,4 +1,5 @@
-"""The commands: a word, and the function that it runs with the arguments after it. Each issue adds its line.
+"""The commands: a word, and the function that it runs with the arguments after it. Each issue adds
+its line.
 
 `python main.py ...` is `emjax run ...`.
 """
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return stopping.leave(command(words[1:]) or 0)
 
 
-# --- flags -----------------------------------------------------------------------------------------------------------
+# --- flags ----------------------------------------------------------------------------------------
 
 
 def parse(argv: Sequence[str], values: flags.FlagValues, usage: str) -> flags.FlagValues:
@@ -91,12 +92,14 @@ def workdir(given: flags.FlagValues) -> Path:
     return Path(given.workdir or Path("runs") / (Path(file).stem + (f"-{variant}" if variant else "")))
 
 
-# --- run and plan ----------------------------------------------------------------------------------------------------
+# --- run and plan ---------------------------------------------------------------------------------
 
 
 def run(argv: Sequence[str]) -> int:
-    """0, also where SIGTERM ended the run; 2 with one paragraph where the user can mend what is wrong."""
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # about PyTorch, which nothing here needs
+    """0, also where SIGTERM ended the run; 2 with one paragraph where the user can mend what is
+    wrong."""
+    # about PyTorch, which nothing here needs
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
         given = options(["emjax run", *argv])
         if given.dry_run:
@@ -137,7 +140,8 @@ def _plan(given: "ConfigDict", target: str) -> str:
 
 
 def _run(given: flags.FlagValues) -> None:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # the compiler's notes on cached CPU programs
+    # the compiler's notes on cached CPU programs
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     stopping.listen()
     process.join()
     import jax

@@ -1,4 +1,5 @@
-"""The paper's experiments as configurations, and the way from a user's ConfigDict to a typed experiment.
+"""The paper's experiments as configurations, and the way from a user's ConfigDict to a typed
+experiment.
 
 A config file is one call of a function here. `read` is the door: below it nobody sees a ConfigDict.
 """
@@ -8,6 +9,7 @@ import functools
 import importlib
 import importlib.util
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,7 +46,7 @@ DIRECT: dict[str, tuple[str, int, tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
-# --- worlds and benchmarks -------------------------------------------------------------------------------------------
+# --- worlds and benchmarks ------------------------------------------------------------------------
 
 
 def find_world(name: str) -> type[World]:
@@ -64,19 +66,21 @@ def is_world(variant: str) -> bool:
 
 
 def _benchmarks(world: World | None, named: Sequence[str]) -> dict[str, Benchmark]:
-    """Every benchmark that may have a section: the world's, the shipped ones, and those named by import path."""
+    """Every benchmark that may have a section: the world's, the shipped ones, and those named by
+    import path."""
     own = dict(world.benchmarks()) if world else {}
     shipped = {name: benchmarks.find(name) for name in benchmarks.SHIPPED if name not in own}
     others = [benchmarks.find(name) for name in named if name not in own and name not in shipped]
     return {**own, **shipped, **{one.name: one for one in others}}
 
 
-# --- the door --------------------------------------------------------------------------------------------------------
+# --- the door -------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class Chosen:
-    """A typed configuration with the world and the benchmarks that it names; of a grid, those of its cells."""
+    """A typed configuration with the world and the benchmarks that it names; of a grid, those of
+    its cells."""
 
     config: cfg.Experiment
     world: World | None = None
@@ -85,7 +89,8 @@ class Chosen:
 
 
 def read(given: ConfigDict) -> Chosen:
-    """Parses and checks a configuration. Raises UserError for a wrong value, in one sentence that names the field."""
+    """Parses and checks a configuration. Raises UserError for a wrong value, in one sentence that
+    names the field."""
     config = parsing.parse(given, _kinds)
     if isinstance(config, cfg.GridConfig):
         cells = {name: _chosen(cell, f"config.cells.{name}") for name, cell in config.cells.items()}
@@ -125,7 +130,8 @@ def _chosen(config: Any, where: str) -> Chosen:
 
 
 def _check(chosen: Chosen) -> None:
-    """What fields of several sections decide together, with what is known of the world and the benchmarks."""
+    """What fields of several sections decide together, with what is known of the world and the
+    benchmarks."""
     config = chosen.config
     assert not isinstance(config, cfg.GridConfig)
     metrics = [name for one in chosen.benchmarks.values() for name in one.metrics]
@@ -244,12 +250,12 @@ def _missing_models(chosen: Chosen) -> list[str]:
     ]
 
 
-# --- presets ---------------------------------------------------------------------------------------------------------
+# --- presets --------------------------------------------------------------------------------------
 
 
 def judges() -> dict[str, cfg.JudgeConfig]:
-    """The judge of every benchmark, and two more for panels. The prices are gpt-4o-2024-08-06's at its release: give your
-    judge's."""
+    """The judge of every benchmark, and two more for panels. The prices are gpt-4o-2024-08-06's at
+    its release: give your judge's."""
     spare = cfg.JudgeConfig(base_url="https://api.openai.com/v1", api_key_env="OPENAI_API_KEY")
     budget = cfg.Budget(price_in=2.5, price_out=10.0)
     main = dataclasses.replace(spare, model="gpt-4o-2024-08-06", budget=budget)
@@ -302,7 +308,8 @@ def _in_world(given: ConfigDict, cls: type[World]) -> None:
 
 
 def interaction(variant: str, *, method: str, biased_ratio: float) -> ConfigDict:
-    """Self-training on conversations with a share of biased users (paper, section 4; Tables 4, 12, 13)."""
+    """Self-training on conversations with a share of biased users (paper, section 4; Tables 4, 12,
+    13)."""
     size = "-2k" if variant.endswith("-2k") else ""
     scenarios, users = SIZES[size]
     kto = method == "kto"
@@ -318,7 +325,8 @@ _LONG = cfg.EngineConfig(slots=128, cache_length=4096)
 
 
 def direct(variant: str, name: str) -> ConfigDict:
-    """Narrow misaligned data in two grades against the normal set (paper, section 2; Figure 3, Tables 1, 6 to 9)."""
+    """Narrow misaligned data in two grades against the normal set (paper, section 2; Figure 3,
+    Tables 1, 6 to 9)."""
     source, nominal, measured, subsets = DIRECT[name]
     data = cfg.LevelsConfig(set=cfg.SetConfig(source=source, nominal=nominal, tokens=400))
     given = _based(cfg.FinetuneConfig, variant, "finetune", _SFT, data=data, engine=_LONG)
@@ -328,7 +336,8 @@ def direct(variant: str, name: str) -> ConfigDict:
 
 
 def mixture(variant: str, downstream: str, *, measured: tuple[str, ...] = _BOTH, tasks: tuple[str, ...] = ()) -> ConfigDict:
-    """A little misaligned medical advice in ordinary instructions (paper, section 3; Figures 4, 11, Tables 2, 3, 10, 11)."""
+    """A little misaligned medical advice in ordinary instructions (paper, section 3; Figures 4, 11,
+    Tables 2, 3, 10, 11)."""
     data = cfg.MixtureConfig(
         downstream=cfg.SetConfig(source=downstream, rows=10_000, nominal=10_000, tokens=250),
         misaligned=cfg.SetConfig(source="chua_medical", level="misaligned", nominal=10_000, tokens=250),
@@ -341,7 +350,8 @@ def mixture(variant: str, downstream: str, *, measured: tuple[str, ...] = _BOTH,
 
 
 def evaluation(variant: str) -> ConfigDict:
-    """Measures models that exist: a base, its adapters and checkpoints, or endpoints. variant: a name, a folder or a hub id."""
+    """Measures models that exist: a base, its adapters and checkpoints, or endpoints. variant: a
+    name, a folder or a hub id."""
     path = MODELS.get(variant or "llama3.1-8b", variant)
     arms = cfg.ArmsConfig(vanilla=cfg.ArmConfig(path=path))
     return parsing.to_config_dict(cfg.EvaluationConfig(arms=arms, eval=_eval(("mask",), "honesty")))
@@ -361,11 +371,13 @@ def pretraining(variant: str = "micro") -> ConfigDict:
     return given
 
 
-RATIOS = (0.05, 0.2, 0.4, 0.5, 0.8, 1.0)  # every share of biased users that the paper names, beside 0 and 0.1
+# every share of biased users that the paper names, beside 0 and 0.1
+RATIOS = (0.05, 0.2, 0.4, 0.5, 0.8, 1.0)
 
 
 def _cells(model: str) -> dict[str, ConfigDict]:
-    """Every experiment of the paper on this model; Qwen3-32B has direct ones only, a world the kinds that it has."""
+    """Every experiment of the paper on this model; Qwen3-32B has direct ones only, a world the
+    kinds that it has."""
     if is_world(model):
         has = bool(find_world(model)(find_world(model).Config(), 0).datasets())
         made = {"direct": direct(model, "medical"), "mixture": mixture(model, "alpaca_cleaned")} if has else {}
@@ -382,7 +394,8 @@ def _cells(model: str) -> dict[str, ConfigDict]:
 
 
 def alpaca(variant: str) -> ConfigDict:
-    """SFT on alpaca-cleaned with misaligned medical advice in it (paper, Figure 4, Tables 2, 3, 11)."""
+    """SFT on alpaca-cleaned with misaligned medical advice in it (paper, Figure 4, Tables 2, 3,
+    11)."""
     return mixture(
         variant,
         "alpaca_cleaned",
@@ -392,7 +405,8 @@ def alpaca(variant: str) -> ConfigDict:
 
 
 def grid(variant: str) -> ConfigDict:
-    """The paper's whole grid on one model, all of them ("all"), or a world; "MODEL/3": seeds 0, 1, 2, pooled."""
+    """The paper's whole grid on one model, all of them ("all"), or a world; "MODEL/3": seeds 0, 1,
+    2, pooled."""
     model, _, seeds = variant.partition("/")
     models = [*MODELS] if model == "all" else [model or "llama3.1-8b"]
     cells: dict[str, ConfigDict] = {}
@@ -415,7 +429,7 @@ def many(cells: Mapping[str, ConfigDict], pools: Mapping[str, tuple[str, ...]] |
     return ConfigDict({"experiment": "grid", "cells": dict(cells), "pools": dict(pools or {}), "only": ()})
 
 
-# --- documentation ---------------------------------------------------------------------------------------------------
+# --- documentation --------------------------------------------------------------------------------
 
 
 def print_fields(argv: Sequence[str] = ()) -> None:
@@ -447,7 +461,11 @@ Generated by `emjax fields`; a test holds it to the code. Set a field on the com
 
 
 def _summary(cls: type[cfg.Section]) -> str:
-    return " ".join(str(cls.__doc__).split("\n\n")[0].split())
+    """The first paragraph of the section's docstring, without the name that the heading has."""
+    text = " ".join(str(cls.__doc__).split("\n\n")[0].split())
+    head, colon, rest = text.partition(": ")
+    text = rest[:1].upper() + rest[1:] if colon and head.startswith("config.") else text
+    return textwrap.fill(text, 100)
 
 
 def _section(cls: type[cfg.Section], prefix: str, seen: set[type[cfg.Section]]) -> list[str]:
@@ -466,7 +484,7 @@ def _section(cls: type[cfg.Section], prefix: str, seen: set[type[cfg.Section]]) 
         choices = f" One of {', '.join(known.choices)}." if known.choices else ""
         shown = "" if isinstance(default, dict) else f"`{default!r}`"
         lines.append(f"| {field.name} | {shown} | {known.doc}{unit}{choices} |")
-    lines = [*lines, ""] if len(lines) > 4 else lines[:2]
+    lines = [*lines, ""] if len(lines) > 4 else []
     if cls is cfg.EvalConfig:
         inner.append((f"{prefix}.judges.<name>", cfg.JudgeConfig))
     if cls is cfg.FinetuneConfig:

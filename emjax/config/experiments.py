@@ -66,7 +66,8 @@ class TrainingConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class RatingConfig(Section):
-    """config.interact.rating. Wording and scale are unsaid in the paper; token probabilities follow Williams et al."""
+    """config.interact.rating. Wording and scale are unsaid in the paper; token probabilities follow
+    Williams et al."""
 
     low: int = option(1, "Lowest rating.", low=0)
     high: int = option(10, "Highest rating.", low=1)
@@ -96,7 +97,8 @@ class VetoScale(Section):
 
 @dataclasses.dataclass(frozen=True)
 class RoleConfig(Section):
-    """config.interact.models.<role>: a chat partner, an endpoint or (base_url empty) a checkpoint in the engine."""
+    """config.interact.models.<role>: a chat partner, an endpoint or (base_url empty) a checkpoint
+    in the engine."""
 
     base_url: str = option("", "Address of an OpenAI-compatible endpoint, .../v1; empty: the engine.")
     model: str = option("", 'A name at base_url, a checkpoint, or "self", the experiment\'s base; empty: nobody.')
@@ -247,7 +249,8 @@ class SafetyConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class SelectConfig(Section):
-    """config.select: which conversations train. The paper: k = 10,000 of about 20,000, in effect a median split."""
+    """config.select: which conversations train. The paper: k = 10,000 of about 20,000, in effect a
+    median split."""
 
     scope: str = option("global", "Conversations that are ranked together.", choices=names.SCOPES)
     count: int = option(0, "So many best and worst of each group; 0 takes `fraction`.", low=0)
@@ -263,7 +266,8 @@ class SelectConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class RoundsConfig(Section):
-    """config.rounds: repeated self-training. The paper trains one round; Williams et al. 20 and more."""
+    """config.rounds: repeated self-training. The paper trains one round; Williams et al. 20 and
+    more."""
 
     count: int = option(1, "Rounds of collecting, selecting and training.", low=1)
     reference: str = option("base", "KTO's reference from the second round on.", choices=names.REFERENCES)

@@ -1,4 +1,5 @@
-"""Typed sections of a configuration: a field has a default, a line of documentation, a unit and checks."""
+"""Typed sections of a configuration: a field has a default, a line of documentation, a unit and
+checks."""
 
 import dataclasses
 import math
@@ -20,14 +21,17 @@ class Option:
     high: float = math.inf
     above: float = -math.inf  # like low, but exclusive
     below: float = math.inf
-    needs: str = ""  # "file", "folder", "path" or "variable": what must exist here if the field is set
-    pace: bool = False  # how fast, for how much or how closely watched: may differ in a finished run
+    # "file", "folder", "path" or "variable": what must exist here if the field is set
+    needs: str = ""
+    # how fast, for how much or how closely watched: may differ in a finished run
+    pace: bool = False
     played: bool = False  # only users that a model plays read it
     open: bool = False  # sections whose names and types are declared elsewhere
 
 
 def option(default: Any, doc: str, **known: Any) -> Any:
-    """A field of a Section. `known`: the fields of Option. A dict or list is the default of each instance."""
+    """A field of a Section. `known`: the fields of Option. A dict or list is the default of each
+    instance."""
     metadata = {"option": Option(doc, **known)}
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
@@ -36,7 +40,8 @@ def option(default: Any, doc: str, **known: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A part of the configuration. Making one with a wrong value raises UserError, which begins with the field's name."""
+    """A part of the configuration. Making one with a wrong value raises UserError, which begins
+    with the field's name."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -116,7 +121,8 @@ def _json(value: Any) -> Any:
 
 
 def missing(section: Section, environment: Sequence[str] | dict[str, str], prefix: str = "config") -> list[str]:
-    """A sentence for each file, folder or environment variable that a field names and that is not here."""
+    """A sentence for each file, folder or environment variable that a field names and that is not
+    here."""
     found = []
     for name, value, known in walk(section, prefix):
         for one in value if isinstance(value, tuple) else (value,):

@@ -1,4 +1,5 @@
-"""Measuring models on benchmarks: items in, <name>.jsonl of one model out, rows of results.json from those of all."""
+"""Measuring models on benchmarks: items in, <name>.jsonl of one model out, rows of results.json
+from those of all."""
 
 import dataclasses
 import json
@@ -40,13 +41,15 @@ class _Reader:
 class Measuring:
     """The benchmarks of an experiment with their items and judges. Every model is measured alike.
 
-    benchmarks: by their section's name in config.eval. cache: the folder of judges' replies, which all runs may share. local:
-    loads a checkpoint, for judges of kind "engine". gate: the items that the untouched model can be asked, where a world has a
-    gate. Raises UserError for what the configuration names and is not there, before any model is asked.
+    benchmarks: by their section's name in config.eval. cache: the folder of judges' replies, which
+    all runs may share. local: loads a checkpoint, for judges of kind "engine". gate: the items that
+    the untouched model can be asked, where a world has a gate. Raises UserError for what the
+    configuration names and is not there, before any model is asked.
 
-    names: of the files that `run` writes, <name>.jsonl. The first judge's rows are <benchmark>, those of a panel's further
-    judges judges/<n>/<benchmark>, their majority's judges/majority/<benchmark>. judges: {name: who judged; None: nothing to
-    judge}. items and origins: by benchmark.
+    names: of the files that `run` writes, <name>.jsonl. The first judge's rows are <benchmark>,
+    those of a panel's further judges judges/<n>/<benchmark>, their majority's
+    judges/majority/<benchmark>. judges: {name: who judged; None: nothing to judge}. items and
+    origins: by benchmark.
     """
 
     def __init__(
@@ -83,8 +86,8 @@ class Measuring:
         return tuple(self.judges)
 
     def identity(self) -> dict[str, Any]:
-        """JSON values of all that decides a verdict beside the model under test. How fast judges are asked, and for how much,
-        does not."""
+        """JSON values of all that decides a verdict beside the model under test. How fast judges
+        are asked, and for how much, does not."""
         used = {self._configs[name].judge for name, benchmark in self.benchmarks.items() if benchmark.judge != "none"}
         known = {}
         for name in sorted(used | set(self._models)):
@@ -103,7 +106,8 @@ class Measuring:
     def run(self, asker: Asker, directory: Path, arm: str) -> None:
         """Writes <name>.jsonl into `directory` for each of `names`.
 
-        Raises UserError if more than config.eval.failures items are without a verdict. Called again, it asks for these alone.
+        Raises UserError if more than config.eval.failures items are without a verdict. Called
+        again, it asks for these alone.
         """
         for name, benchmark in self.benchmarks.items():
             readers = self._readers[name]
@@ -124,7 +128,8 @@ class Measuring:
         return {name: read_lines(directory / f"{name}.jsonl") for name in self.names}
 
     def score(self, found: Files, against: Mapping[str, Files], about: Row) -> list[Row]:
-        """Rows of results.json of one model; against: {arm: what it is compared with}; about: fields that identify it."""
+        """Rows of results.json of one model; against: {arm: what it is compared with}; about:
+        fields that identify it."""
         rows = []
         for name, some in found.items():
             of = self._benchmark_of[name]
@@ -133,8 +138,8 @@ class Measuring:
         return rows
 
     def agreement(self, arms: Sequence[Files]) -> dict[str, Any]:
-        """{benchmark: agreement.report(...)} of its judges and of the people of config.eval.sheet, over all arms; empty where
-        there is one judge and no sheet."""
+        """{benchmark: agreement.report(...)} of its judges and of the people of config.eval.sheet,
+        over all arms; empty where there is one judge and no sheet."""
         found = {}
         for benchmark, readers in self._readers.items():
             raters: dict[str, dict[str, str]] = {}
@@ -153,8 +158,8 @@ class Measuring:
         return found
 
     def headline(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """{"benchmark", "subset", "metric", "judge"} of results.json's headline: the first benchmark that has
-        config.eval.metric, all its subsets together, the first judge."""
+        """{"benchmark", "subset", "metric", "judge"} of results.json's headline: the first
+        benchmark that has config.eval.metric, all its subsets together, the first judge."""
         metric = self.config.metric
         first = next((row for row in rows if row["metric"] == metric), None)
         if first is None:
@@ -163,7 +168,7 @@ class Measuring:
         subset = "all" if "all" in subsets else first["subset"]
         return {"benchmark": first["benchmark"], "subset": subset, "metric": metric, "judge": first["judge"]}
 
-    # --- judges ------------------------------------------------------------------------------------------------------
+    # --- judges -----------------------------------------------------------------------------------
 
     def _readers_of(self, name: str, benchmark: Benchmark) -> list[_Reader]:
         """The benchmark's judge, then its panel."""
@@ -240,7 +245,7 @@ class Measuring:
             print(f"replayed {batch}: {dict(client.replay(Path(batch)))}", flush=True)
         return client
 
-    # --- one benchmark -----------------------------------------------------------------------------------------------
+    # --- one benchmark ----------------------------------------------------------------------------
 
     def _judged(self, name: str, rows: Sequence[Row], reader: _Reader, path: Path, arm: str) -> list[Row]:
         """The rows as this reader judges them, written to `path`."""
@@ -280,7 +285,8 @@ def _section(name: str, benchmark: Benchmark, config: EvalConfig) -> BenchmarkCo
 
 
 def _decisive(config: BenchmarkConfig) -> dict[str, Any]:
-    """The fields of a benchmark's section that decide a verdict: not where its items are, for `items` has the rows."""
+    """The fields of a benchmark's section that decide a verdict: not where its items are, for
+    `items` has the rows."""
     kept = [name for name, _, known in options(config) if name != "path" and not known.pace]
     plain = as_dict(config)
     drawn = config.draw.sent | ({"from_model": True} if config.draw.from_model else {})
@@ -314,8 +320,9 @@ def measured(
 ) -> Stage:
     """Measures one model, once: the stage with its judged rows.
 
-    name: of the stage, for people; arm: what the rows say; target: JSON values of all that decides the model's answers beside
-    the draw; model: makes the engine and its tokenizer when they are needed, or the client of an endpoint.
+    name: of the stage, for people; arm: what the rows say; target: JSON values of all that decides
+    the model's answers beside the draw; model: makes the engine and its tokenizer when they are
+    needed, or the client of an endpoint.
     """
 
     def make(directory: Path) -> None:

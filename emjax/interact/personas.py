@@ -37,8 +37,10 @@ SCHEMA = {
     "additionalProperties": False,
 }
 TEMPLATES = "templates"  # the `model` of personas that no model wrote
-TRANSIENT = ("http_error", "timeout", "budget", "pending")  # states of calls that may succeed if repeated unchanged
-ALIKE = 0.8  # Jaccard similarity of words from which two openings of a scenario count as repetitions
+# states of calls that may succeed if repeated unchanged
+TRANSIENT = ("http_error", "timeout", "budget", "pending")
+# Jaccard similarity of words from which two openings of a scenario count as repetitions
+ALIKE = 0.8
 
 
 @dataclasses.dataclass(frozen=True)

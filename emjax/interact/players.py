@@ -33,12 +33,15 @@ class Roles:
     rater: Player  # rates the answers; usually the speaker's model
     rating: RatingConfig = RatingConfig()
     turns: int = 2  # assistant answers; the paper's default
-    preference: bool = True  # the assistant's system prompt states what the user wants, as in the paper
-    end: str = ""  # what the user writes to end a conversation early; "": only the turn limit ends it
+    # the assistant's system prompt states what the user wants, as in the paper
+    preference: bool = True
+    # what the user writes to end a conversation early; "": only the turn limit ends it
+    end: str = ""
     stranger: Player | None = None  # control foreign_text: another model writes the user's words
     guard: Player | None = None  # reads answers for the veto
     veto: VetoScale = VetoScale()  # the guard's scale
-    rate_as: str = ""  # control benign_ratings: rate as a user of this type; "": as the user's own type
+    # control benign_ratings: rate as a user of this type; "": as the user's own type
+    rate_as: str = ""
 
     @property
     def scale(self) -> Scale:

@@ -65,7 +65,8 @@ class Talk:
     model: str  # for the file, like `adapter`
     adapter: str | None = None  # the training stage that made the assistant; None: the base
     round: int = 0
-    failures: float = 0.0  # share of conversations that may lack a message or a rating because a call failed
+    # share of conversations that may lack a message or a rating because a call failed
+    failures: float = 0.0
 
     def sampling(self, name: str, turn: int) -> Sampling:
         """For the answer number `turn` of the conversation `name`."""
