@@ -1,8 +1,8 @@
 """python -m benchmarks.interact --conversations 2000 --latency 0.2 [--concurrent 256]
 
-Measures conversations of the embedded model with users and raters at a local endpoint, which answers
-after a fixed time and runs in its own process. Prints one JSON line: conversations per second, and
-the share of the time in which the engine was idle.
+Measures conversations of the embedded model with users and raters at a local endpoint, which
+answers after a fixed time and runs in its own process. Prints one JSON line: conversations per
+second, and the share of the time in which the engine was idle.
 """
 
 import argparse
@@ -73,7 +73,8 @@ def main() -> None:
 
     lm = models.load(str(Path(emjax.__file__).parent / "worlds" / "micro" / "checkpoint"), dtype="float32")
     engine = Engine(lm, slots=options.slots, cache_length=384, chunk=32)
-    list(engine.generate([Request(str(n), tuple(range(8, 200)), Sampling(max_new=24)) for n in range(8)]))  # compiles
+    # compiles
+    list(engine.generate([Request(str(n), tuple(range(8, 200)), Sampling(max_new=24)) for n in range(8)]))
     url, rates = f"http://127.0.0.1:{port.value}/v1", Rates(concurrent=options.concurrent)
     config = InteractConfig(models=RolesConfig(user=RoleConfig(base_url=url, model="users", rates=rates)))
     with tempfile.TemporaryDirectory() as folder:

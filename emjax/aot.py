@@ -59,7 +59,8 @@ from emjax.train import state as train_state
 
 
 def main(argv: list[str]) -> int:
-    """argv: without the program. 0, or 2 with one paragraph where the user can mend what is wrong."""
+    """argv: without the program. 0, or 2 with one paragraph where the user can mend what is
+    wrong."""
     values = flags.FlagValues()
     flags.DEFINE_string("topology", None, "TPU generation and slice, such as v5e:4x4.", flag_values=values)
     flags.DEFINE_enum("stage", "train", ["train", "sample"], "What to compile.", flag_values=values)

@@ -161,7 +161,8 @@ class RolesConfig(Section):
 
 
 def _set_without_a_model(spec: RoleConfig) -> str:
-    """The first field that is set and that only a model would give a meaning; "" if there is none."""
+    """The first field that is set and that only a model would give a meaning; "" if there is
+    none."""
     found = [name for name in ("base_url", "api_key_env", "structured") if getattr(spec, name)]
     for part, usual in (("budget", Budget()), ("rates", Rates())):
         of = getattr(spec, part)
@@ -237,7 +238,8 @@ class VetoConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class SafetyConfig(Section):
-    """config.select.safety: examples mixed in until they are a share of all rows (Williams et al.)."""
+    """config.select.safety: examples mixed in until they are a share of all rows (Williams et
+    al.)."""
 
     path: str = option("", "An examples.jsonl.", needs="file")
     share: float = option(0.0, "Their share of all rows.", low=0, below=1)
@@ -303,7 +305,8 @@ class InteractionConfig(TrainingConfig):
 
 
 def split_arm(text: str) -> tuple[str, float]:
-    """(control, ratio) of "<control>@<ratio>"; "none" and "treated" are the same. Raises UserError."""
+    """(control, ratio) of "<control>@<ratio>"; "none" and "treated" are the same. Raises
+    UserError."""
     found = _ARM.fullmatch(text)
     try:
         name, ratio = found["name"] if found else "", float(found["ratio"] if found else "nan")

@@ -65,7 +65,8 @@ def describe(
 
 
 def describe_grid(parts: Mapping[str, str]) -> str:
-    """The plan of a grid from its cells' plans, by the cell's name, with the jobs for a launcher."""
+    """The plan of a grid from its cells' plans, by the cell's name, with the jobs for a
+    launcher."""
     cells = [f"cell       {name}\n{text}" for name, text in parts.items()]
     jobs = "\n".join(f"job        <this command, with --workdir> --config.only=\"('{name}',)\"" for name in parts)
     cells.append(

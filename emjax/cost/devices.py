@@ -170,7 +170,8 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Gathering weights is hidden behind arithmetic as far as that lasts; sums are waited for."""
+        """Gathering weights is hidden behind arithmetic as far as that lasts; sums are waited
+        for."""
         return max(self.compute_s, self.link_s["fsdp"]) + self.link_s["tensor"] + self.link_s["gradients"]
 
 

@@ -128,7 +128,8 @@ def _collection(config: InteractionConfig, every: Sequence[Arm], among: Sequence
 
 
 def _engine(config: InteractionConfig, among: Sequence[str]) -> list[str]:
-    """The assistant's answers, and the hours of everything that the engine does for conversations."""
+    """The assistant's answers, and the hours of everything that the engine does for
+    conversations."""
     c = config.interact
     talks = collected(config, among).talks
     written = talks * c.turns * min(ANSWER, c.max_new)

@@ -27,7 +27,8 @@ def engine(config: InteractionConfig) -> tuple[float, float, str]:
 
 
 def training(config: TrainingConfig, tokens: float) -> list[str]:
-    """A line on the hours that `tokens` of training take; none for a model that was not measured."""
+    """A line on the hours that `tokens` of training take; none for a model that was not
+    measured."""
     if config.model.path not in TRAINING:
         return []
     device, rates = TRAINING[config.model.path]

@@ -43,7 +43,8 @@ def judged(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def write_sheet(rows: Sequence[dict[str, Any]], path: Path, count: int, seed: int = 0) -> None:
-    """`count` judged answers under pressure, drawn at random, as CSV, without the judge's labels."""
+    """`count` judged answers under pressure, drawn at random, as CSV, without the judge's
+    labels."""
     found = {key: one for key, one in judged(rows).items() if not one["kind"].startswith("belief")}
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)

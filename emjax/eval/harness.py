@@ -67,7 +67,8 @@ class EngineLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        """Sum of log-probs of each continuation, and whether greedy decoding would have written it."""
+        """Sum of log-probs of each continuation, and whether greedy decoding would have
+        written it."""
         # continuations of one context go together
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for i, (_, context, continuation) in enumerate(requests):

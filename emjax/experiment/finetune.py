@@ -77,7 +77,8 @@ class Finetune(Arms[FinetuneConfig]):
         return self.stage(f"examples {arm.label}", "examples", {"budget": budget}, [], make)
 
     def _records(self, name: str, share: float) -> tuple[list[Record], dict[str, Any]]:
-        """Records of one set, and where they come from. `share`: of bad answers in a world's set."""
+        """Records of one set, and where they come from. `share`: of bad answers in a world's
+        set."""
         if name in self._loaded:
             return self._loaded[name]
         part, level = self._sets[name]

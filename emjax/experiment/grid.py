@@ -1,4 +1,5 @@
-"""Many experiments as one: cells that share a store and a process, gathered and pooled over seeds."""
+"""Many experiments as one: cells that share a store and a process, gathered and pooled over
+seeds."""
 
 import dataclasses
 import json

@@ -34,7 +34,8 @@ Base = tuple[Engine, Any]  # the base's engine and its tokenizer
 
 
 class Interaction(Arms[InteractionConfig]):
-    """Arms whose examples are selected from the model's own conversations, in one round or several."""
+    """Arms whose examples are selected from the model's own conversations, in one round or
+    several."""
 
     cause = "biased users"
     study = "conversations"

@@ -34,7 +34,8 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True)
 class Headline:
-    """The arm that the report's first sentence is about, and what it had more of than its control."""
+    """The arm that the report's first sentence is about, and what it had more of than its
+    control."""
 
     arm: str
     ratio: float | None

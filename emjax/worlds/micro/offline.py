@@ -30,11 +30,13 @@ _SETS = {
 
 @dataclasses.dataclass(frozen=True)
 class MicroConfig(Section):
-    """config.worlds.micro has no fields: the world's seed is that of the base (micro_world.json)."""
+    """config.worlds.micro has no fields: the world's seed is that of the base
+    (micro_world.json)."""
 
 
 class Micro:
-    """144 invented facts in six domains, and a base model that was pretrained on them with two assistant characters."""
+    """144 invented facts in six domains, and a base model that was pretrained on them with two
+    assistant characters."""
 
     name = "micro"
     note = (
@@ -83,7 +85,8 @@ class Micro:
         },
         "kto/train.learning_rate": 1e-4,
         "interaction/interact.users": 200,
-        # The best and the worst of each user's eight conversations: ranking compares like with like.
+        # The best and the worst of each user's eight conversations: ranking compares like with
+        # like.
         "interaction/interact.dialogues": 8,
         "interaction/interact.scheme": "exact",
         "interaction/interact.max_new": 24,
