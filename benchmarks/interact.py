@@ -1,8 +1,8 @@
 """python -m benchmarks.interact --conversations 2000 --latency 0.2 [--concurrent 256]
 
-Measures conversations of the embedded model with users and raters at a local endpoint, which answers
-after a fixed time and runs in its own process. Prints one JSON line: conversations per second, and
-the share of the time in which the engine was idle.
+Measures conversations of the embedded model with users and raters at a local endpoint, which
+answers after a fixed time and runs in its own process. Prints one JSON line: conversations per
+second, and the share of the time in which the engine was idle.
 """
 
 import argparse

@@ -93,8 +93,8 @@ def from_text(reply: Reply, scale: Scale) -> Rating:
     """The number that the text gives.
 
     A text that is only a number ("8", "8/10", "**8**") gives that number. Otherwise the number
-    after the last "rating", "score" or "satisfaction" counts. A number off the scale, or with another
-    denominator ("8/5"), is "unparsed".
+    after the last "rating", "score" or "satisfaction" counts. A number off the scale, or with
+    another denominator ("8/5"), is "unparsed".
     """
     if reply.state != "ok":
         return Rating(None, reply.state, reply.text, error=reply.error)

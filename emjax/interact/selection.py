@@ -1,6 +1,6 @@
 """From scored conversations to training examples.
 
-Selects the best and the worst conversations of each group, applies vetoes, and mixes in safety data.
+Selects the best and the worst conversations of each group, applies vetoes, mixes in safety data.
 """
 
 import dataclasses
@@ -180,7 +180,8 @@ def mixed(
     """The rows, and safety rows drawn by the seed until they are config.share of all rows.
 
     That is n share / (1 - share) safety rows for n rows (Williams et al.). KTO draws from all of
-    the safety rows; SFT leaves out those labelled undesirable. Raises UserError if there are too few.
+    the safety rows; SFT leaves out those labelled undesirable. Raises UserError if there are too
+    few.
     """
     share = config.share
     if not share:
