@@ -1,7 +1,6 @@
 """From scored conversations to training examples.
 
-Selects the best and the worst conversations of each group, applies vetoes, and mixes in safety
-data.
+Selects the best and the worst conversations of each group, applies vetoes, mixes in safety data.
 """
 
 import dataclasses

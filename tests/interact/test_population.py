@@ -1,4 +1,4 @@
-"""config.interact to users: what enters keys and hashes stays what version 0.1 wrote, and roles get their sampling."""
+"""config.interact to users: cache keys and identities are those of version 0.1; roles draw as set."""
 
 import asyncio
 import dataclasses
@@ -31,7 +31,7 @@ def speak(server, tmp_path, **fields):
 
 
 def test_a_user_message_has_the_cache_key_of_version_0_1(tmp_path):
-    """The literal key is that of a ConfigDict's sampling {"temperature": 1.0, "max_tokens": 200}."""
+    """The untyped code computed the literal key, from {"temperature": 1.0, "max_tokens": 200}."""
     with Server(lambda body, n: "Hi.") as server:
         body = speak(server, tmp_path)
         (cached,) = tmp_path.rglob("*.json")
@@ -57,7 +57,7 @@ def test_all_that_a_role_sets_is_sent(tmp_path):
 
 
 def test_identities_are_those_of_version_0_1(tmp_path):
-    """Literal digests, computed by the untyped code; a change here makes every stored collection be made again."""
+    """The untyped code computed the literals. Any change discards every stored collection."""
     people = crowd(tmp_path, max_new=12)
     assert digest(people.identity("")) == "31d3cad7c355b104eeccdefb16d568a8297a926073c849a1b74ce54f63fce435"
     assert digest(people.identity("foreign_text")) == "6fcb952541bcbeaa9901032328f0edb2a1f44871af6e41b1a1f7a04cbe56190c"
