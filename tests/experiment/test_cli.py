@@ -165,9 +165,7 @@ def test_a_claim_that_was_cut_short_is_made_again(tmp_path):
     common.claim(config, tmp_path)
     unlock(tmp_path / common.LOCK)
     assert {p.name for p in tmp_path.iterdir()} == {"config.json", "lock", "store"}
-    assert json.loads((tmp_path / "config.json").read_text()) == {"store_format": STORE_FORMAT, **as_dict(config)} | {
-        "seed": 7
-    }
+    assert json.loads((tmp_path / "config.json").read_text()) == {"store_format": STORE_FORMAT, **as_dict(config)} | {"seed": 7}
 
 
 def test_no_space_left(refused, tmp_path, monkeypatch):
