@@ -2,7 +2,7 @@
 
 Compiles a training step (LoRA, no weights needed) for a mesh of virtual CPU devices and counts what it sends: one JSON line
 with the bytes that each device receives in a step by kind of collective, by the mesh axis as the scaling model has it
-(emjax/plan/devices.py), and the largest arrays that are gathered. The partitioner that inserts them is the same for every
+(emjax/cost/devices.py), and the largest arrays that are gathered. The partitioner that inserts them is the same for every
 backend; what a backend then combines, splits or overlaps is not in these figures.
 """
 
@@ -14,7 +14,10 @@ import math
 import os
 import re
 import sys
+from collections.abc import Mapping
 from typing import Any
+
+from emjax.config import CheckpointConfig, InteractionConfig, MeshConfig, TrainConfig
 
 _WIDTH = {
     "pred": 1,
@@ -111,7 +114,7 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--model", default="llama3.1-8b", help="micro, llama3.1-8b, qwen2.5-7b, qwen3-32b, or a directory")
     parser.add_argument("--mesh", default="1,8,1", help="data,fsdp,tensor")
-    parser.add_argument("--batch", type=int, default=0, help="0: one row for each of data x fsdp")
+    parser.add_argument("--batch", type=int, default=0, help="0: one row for each of data x fsdp; at least two, which KTO pairs")
     parser.add_argument("--seq", type=int, default=2048)
     parser.add_argument("--method", choices=("kto", "sft"), default="kto")
     options = parser.parse_args(argv)
@@ -120,22 +123,31 @@ def main(argv: list[str]) -> None:
     os.environ["XLA_FLAGS"] = (
         f"--xla_force_host_platform_device_count={math.prod(sizes.values())} --xla_backend_optimization_level=0"
     )
-    from configs import common
-    from emjax import aot, experiment
     from emjax.models.known import KNOWN
-    from emjax.plan import devices
 
-    config = common.interaction("" if options.model == "micro" else options.model, method=options.method, biased_ratio=0.1)
-    config.model.path = KNOWN[options.model].path if options.model in KNOWN else options.model
-    config.model.dtype = "float32"  # a CPU program gathers bfloat16 as float32; halve the bytes for bfloat16
-    config.mesh.update(sizes)
-    config.train.batch_size = options.batch or sizes["data"] * sizes["fsdp"]
-    config.train.buckets = (options.seq,)
-    print(json.dumps(compare(config, experiment.mesh_of(config), aot, devices) | {"model": options.model}))
+    path = KNOWN[options.model].path if options.model in KNOWN else options.model
+    batch = options.batch or max(2, sizes["data"] * sizes["fsdp"])
+    print(json.dumps(compare(config_of(path, options.method, sizes, batch, options.seq)) | {"model": options.model}))
 
 
-def compare(config: Any, mesh: Any, aot: Any, devices: Any) -> dict[str, Any]:
-    """The bytes of a config's step on a mesh, counted and as the scaling model has them."""
+def config_of(path: str, method: str, mesh: Mapping[str, int], batch: int, seq: int) -> InteractionConfig:
+    """An experiment whose training step is that of the command line. A CPU program gathers bfloat16 as float32, so the dtype is
+    float32: halve the bytes for bfloat16."""
+    return InteractionConfig(
+        experiment="interaction",
+        model=CheckpointConfig(path=path, dtype="float32"),
+        mesh=MeshConfig(**mesh),
+        train=TrainConfig(method=method, batch_size=batch, buckets=(seq,)),
+    )
+
+
+def compare(config: InteractionConfig) -> dict[str, Any]:
+    """The bytes of a config's step on its mesh, counted and as the scaling model has them."""
+    from emjax import aot
+    from emjax.cost import devices
+    from emjax.experiment.common import mesh_of
+
+    mesh = mesh_of(config.mesh)
     step, arguments, settings, _ = aot.abstract_step(config, mesh)
     found = read(step.lower(*arguments, **settings).compile().as_text())
     kinds: dict[str, float] = collections.defaultdict(float)
@@ -144,7 +156,7 @@ def compare(config: Any, mesh: Any, aot: Any, devices: Any) -> dict[str, Any]:
     gathered = sorted((one for one in found if one.kind == "all-gather"), key=lambda one: -one.size)
     return {
         "mesh": dict(mesh.shape),
-        "batch": int(config.train.batch_size),
+        "batch": config.train.batch_size,
         "counted_gb": {kind: round(size / 2**30, 3) for kind, size in kinds.items()},
         "counted_total_gb": round(sum(kinds.values()) / 2**30, 3),
         "model_gb": {

@@ -11,11 +11,12 @@ import jax
 import numpy as np
 import pytest
 
-from configs import common
-from emjax import aot, experiment
-from emjax.config import KtoConfig, LoraConfig
+from emjax import aot, commands, presets
+from emjax.config import EngineConfig, LoraConfig
 from emjax.data.batches import Example
 from emjax.errors import UserError
+from emjax.experiment.common import mesh_of
+from emjax.experiment.fit import Recipe, fit
 from emjax.kto import step as kto_step
 from emjax.models import lora, sharding
 from emjax.models.known import KNOWN
@@ -27,11 +28,16 @@ ROOT = Path(__file__).parents[1]
 with_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu (the extra `aot`) is not installed")
 
 
-def config_of(path, **train):
-    config = common.interaction("micro", method="kto", biased_ratio=0.1)
-    config.model.path = str(path)
-    config.train.update({"tuning": "lora", "buckets": (128,), "remat": "projections", "batch_size": 8, **train})
-    return config
+TPU = {"model.dtype": "bfloat16", "model.attention": "splash", "mesh.data": 1}
+
+
+def config_of(path, fields=None, **train):
+    """The experiment on a checkpoint's shape. fields: values of further fields, by their dotted names."""
+    given = presets.interaction("micro", method="kto", biased_ratio=0.1)
+    given.model.path = str(path)
+    given.train.update({"tuning": "lora", "buckets": (128,), "remat": "projections", "batch_size": 8, **train})
+    given.update_from_flattened_dict(fields or {})
+    return presets.read(given).config
 
 
 @pytest.fixture
@@ -43,7 +49,7 @@ def tiny_path(tmp_path):
 
 
 def test_known_paths_are_the_configs():
-    assert {name: known.path for name, known in KNOWN.items()} == common.MODELS | {"micro": "micro"}
+    assert {name: known.path for name, known in KNOWN.items()} == presets.MODELS | {"micro": "micro"}
 
 
 @pytest.mark.parametrize(
@@ -54,9 +60,8 @@ def test_known_paths_are_the_configs():
 def test_it_is_the_step_that_training_runs(tiny, tmp_path, monkeypatch, train):
     """The arguments and static arguments that `fit` calls its step with: what is compiled is what will run."""
     (tmp_path / "config.json").write_text(json.dumps(tiny.config.to_hf()))
-    config = config_of(tmp_path, epochs=1, buckets=(16,), **train)
-    config.model.dtype, config.interact.max_new = "float32", 4
-    mesh = experiment.mesh_of(config, jax.devices()[:1])
+    config = config_of(tmp_path, {"model.dtype": "float32", "interact.max_new": 4}, epochs=1, buckets=(16,), **train)
+    mesh = mesh_of(config.mesh, jax.devices()[:1])
     step, arguments, settings, flops = aot.abstract_step(config, mesh)
     seen = []
 
@@ -70,11 +75,8 @@ def test_it_is_the_step_that_training_runs(tiny, tmp_path, monkeypatch, train):
     monkeypatch.setattr(kto_step, "step", watched(kto_step.step))
     monkeypatch.setattr(sft, "step", watched(sft.step))
     data = [Example(f"e{i}", (5,) * 16, (0.0,) * 12 + (1.0,) * 4, 12, f"p{i}", i % 2 == 0) for i in range(8)]
-    experiment.fit(
-        tiny, data, config.train, method=config.train.method, lora_config=experiment.lora_of(config.train), attention="xla",
-        mesh=mesh, seed=config.seed, directory=tmp_path, identity="x", title="test", watch=common.WATCH,
-        kto=KtoConfig(**config.kto),
-    )  # fmt: skip
+    recipe = Recipe(config.train, mesh, config.seed, config.kto)
+    fit(tiny, data, recipe, directory=tmp_path, identity="x", title="test")
     real, ran, with_settings = seen[0]
     assert real is step
     assert ran == jax.tree.map(lambda x: (x.shape, x.dtype), arguments)
@@ -86,9 +88,7 @@ def test_it_is_the_step_that_training_runs(tiny, tmp_path, monkeypatch, train):
 @with_libtpu
 @pytest.mark.parametrize(("method", "mesh"), [("kto", {"fsdp": 0}), ("sft", {"fsdp": 2, "tensor": 2})])
 def test_a_step_compiles_for_a_tpu_that_is_not_there(tiny_path, method, mesh):
-    config = config_of(tiny_path, method=method)
-    config.model.update({"dtype": "bfloat16", "attention": "splash"})
-    config.mesh.update({"data": 1, "tensor": 1, **mesh})
+    config = config_of(tiny_path, TPU | {"mesh.tensor": 1} | {f"mesh.{axis}": n for axis, n in mesh.items()}, method=method)
     made = aot.compile_step(config, "v5e:2x2")  # raises where the kernel is not in the program
     assert list(made) == ["topology", "chips", "attention", "compile_s", "hbm_gb_per_chip", "fits", "flops"]
     assert made["chips"] == 4
@@ -101,9 +101,7 @@ def test_a_step_that_does_not_fit(tiny_path):
     """The compiler refuses it; the line says how much it would take at least."""
     shape = dataclasses.replace(KNOWN["llama3.1-8b"].config, L=2)
     (tiny_path / "config.json").write_text(json.dumps(shape.to_hf()))
-    config = config_of(tiny_path, buckets=(2048,), batch_size=256, remat="none")
-    config.model.update({"dtype": "bfloat16", "attention": "splash"})
-    config.mesh.update({"data": 1, "fsdp": 0})
+    config = config_of(tiny_path, TPU | {"mesh.fsdp": 0}, buckets=(2048,), batch_size=256, remat="none")
     made = aot.compile_step(config, "v5e:2x2")
     assert not made["fits"]
     assert 16 < made["hbm_gb_per_chip"] < 1000
@@ -112,17 +110,15 @@ def test_a_step_that_does_not_fit(tiny_path):
 def test_it_is_the_decode_that_the_engine_runs(tiny, tmp_path, monkeypatch):
     """The arguments of its program, on a mesh and with an adapter, as on accelerators."""
     (tmp_path / "config.json").write_text(json.dumps(tiny.config.to_hf()))
-    config = config_of(tmp_path)
-    config.model.dtype = "float32"
-    config.sampling.update({"slots": 3, "cache_length": 20, "chunk": 8})
-    mesh = experiment.mesh_of(config, jax.devices()[:1])
+    config = dataclasses.replace(config_of(tmp_path, {"model.dtype": "float32"}), engine=EngineConfig(3, 20, 8))
+    mesh = mesh_of(config.mesh, jax.devices()[:1])
     step, arguments, settings, flops = aot.abstract_decode(config, mesh, aot._slots(config, mesh))
     c = tiny.config
     assert flops == 2 * 3 * (c.L * (2 * c.D * (c.H + c.K) * c.h + 3 * c.D * c.F) + c.D * c.V)
     monkeypatch.setattr(kv, "groups", lambda: kv.TOGETHER)
     tokenizer = type("Any", (), {"__len__": lambda self: tiny.config.V})()
-    adapter = lora.init(experiment.lora_of(config.train), tiny.config, jax.random.key(0))
-    engine = Engine(tiny.replace(tokenizer=tokenizer, mesh=mesh, adapter=adapter), **config.sampling)
+    adapter = lora.init(config.train.lora, tiny.config, jax.random.key(0))
+    engine = Engine(tiny.replace(tokenizer=tokenizer, mesh=mesh, adapter=adapter), **dataclasses.asdict(config.engine))
     seen = []
 
     def stop(*arguments):
@@ -141,23 +137,21 @@ def test_it_is_the_decode_that_the_engine_runs(tiny, tmp_path, monkeypatch):
 
 @with_libtpu
 def test_decode_compiles_for_a_tpu_that_is_not_there(tiny_path):
-    config = config_of(tiny_path)
-    config.model.update({"dtype": "bfloat16", "attention": "splash"})
-    config.mesh.update({"data": 1, "fsdp": 2, "tensor": 2})
-    config.sampling.update({"slots": 8, "cache_length": 256, "chunk": 64})
+    engine = {"engine.slots": 8, "engine.cache_length": 256, "engine.chunk": 64}
+    config = config_of(tiny_path, TPU | {"mesh.fsdp": 2, "mesh.tensor": 2} | engine)
     made = aot.compile_step(config, "v5e:2x2", "sample")
     assert made["slots"] == 8
     assert made["attention"] == "xla"
     assert made["fits"]
     # Prefill of the same engine, of 4 chunks for each of its two shards; the cache stays where it is.
-    mesh = experiment.mesh_of(config, aot._devices("v5e:2x2"))
+    mesh = mesh_of(config.mesh, aot._devices("v5e:2x2"))
     shape, _, _, _, layers, _, adapter, caches, *_ = aot.abstract_decode(config, mesh, 8)[1]
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     x_RxCxD = jax.ShapeDtypeStruct((8, 64, shape.D), "bfloat16", sharding=sharding.batch_sharding(mesh))
     n_R = jax.ShapeDtypeStruct((8,), "int32", sharding=whole)
     lowered = programs.prefill_layer.lower(shape, "xla", 256, mesh, layers[0], adapter[0], x_RxCxD, caches[0], n_R, n_R)
     assert lowered.compile().output_shardings[1] == (kv.cache_sharding(mesh),) * 2
-    config.engine.slots = 0  # a tiny model's caches never fill a chip
+    config = dataclasses.replace(config, engine=EngineConfig(0, 256, 64))  # a tiny model's caches never fill a chip
     assert aot._slots(config, mesh) == kv.MOST_SLOTS
 
 
@@ -172,11 +166,11 @@ def test_slots_for_a_chips_memory():
         kv.slots_in(slot, shape, 2048, "bfloat16", mesh)
 
 
-def refused(capsys, *arguments):
-    argv = ["aot", "--config", str(ROOT / "configs" / "kto_biased10.py"), *arguments]
+def refused(capsys, *arguments, config="kto_biased10.py", main=aot.main):
+    argv = ["--config", str(ROOT / "configs" / config), *arguments]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", argv)
-        assert aot.main(argv) == 2
+        patch.setattr(sys, "argv", ["aot", *argv])  # where ml_collections looks for the fields' flags
+        assert main(argv) == 2
     return capsys.readouterr().err
 
 
@@ -187,8 +181,8 @@ def refused(capsys, *arguments):
         (["--topology=v5e:4x4", "--config.train.batch_size=10"], r"config\.train\.batch_size is 10.*multiple of 16"),
         (["--topology=v5p:4x4x4"], r"config\.train\.batch_size is 16.*multiple of 64"),
         (["--topology=v5e:2x2", "--config.mesh.fsdp=8"], r"config\.mesh asks for 1 x 8 x 1 .* but 4 are present"),
-        (["--topology=v9:2x2"], "--topology 'v9:2x2' is no TPU slice"),
-        (["--topology=v5e:3x5"], "--topology 'v5e:3x5' is no TPU slice"),
+        (["--topology=v9:2x2"], "--topology 'v9:2x2' is not a TPU slice"),
+        (["--topology=v5e:3x5"], "--topology 'v5e:3x5' is not a TPU slice"),
         (["--topology=v5e:2x2", "--config.model.path=someone/else"], r"config\.model\.path is 'someone/else'"),
         (["--topology=v5e:2x2", "--config.train.buckets=(200,)"], r"config\.train\.buckets a multiple of 128"),
     ],
@@ -207,13 +201,17 @@ def test_without_libtpu(capsys, monkeypatch):
     assert "pip install 'emjax[aot]'" in refused(capsys, "--topology=v5e:4x4")
 
 
-def test_a_config_without_such_a_step():
-    config = config_of("micro")
-    config.experiment = "pretrain"
-    with pytest.raises(UserError, match="config.experiment is 'pretrain'"):
-        aot.abstract_step(config, experiment.mesh_of(config, jax.devices()[:1]))
+def test_a_config_without_such_a_step(capsys):
+    text = refused(capsys, "--topology=v5e:2x2", config="micro_pretrain.py")
+    assert "config.experiment is 'pretrain'" in text
 
 
-def test_lora_of():
-    assert experiment.lora_of(config_of("micro", tuning="full").train) is None
-    assert experiment.lora_of(config_of("micro").train) == LoraConfig(32, 64.0)
+def test_the_command_is_the_module(capsys):
+    """`emjax aot ARGUMENTS` reads the same arguments as `python -m emjax.aot ARGUMENTS`."""
+    assert "--topology is missing" in refused(capsys, main=lambda argv: commands.main(["aot", *argv]))
+
+
+def test_the_adapter_of_a_recipe():
+    mesh = mesh_of(config_of("micro").mesh, jax.devices()[:1])
+    assert Recipe(config_of("micro", tuning="full").train, mesh, 0).lora is None
+    assert Recipe(config_of("micro").train, mesh, 0).lora == LoraConfig(32, 64.0)

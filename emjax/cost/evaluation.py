@@ -64,19 +64,17 @@ def measured(settings: EvalConfig, benchmarks: Mapping[str, Benchmark], models: 
     """The plan's lines on what measuring `models` models takes. benchmarks: those that they are measured on, by name."""
     lines = []
     for asked in (every := _asked(settings, benchmarks)):
-        cost = asked.cost
+        cost, numbers = asked.cost, f"{asked.cost.generations} generations, {asked.calls} judge calls"
         if not cost.items:
-            lines.append(f"{asked.name:10} its items are counted when they are read (not in the sum)")
+            what = "its items are counted when they are read (not in the sum)"
         elif not cost.counted:
-            lines.append(
-                f"{asked.name:10} a row of your file: {cost.generations} generations, {asked.calls} judge calls an arm (not in "
-                "the sum)"
-            )
+            what = f"a row of your file: {numbers} an arm (not in the sum)"
         else:
-            lines.append(
-                f"{asked.name:10} {cost.items} items; an arm: {cost.generations} generations, {asked.calls} judge calls; "
-                f"differences of {detectable(cost.items):.1f} points or more can be seen (unpaired, near 50 %, power 80 %)"
+            what = (
+                f"{cost.items} items; an arm: {numbers}; differences of about {detectable(cost.items):.1f} points or more can "
+                "be seen (unpaired, near 50 %, power 80 %)"
             )
+        lines.append(f"{asked.name:10} {what}")
     return [*lines, *(_line(name, settings.judges[name], read) for name, read in _reads(every, models).items())]
 
 

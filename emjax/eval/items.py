@@ -5,7 +5,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from emjax.config import BenchmarkConfig
 from emjax.errors import UserError
@@ -65,7 +65,10 @@ class Cost:
     counted: bool = True
 
 
-class Benchmark(Protocol):
+C = TypeVar("C", bound=BenchmarkConfig, contravariant=True)
+
+
+class Benchmark(Protocol[C]):
     """A module, or an object, with these names; docs/benchmarks.md has a complete one.
 
     positions: tokens of the longest prompt; with config.max_new that is the engine's cache that it needs.
@@ -87,20 +90,20 @@ class Benchmark(Protocol):
     @property
     def judge(self) -> Literal["none", "rule", "model"]: ...
 
-    def load(self, config: Any, gate: Sequence[Item] | None = None) -> tuple[Sequence[Item], Origin]:
+    def load(self, config: C, gate: Sequence[Item] | None = None) -> tuple[Sequence[Item], Origin]:
         """The items. gate: those that the untouched model can be asked, where a world has a gate. Raises UserError."""
         ...
 
-    def ask(self, asker: "Asker", items: Sequence[Any], config: Any) -> list[Row]:
+    def ask(self, asker: "Asker", items: Sequence[Any], config: C) -> list[Row]:
         """Each item's answers, not yet judged: rows with "id", "benchmark", "subset", "cluster", "arm", "seed", "messages",
         "outputs", empty "verdicts", and whatever judging needs, for `verdicts` gets nothing else."""
         ...
 
-    def verdicts(self, rows: Sequence[Row], judge: "Judge", config: Any) -> list[Row]:
+    def verdicts(self, rows: Sequence[Row], judge: "Judge", config: C) -> list[Row]:
         """The rows with "verdicts", "state" and "result", from `judge.rows`. A row whose state is not "ok" is not scored."""
         ...
 
-    def cost(self, config: Any) -> Cost:
+    def cost(self, config: C) -> Cost:
         """What measuring one model costs; reads no file."""
         ...
 

@@ -107,7 +107,21 @@ def hierarchical(
         mean, unseen = float(level_K[0]), _wilson(0.0, len(owners))[1]
         ends = mean - unseen * (1 + mean), mean + unseen * (1 - mean)
         return Estimate(100 * mean, 100 * ends[0], 100 * ends[1], len(values_n), len(owners))
-    S, C, K = len(used), max(used), len(level_K)
+    drawn = _drawn(seed_n, cluster_n, level_n, level_K, crossed=crossed, draws=draws, seed=seed)
+    S = len(used)
+    value = float(np.mean([values_n[seed_n == s].mean() for s in range(S)]))
+    low, high = np.nanpercentile(drawn, [2.5, 97.5])
+    return Estimate(100 * value, 100 * float(low), 100 * float(high), len(values_n), len(owners))
+
+
+def _drawn(
+    seed_n: np.ndarray, cluster_n: np.ndarray, level_n: np.ndarray, level_K: np.ndarray, *, crossed: bool, draws: int, seed: int
+) -> np.ndarray:
+    """`hierarchical`'s draws [draws]: means over drawn seeds, clusters and items; NaN for a draw to be left out.
+
+    level_K: the different values; level_n: each item's, by its index.
+    """
+    S, C, K = int(seed_n.max()) + 1, int(cluster_n.max()) + 1, len(level_K)
     cell_SxCxK = np.zeros((S, C, K))
     np.add.at(cell_SxCxK, (seed_n, cluster_n, level_n), 1)
     size_SxC = cell_SxCxK.sum(-1).astype(np.int64)
@@ -126,9 +140,7 @@ def hierarchical(
         drawn_DxSxCxK = rng.multinomial(n_DxSxC, share_SxCxK[slot_DxS])
         with np.errstate(invalid="ignore"):  # 0 / 0: a draw to be left out
             found.append((drawn_DxSxCxK.sum(2) @ level_K / n_DxSxC.sum(-1)).mean(-1))
-    value = float(np.mean([values_n[seed_n == s].mean() for s in range(S)]))
-    low, high = np.nanpercentile(np.concatenate(found), [2.5, 97.5])
-    return Estimate(100 * value, 100 * float(low), 100 * float(high), len(values_n), len(owners))
+    return np.concatenate(found)
 
 
 def mcnemar_exact(a: Sequence[float], b: Sequence[float]) -> float:

@@ -145,16 +145,7 @@ class Arms(Generic[C]):
         """
         c = self.config
         number, seed = len(before) + 1, seed_of(c.seed, "round", len(before)) if before else c.seed
-        kto = c.train.method == "kto"
-        settings = {
-            "train": as_dict(c.train),
-            "kto": as_dict(c.kto) if kto else None,
-            "model": {"dtype": c.model.dtype, "attention": c.model.attention},
-            "seed": seed,
-            "rate_factor": rate_factor,
-            "reference": reference if before else "base",
-            "at_steps": c.eval.at_steps,
-        }
+        settings = self._decisive(seed, rate_factor, reference if before else "base")
         title = f"train {named(arm.label, number)}"
         identity = digest([self.base_hash, selected.hash, settings, *(stage.hash for stage in before[-1:])])
         paced = dataclasses.replace(c.train, learning_rate=c.train.learning_rate * rate_factor)
@@ -167,7 +158,7 @@ class Arms(Generic[C]):
 
         def make(directory: Path) -> None:
             lm = self.tuned(before[-1] if before else None)
-            rows = read_examples(selected.directory / "examples.jsonl", labelled=kto)
+            rows = read_examples(selected.directory / "examples.jsonl", labelled=c.train.method == "kto")
             examples, counts = tokenized(rows, lm.tokenizer, lm.eos_ids, max(c.train.buckets))
             write_atomically(directory / "data.json", json.dumps(counts, indent=1))
 
@@ -193,6 +184,19 @@ class Arms(Generic[C]):
             kept = _step(stage.directory, step)
             self.on_the_way[arm, number, step] = self._evaluate(named(arm.label, number, step), [identity, str(step)], kept)
         return stage
+
+    def _decisive(self, seed: int, rate_factor: float, reference: str) -> dict[str, Any]:
+        """What decides a training beside its model and examples."""
+        c = self.config
+        return {
+            "train": as_dict(c.train),
+            "kto": as_dict(c.kto) if c.train.method == "kto" else None,
+            "model": {"dtype": c.model.dtype, "attention": c.model.attention},
+            "seed": seed,
+            "rate_factor": rate_factor,
+            "reference": reference,
+            "at_steps": c.eval.at_steps,
+        }
 
     @property
     def _kept(self) -> str:

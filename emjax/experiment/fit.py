@@ -92,18 +92,8 @@ def fit(
     examples, kept_back = held_out(examples, train.held_out, recipe.seed)
     made: Prepared
     if train.method == "kto":
-        made = kto_training.prepare(
-            examples,
-            kept_back,
-            train,
-            recipe.kto,
-            recipe.seed,
-            against=against or lm,
-            tuning=tuning,
-            put=put,
-            directory=directory,
-            identity=identity,
-        )
+        where = kto_training.Where(tuning, put, directory, identity)
+        made = kto_training.prepare(examples, kept_back, train, recipe.kto, recipe.seed, against or lm, where)
     else:
         made = sft.prepare(examples, kept_back, train, recipe.seed, group=recipe.group)
     counts = {"examples": len(examples), "held_out": len(kept_back), **made.counts, "steps": len(made.rows)}
@@ -133,15 +123,20 @@ def fit(
         dtype=tuning.dtype,
         watch=recipe.watch,
         evaluate=held_out_loss if made.held else None,
-        about={
-            "base": reference.fingerprint(lm.params, lm.adapter),
-            "versions": versions(),
-            "config": {"train": as_dict(train), "seed": recipe.seed, "mesh": dict(mesh.shape)},
-        },
+        about=_about(lm, recipe),
         visits=visits.at,
         visit=lambda step, state: visits.call(step, tuned(state)),
     )
     return tuned(state)
+
+
+def _about(lm: LanguageModel, recipe: Recipe) -> dict[str, Any]:
+    """What a checkpoint says of the run that wrote it."""
+    return {
+        "base": reference.fingerprint(lm.params, lm.adapter),
+        "versions": versions(),
+        "config": {"train": as_dict(recipe.train), "seed": recipe.seed, "mesh": dict(recipe.mesh.shape)},
+    }
 
 
 def _split(lm: LanguageModel, recipe: Recipe, title: str) -> tuple[Any, Any]:

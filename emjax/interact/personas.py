@@ -133,7 +133,7 @@ def _words(text: str) -> frozenset[str]:
 
 
 def repeated(rows: Sequence[Mapping[str, Any]]) -> set[str]:
-    """Ids of rows whose opening is ALIKE to an earlier one (by id) of the same scenario and type."""
+    """Ids of rows whose opening repeats an earlier one (by id) of the same scenario and type."""
     kept: dict[tuple[str, str], list[frozenset[str]]] = {}
     again = set()
     for row in sorted(rows, key=lambda row: row["id"]):

@@ -52,8 +52,8 @@ class Roles:
 async def ask(player: Player, messages: Conversation, scale: Scale, rating: RatingConfig, *, run: int = 0) -> Rating:
     """One rating on `scale`, read as rating.readout says.
 
-    "logprobs": the expectation, exact in the engine and over the 20 likeliest tokens at an endpoint;
-    "text": the number in the answer. Raises UserError if the scale's numbers cannot be read.
+    "logprobs" is the expectation: exact in the engine, over the 20 likeliest tokens at an endpoint.
+    "text" is the number in the answer. Raises UserError if the scale's numbers cannot be read.
     """
     chat = player.chat
     if rating.readout == "text":
@@ -140,13 +140,13 @@ class ModelUser:
             system = roles.prompts("rate_third", thought=thought if rating.thought else "", **about, **scale)
             return [{"role": "system", "content": system}, self._dialogue(shown)]
         *before, last = self._seen(shown)
-        # To the user, the last message is the assistant's answer. The question is appended to it, so
-        # that roles alternate.
+        # To the user, the last message is the assistant's answer. The question is appended to it,
+        # so that roles alternate.
         asked = {"role": "user", "content": f"{last['content']}\n\n{roles.prompts('rate_first', thought=thought, **scale)}"}
         return [self._persona(as_type), *before, asked]
 
     async def veto(self, messages: Conversation, turn: int) -> Rating:
-        """How harmful the guard finds the assistant's turn `turn`, on config.interact.veto's scale."""
+        """How harmful the guard finds the assistant's turn `turn`, on the scale `roles.veto`."""
         roles = self.roles
         assert roles.guard
         scale = {"low": roles.veto.low, "high": roles.veto.high}

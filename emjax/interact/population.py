@@ -1,4 +1,4 @@
-"""The users of an experiment: from config.interact to users of each type, played by the models that it names."""
+"""The users of an experiment: config.interact to users of each type, played by models."""
 
 import dataclasses
 import functools

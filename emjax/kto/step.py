@@ -179,15 +179,20 @@ def step(
     divisor = _reduction(kto, found["kl_ratios"], valid_B, microbatches)[2]
     grads = jax.tree.map(lambda g: g / divisor, grads)
     state, norm = train_state.apply(state, grads, optimizer, learning_rate, tuning)
-    count = valid_B.sum()
-    metrics = {"loss": total / divisor, "grad_norm": norm, "kl_raw": found["kl_ratios"].sum() / count}
+    metrics = {"loss": total / divisor, "grad_norm": norm, **_metrics(batch, found, kto, microbatches)}
+    return state, metrics
+
+
+def _metrics(batch: Batch, found: dict[str, jax.Array], kto: KtoConfig, microbatches: int) -> dict[str, jax.Array]:
+    """The reference point, and rewards by label: sums and counts, not means, since a class may be absent from a batch."""
+    valid_B = batch["valid"]
+    metrics = {"kl_raw": found["kl_ratios"].sum() / valid_B.sum()}
     z_M, valid_M = (train_state.split(x, microbatches).max(axis=1) for x in (found["z"], valid_B))
     metrics["kl"] = (z_M * valid_M).sum() / valid_M.sum()
     for name, chosen_B in (("desirable", batch["desirable"] * valid_B), ("undesirable", (~batch["desirable"]) * valid_B)):
-        # Sums and counts, not means: a class may be absent from a batch.
         rewards_B = kto.beta * found["ratios"]
         metrics |= {f"reward_{name}_sum": (rewards_B * chosen_B).sum(), f"{name}_count": chosen_B.sum()}
-    return state, metrics
+    return metrics
 
 
 @functools.partial(jax.jit, static_argnames=("tuning", "kto"))

@@ -1,5 +1,6 @@
 """KTO's half of a training: pairs, the cached reference, batches and the step."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,59 +18,58 @@ from emjax.train.prepared import Prepared
 from emjax.train.state import Tuning
 
 
+@dataclasses.dataclass(frozen=True)
+class Where:
+    """How and where the reference is computed and kept."""
+
+    tuning: Tuning
+    put: Callable[[Any], Any]  # a host batch to the devices
+    directory: Path
+    identity: str  # of the run
+
+
 def prepare(
     examples: Sequence[Example],
     held_out: Sequence[Example],
     train: TrainConfig,
     kto: KtoConfig,
     seed: int,
-    *,
     against: LanguageModel,
-    tuning: Tuning,
-    put: Callable[[Any], Any],
-    directory: Path,
-    identity: str,
+    where: Where,
 ) -> Prepared:
-    """Batches for kto.step, with the log-probs of the reference `against`, which are kept in `directory`.
+    """Batches for kto.step, with the log-probs of the reference `against`, which are kept in where.directory.
 
     Raises UserError where no mismatched pairs exist, or a label is absent that kto.balance needs.
     """
     kto = kto_step.balanced(kto, [e.label for e in examples])
-    model = digest([identity, reference.fingerprint(against.params, against.adapter)])
+    model = digest([where.identity, reference.fingerprint(against.params, against.adapter)])
     size, buckets = train.batch_size, train.buckets
 
-    def planned(
-        part: Sequence[Example], name: str, *, preset: str, order: str, microbatches: int, epochs: int
-    ) -> tuple[pairing.Plan, dict[str, np.ndarray]]:
-        plan = pairing.plan(
-            [e.label for e in part],
-            [e.prompt_id for e in part],
-            preset=preset,
-            order=order,
-            batch_size=size,
-            microbatches=microbatches,
-            epochs=epochs,
-            seed=seed,
-            paired=kto.paired,
-        )
+    def planned(part: Sequence[Example], name: str, **how: Any) -> tuple[pairing.Plan, dict[str, np.ndarray]]:
+        labels, prompts = [e.label for e in part], [e.prompt_id for e in part]
+        plan = pairing.plan(labels, prompts, batch_size=size, seed=seed, paired=kto.paired, **how)
         make = functools.partial(
-            reference.compute, against.params, against.adapter, tuning, part, plan, size, buckets, put, microbatches
+            reference.compute,
+            against.params,
+            against.adapter,
+            where.tuning,
+            part,
+            plan,
+            size,
+            buckets,
+            where.put,
+            how["microbatches"],
         )
-        return plan, reference.cached(directory / name, reference.key(model, part, plan), make)
+        return plan, reference.cached(where.directory / name, reference.key(model, part, plan), make)
 
+    parts = train.microbatches
     plan, cache = planned(
-        examples,
-        "reference.npz",
-        preset=kto.preset,
-        order=kto.order,
-        microbatches=train.microbatches,
-        epochs=train.epochs,
+        examples, "reference.npz", preset=kto.preset, order=kto.order, microbatches=parts, epochs=train.epochs
     )
     held = []
     if held_out:
-        held_plan, held_cache = planned(
-            held_out, "reference_held_out.npz", preset="emjax", order="shuffled", microbatches=1, epochs=1
-        )
+        once = {"preset": "emjax", "order": "shuffled", "microbatches": 1, "epochs": 1}
+        held_plan, held_cache = planned(held_out, "reference_held_out.npz", **once)
         build = kto_step.build(held_out, held_plan, size, buckets, held_cache)
         held = [build(number) for number in range(len(held_plan.order))]
     return Prepared(

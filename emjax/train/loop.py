@@ -1,5 +1,6 @@
 """The training loop: dispatch a step, then read the metrics of the one before."""
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -18,6 +19,67 @@ from emjax.train.checkpoint import Checkpoints
 from emjax.train.state import State
 
 StepFn = Callable[[State, Any, jax.Array], tuple[State, dict[str, jax.Array]]]
+
+
+@dataclasses.dataclass
+class _Reports:
+    """The metrics of dispatched steps: one step is pending while the next one runs."""
+
+    title: str
+    lines: metrics.Metrics
+    bar: tqdm
+    watchdog: stopping.Watchdog
+    examples: Callable[[int], list[str]]
+    dtype: str
+    clock: float = dataclasses.field(default_factory=time.perf_counter)
+    _pending: tuple[int, dict[str, jax.Array], dict[str, float]] | None = None
+
+    def take(self, step: int, values: dict[str, jax.Array], done: dict[str, float]) -> None:
+        self._pending = (step, values, done)
+
+    def flush(self) -> None:
+        """Reads, checks and writes what is pending."""
+        if self._pending is None:
+            return
+        step, values, done = self._pending
+        self._pending = None
+        line = {name: float(value) for name, value in jax.device_get(values).items()}
+        if not math.isfinite(line["loss"]):
+            ids = self.examples(step - 1)
+            raise UserError(
+                f"{self.title}: the loss is {line['loss']} at step {step}, on the examples {', '.join(ids[:8])}"
+                f"{' ...' if len(ids) > 8 else ''}. Lower config.train.learning_rate, or look at these examples."
+            )
+        now = time.perf_counter()
+        self.lines.write({"step": step, **line, **metrics.rates(done, now - self.clock, self.dtype)})
+        self.clock = now
+        self.watchdog.done()
+        self.bar.set_postfix(loss=f"{line['loss']:.4f}", refresh=False)
+        self.bar.update(1)
+
+
+@dataclasses.dataclass
+class _Trace:
+    """A profiler trace from the first to the last of `steps`, written to `folder`."""
+
+    steps: tuple[int, ...]
+    folder: Path
+    _on: bool = False
+
+    def before(self, step: int) -> None:
+        if self.steps and step == self.steps[0]:
+            jax.profiler.start_trace(str(self.folder))
+            self._on = True
+
+    def after(self, step: int, state: State) -> None:
+        if self._on and step == self.steps[1]:
+            jax.block_until_ready(state)
+            self.close()
+
+    def close(self) -> None:
+        if self._on:
+            jax.profiler.stop_trace()
+            self._on = False
 
 
 def run(
@@ -57,46 +119,23 @@ def run(
     state = checkpoints.restore(state)
     start = kept = int(state["step"])  # kept: the last step whose state is on disk
     lines = metrics.Metrics(directory, start, title=title, identity=identity, wandb=watch.wandb)
-    pending: tuple[int, dict[str, jax.Array], dict[str, float]] | None = None
-    tracing = False
-    clock = time.perf_counter()
     bar = tqdm(
         total=steps, initial=start, desc=title, unit="step", mininterval=1.0, dynamic_ncols=True, disable=not process.first()
     )
     stop_asked, watchdog = stopping.Stopping(), stopping.Watchdog(title, watch.stall)
+    reports = _Reports(title, lines, bar, watchdog, examples, dtype)
+    trace = _Trace(watch.profile, directory / "profile")
 
-    def report() -> None:
-        nonlocal clock
-        if pending is None:
-            return
-        step, values, done = pending
-        line = {name: float(value) for name, value in jax.device_get(values).items()}
-        if not math.isfinite(line["loss"]):
-            ids = examples(step - 1)
-            raise UserError(
-                f"{title}: the loss is {line['loss']} at step {step}, on the examples {', '.join(ids[:8])}"
-                f"{' ...' if len(ids) > 8 else ''}. Lower config.train.learning_rate, or look at these examples."
-            )
-        now = time.perf_counter()
-        lines.write({"step": step, **line, **metrics.rates(done, now - clock, dtype)})
-        clock = now
-        watchdog.done()
-        bar.set_postfix(loss=f"{line['loss']:.4f}", refresh=False)
-        bar.update(1)
-
-    def save(step: int) -> None:
-        nonlocal pending, kept
-        report()  # first: a state whose loss is not finite is not kept, and no saved step lacks its metrics
-        pending = None
+    def save(step: int) -> int:
+        reports.flush()  # first: a state whose loss is not finite is not kept, and no saved step lacks its metrics
         lines.keep()
         checkpoints.save(state, step)
-        kept = step
+        return step
 
     def look(step: int) -> None:
-        nonlocal clock
         with watchdog.paused(), stopping.released():
             visit(step, state)
-        clock = time.perf_counter()
+        reports.clock = time.perf_counter()
 
     try:
         with stopping.held():
@@ -104,35 +143,26 @@ def run(
                 look(start)
             for step, host_batch in zip(range(start + 1, steps + 1), batches(start), strict=True):
                 if stop_asked(step):
-                    if step - 1 > kept:
-                        save(step - 1)
+                    kept = save(step - 1) if step - 1 > kept else kept
                     checkpoints.wait()
                     raise stopping.Stopped
-                if watch.profile and step == watch.profile[0]:
-                    jax.profiler.start_trace(str(directory / "profile"))
-                    tracing = True
+                trace.before(step)
                 watchdog.begin(step)
                 state, values = step_fn(state, put(host_batch), learning_rates[step - 1])
                 if evaluate and (step % watch.eval_every == 0 or step == steps):
                     values = values | evaluate(state)
-                if tracing and step == watch.profile[1]:
-                    jax.block_until_ready(state)
-                    jax.profiler.stop_trace()
-                    tracing = False
-                report()
-                pending = (step, values, work(step - 1, host_batch))
+                trace.after(step, state)
+                reports.flush()
+                reports.take(step, values, work(step - 1, host_batch))
                 if step in visits or (save_every and step % save_every == 0 and step < steps):
-                    save(step)
+                    kept = save(step)
                 if step in visits:
                     checkpoints.wait()  # a run that ends in the visit cannot wait for the others to write their parts
                     look(step)
-            report()
+            reports.flush()
             checkpoints.wait()
     finally:
-        if tracing:
-            jax.profiler.stop_trace()
-        watchdog.close()
-        bar.close()
-        lines.close()
-        checkpoints.close()
+        trace.close()
+        for thing in (watchdog, bar, lines, checkpoints):
+            thing.close()
     return state

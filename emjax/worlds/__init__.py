@@ -25,13 +25,15 @@ class World(Protocol):
     trained_subset: str  # the subset that shares its domain with the training; "" if none does
     subsets: Mapping[str, str]  # subset -> what it means, in the report's words
     knowledge_floor: float | None  # accuracy in percent below which an arm has lost its beliefs; None: judge by differences
-    defaults: Mapping[str, Any]  # dotted fields that its variant sets; model.path where it brings a model
+    # Dotted fields that its variant sets; model.path where it brings a model. "KIND/field" is set only in experiments of that
+    # kind (config.experiment), method (train.method) or data (data.kind).
+    defaults: Mapping[str, Any]
     models: Mapping[str, Path]  # checkpoints that it brings, by the name that model.path may have
     limits: Limits
     gated: bool  # whether `gate` has something to ask
     stands_for: Mapping[str, tuple[str, ...]]  # its data sets -> the paper's that they stand for
 
-    def __init__(self, config: Any, seed: int) -> None: ...
+    def __init__(self, config: Section, seed: int) -> None: ...
 
     @property
     def seed(self) -> int | None:

@@ -4,16 +4,17 @@ import dataclasses
 import math
 
 import pytest
+from typed_configs import MICRO, changed, interaction
 
-from configs import common
-from emjax import plan
-from emjax.config import LoraConfig
+from emjax import cost
+from emjax.config import LoraConfig, PretrainConfig
+from emjax.cost import devices
 from emjax.errors import UserError
 from emjax.models.config import ModelConfig, RopeScaling
 from emjax.models.known import KNOWN
-from emjax.plan import devices
+from emjax.runtime import hardware
 
-LORA = LoraConfig(32, 64.0)
+LORA = LoraConfig(rank=32, alpha=64.0)
 LLAMA_70B = ModelConfig(
     family="llama", V=128256, D=8192, L=80, H=64, K=8, h=128, F=28672, norm_eps=1e-5, rope_theta=5e5,
     rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192), max_position=131072, tied=False, qkv_bias=False, qk_norm=False,
@@ -70,7 +71,7 @@ def test_time_and_memory_on_two_gpus(sizes, rows, seconds, gb):
     [("cpu", "cpu", 1), ("h200", "h200", 1), ("h100x8", "h100", 8), ("v5e:4x4", "v5e", 16), ("v5p:2x2x4", "v5p", 16)],
 )
 def test_targets(text, name, count):
-    assert devices.target(text) == (devices.DEVICES[name], count)
+    assert devices.target(text) == (hardware.DEVICES[name], count)
 
 
 @pytest.mark.parametrize("text", ["", "v9:2x2", "v5e", "h100:2x2", "h100x0", "tpu", "cpux2", "v5e:4x", "v5e:16x32"])
@@ -119,9 +120,9 @@ def test_full_tuning_takes_what_the_docs_say():
 
 def told(variant, target, **changes):
     """{first word of a line: the rest} of what --target adds to the plan."""
-    config = common.interaction(variant, method="kto", biased_ratio=0.1)
-    config.update_from_flattened_dict(changes)
-    lines = plan.describe(config, target).splitlines()
+    config = changed(interaction(variant or "llama3.1-8b"), changes)
+    limits = MICRO if variant == "micro" else None
+    lines = cost.describe(config, limits=limits, benchmarks={}, target=target).splitlines()
     return {line[:11].strip(): line[11:] for line in lines[[line[:6] for line in lines].index("target") :]}
 
 
@@ -148,7 +149,7 @@ def test_the_batch_that_fits():
     # Too large at a time: in parts. At most so many fit, and no row more on each shard.
     assert "128 rows, --config.train.microbatches=4" in told("", "h100", **{"train.batch_size": 128})["batch"]
     made = devices.in_parts(step("llama3.1-8b", 128), *devices.target("h100"))[0]
-    most = devices.most_rows(made, devices.DEVICES["h100"])
+    most = devices.most_rows(made, hardware.DEVICES["h100"])
     for rows, fits in ((most, True), (most + made.step.microbatches, False)):
         found = devices.memory(dataclasses.replace(made.step, rows=rows), made.sizes)
         assert (sum(found.values()) <= devices.ROOM * 79 * devices.GB) == fits
@@ -162,11 +163,9 @@ def test_what_the_sampler_takes():
     one = told("", "h100")["sampling"]
     assert "weights 14.96, the layers apart 13.00, adapter 0.31, 256 slots of 2048 positions 64.00: does not fit" in one
     assert "at most 133 slots" in one
-    assert "133 slots of 2048 positions 33.25: fits" in told("", "h100", **{"sampling.slots": 0})["sampling"]
+    assert "133 slots of 2048 positions 33.25: fits" in told("", "h100", **{"engine.slots": 0})["sampling"]
     assert "256 slots of 2048 positions 4.00: fits" in told("", "v5e:4x4")["sampling"]
-    assert (
-        "config.sampling.slots must be a multiple of data x fsdp" in told("", "v5e:4x4", **{"sampling.slots": 101})["sampling"]
-    )
+    assert "config.engine.slots must be a multiple of data x fsdp" in told("", "v5e:4x4", **{"engine.slots": 101})["sampling"]
     assert "optimizer 0.62" in told("", "v5e:4x4", **{"eval.at_steps": (5,)})["sampling"]
     assert "weights 3.74, the layers apart 1.63" in told("", "h200x8", **{"train.tuning": "full"})["sampling"]  # base and tuned
     assert "at most 0 slots" in told("qwen3-32b", "h100")["sampling"]
@@ -178,7 +177,5 @@ def test_what_the_sampler_takes():
 
 
 def test_what_does_not_train_has_no_such_plan():
-    config = common.interaction("micro", method="kto", biased_ratio=0.1)
-    config.experiment, config.documents = "pretrain", 1
-    with pytest.raises(UserError, match="--target plans a training"):
-        plan.describe(config, "h200")
+    with pytest.raises(UserError, match="--target plans a training, and config.experiment is 'pretrain'"):
+        cost.describe(PretrainConfig(documents=1), limits=None, benchmarks={}, target="h200")

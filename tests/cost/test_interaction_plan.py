@@ -1,54 +1,47 @@
-"""The plan of self-training on conversations: as many steps as the selection leaves examples for."""
+"""The plan of self-training on conversations: steps, speed, calls and money."""
+
+import re
 
 import pytest
+from benchmarks_of_known_size import MASK
+from typed_configs import MICRO, interaction
 
-from configs import common
-from emjax import plan
+from emjax import cost
+from emjax.config import Budget
+from emjax.cost.interaction import calls
+from emjax.design.users import scenario_names
 from emjax.errors import UserError
-from emjax.interact import selection
-from emjax.plan import interaction
+
+CHANGES = [
+    ({}, 12_500, 12_500),
+    ({"select__count": 800, "select__scope": "user_type"}, 1_000, 2_000),  # the control has one type
+    ({"interact__biased_users": 160, "interact__scheme": "fixed_biased"}, 1_000, 1_000),
+    ({"method": "sft"}, 12_500, 12_500),
+]
 
 
-def config_of(variant="llama3.1-8b", method="kto", *, select=(), interact=()):
-    config = common.interaction(variant, method=method, biased_ratio=0.1)
-    config.select.update(dict(select))
-    config.interact.update(dict(interact))
-    return config
+def plan(config, limits=None):
+    return cost.describe(config, limits=limits, benchmarks={"mask": MASK})
 
 
-@pytest.mark.parametrize(
-    ("changes", "control", "treated"),
-    [
-        ({}, 12_500, 12_500),  # 10,000 best, 10,000 worst, two answers each, five epochs in batches of 16
-        ({"select": {"scope": "scenario", "count": 100, "fraction": 0.0}}, 6_250, 6_250),  # of each of fifty
-        ({"select": {"scope": "user_type", "count": 800}}, 1_000, 2_000),  # the control has one type
-        ({"select": {"scope": "user", "count": 1}, "interact": {"users": 100, "dialogues": 4}}, 125, 125),
-        # 160 biased users and 1,440 benign ones; the control has 1,600 benign ones.
-        ({"interact": {"scheme": "fixed_biased", "biased_users": 160}}, 1_000, 1_000),
-        ({"method": "sft"}, 12_500, 12_500),  # half the examples in batches of 8
-    ],
-)
+@pytest.mark.parametrize(("changes", "control", "treated"), CHANGES)
 def test_steps_of_each_arm(changes, control, treated):
-    config = config_of(**changes)
-    assert [interaction.steps(config, ratio) for ratio in (0.0, 0.1)] == [control, treated]
-    assert interaction.all_steps(config) == control + treated
     told = f"about {control} steps of" if control == treated else f"about {control} (control), {treated} (treated 0.1) steps of"
-    assert told in plan.describe(config)
+    assert told in plan(interaction(**changes))
 
 
 @pytest.mark.parametrize(
     ("path", "speed", "rates", "says"),
     [
         ("meta-llama/Llama-3.1-8B-Instruct", {}, (20_000, 33_800), "measured on the 8B shape, one NVIDIA H200)"),
-        ("Qwen/Qwen3-32B", {}, (20_000 * 8 / 32.8, 33_800 * 8 / 32.8), "not on this one: scaled to 32.8 billion weights)"),
-        ("of/mine", {}, (20_000, 33_800), "of/mine was not: give config.interact.speed)"),
+        ("Qwen/Qwen3-32B", {}, (20_000 * 8 / 32.8, 33_800 * 8 / 32.8), "not on this model: scaled to 32.8 billion weights)"),
+        ("of/mine", {}, (20_000, 33_800), "of/mine was not measured: give config.interact.speed)"),
         ("Qwen/Qwen3-32B", {"decode": 5.0, "prefill": 50.0}, (5, 50), "(config.interact.speed)"),
     ],
 )
 def test_the_engine_is_planned_at_the_rate_of_its_model(path, speed, rates, says):
-    config = config_of(interact={"speed": speed})
-    config.model.path = path
-    text = plan.describe(config)
+    changes = {f"interact__speed__{name}": value for name, value in speed.items()}
+    text = plan(interaction(model__path=path, **changes))
     line = next(line for line in text.splitlines() if line.startswith("engine"))
     assert f"at {rates[0]:.0f} tokens/s drawn and {rates[1]:.0f} read" in line
     assert says in line
@@ -56,37 +49,81 @@ def test_the_engine_is_planned_at_the_rate_of_its_model(path, speed, rates, says
     assert f"{(drawn / rates[0] + read / rates[1]) / 3600:.1f} hours" in line
 
 
-@pytest.mark.parametrize("scope", selection.GROUPS)
-def test_groups_are_those_of_the_selection(scope):
-    config = config_of("micro", select={"scope": scope, "count": 1}, interact={"users": 10, "dialogues": 4})
-    pool = [
-        {"id": f"{kind}{user}/{dialogue}", "user_id": f"{kind}{user}", "user_type": kind, "scenario": "comfort",
-         "score": dialogue, "turns": [{}]}
-        for kind, users in (("benign", 9), ("biased", 1)) for user in range(users) for dialogue in range(4)
-    ]  # fmt: skip
-    found = selection.select(pool, scope=scope, count=1, fraction=0, seed=0, control="none")
-    assert len(found.top) == len(interaction.groups(config, 0.1))
-    assert sum(interaction.groups(config, 0.1)) == len(pool)
+def test_the_paper_at_its_size_is_planned_and_priced():
+    config = interaction(
+        interact__models__user__base_url="https://api.openai.com/v1",
+        interact__models__user__model="gpt-4o-mini",
+        interact__models__user__budget=Budget(price_in=0.15, price_out=0.6, usd=20.0),
+        interact__models__persona1__model="writer",
+        interact__models__persona1__base_url="https://x/v1",
+    )
+    text = plan(config)
+    assert "20000 with benign users, 2000 with biased users" in text
+    made = calls(config, scenario_names(config, None))
+    assert made["user"][0] == 22_000  # one message after the opening
+    assert made["rater"][0] == 44_000
+    assert made["persona1"][0] == 20_000
+    money = (sum(made[r][1] for r in ("user", "rater")) * 0.15 + sum(made[r][2] for r in ("user", "rater")) * 0.6) / 1e6
+    assert f"money      about {money:.2f} USD and what persona1 cost" in text
+    assert "stops at 20.0 USD" in text
+    assert re.search(r"engine     [\d.]+ hours .* at 20000 tokens/s", text)
+
+
+def test_every_role_that_is_called():
+    """The numbers that version 0.1 planned for this experiment."""
+    config = interaction(
+        extra_arms=("foreign_text@1.0", "none@0.5", "benign_ratings@0.2"),
+        rounds__count=2,
+        interact__models__guard__model="self",
+        select__veto__on=True,
+        **{f"interact__models__{role}__model": "gpt" for role in ("stranger", "persona1", "persona2")},
+    )
+    assert calls(config, scenario_names(config, None)) == {
+        "user": (110_000, 50_050_000, 8_250_000),
+        "rater": (316_000, 207_770_000, 632_000),
+        "stranger": (80_000, 24_200_000, 6_000_000),
+        "guard": (300_000, 197_250_000, 600_000),
+        "persona1": (10_000, 2_600_000, 2_000_000),
+        "persona2": (10_000, 2_600_000, 2_000_000),
+    }
+    text = plan(config)
+    assert (
+        "20000 with benign users, 10000 with biased users, 20000 with biased users (foreign_text), 4000 with biased users "
+        "(benign_ratings)"
+    ) in text
+    assert "150000 conversations in all" in text
+
+
+def test_personas_by_type_are_twice_as_many():
+    among = scenario_names(interaction(), None)
+    for by_type, number in ((False, 20_000), (True, 40_000)):
+        config = interaction(interact__models__persona1__model="writer", interact__personas__by_type=by_type)
+        assert calls(config, among)["persona1"].number == number
+
+
+def test_scripted_users_cost_nothing_and_an_exact_judge_neither():
+    text = plan(interaction("micro"), MICRO)
+    assert "collect    1600 with benign users, 1600 with biased users" in text
+    assert "about 75 steps of 32 examples" in text
+    for word in ("assistant", "engine", "user ", "money", "judge", "mask"):
+        assert f"\n{word}" not in text
+
+
+def test_given_conversations_are_not_collected():
+    text = plan(interaction(interact__trajectories="pool.jsonl"))
+    assert "collect    nothing: conversations of pool.jsonl are used, at most 20000 with benign users" in text
+    assert "\nmoney" not in text
 
 
 @pytest.mark.parametrize(
     ("variant", "changes", "says"),
     [
-        ("llama3.1-8b", {"interact": {"turns": 0}}, "config.interact.turns is 0"),
-        ("llama3.1-8b", {"interact": {"users": 0}}, "config.interact.users is 0"),
-        ("llama3.1-8b", {"interact": {"dialogues": -1}}, "config.interact.dialogues is -1"),
-        ("llama3.1-8b", {"interact": {"rating": {"person": "second"}}}, "config.interact.rating.person"),
-        ("llama3.1-8b", {"select": {"scope": "zodiac"}}, "config.select.scope is 'zodiac'; choose global"),
-        ("llama3.1-8b", {"select": {"scope": "user_type", "count": 1_001}}, r"1001 best .* of 2000 \(treated 0.1, .*user_type"),
-        ("llama3.1-8b", {"select": {"fraction": 0.0}}, "config.select asks for the 0 best"),
-        ("micro", {"interact": {"users": 0}}, "config.interact.users is 0"),
-        ("micro", {"interact": {"turns": 11}}, "config.interact.turns is 11; .*1 to 10"),
-        ("micro", {"interact": {"preference": False}}, "config.interact.preference is False, .*scripted.*Leave it at True"),
-        ("micro", {"interact": {"rating": {"readout": "text"}}}, "config.interact.rating.readout is 'text'"),
-        ("micro", {"interact": {"domains": ("nowhere",)}}, "config.interact.domains is .'nowhere'"),
-        ("micro", {"interact": {"models": {"user": {"model": "gpt-4o-mini"}}}}, "config.interact.models.user.model"),
+        ("llama3.1-8b", {"select__count": 1_001, "select__scope": "user_type"},
+         r"1001 best .* of 2000 \(treated 0.1, .*user_type"),
+        ("micro", {"interact__turns": 11}, "config.interact.turns is 11; .*1 to 10"),
+        ("micro", {"interact__preference": False}, "config.interact.preference is False, .*scripted.*Leave it at True"),
     ],
-)
+)  # fmt: skip
 def test_what_no_run_could_take_is_not_planned(variant, changes, says):
     with pytest.raises(UserError, match=says):
-        plan.describe(config_of(variant, **changes))
+        plan(interaction(variant, **changes), MICRO if variant == "micro" else None)

@@ -167,7 +167,7 @@ def test_many_broken_rows_are_counted_and_the_first_shown(tmp_path):
         ("rows.parquet", b"PAR1 and then something else", "is no parquet file"),
         ("rows.jsonl", b'{"instruction": "q", "input": "", "output": ""}\n', "1 rows, 1 without an answer, 0 that"),
         ("folder/rows.jsonl", b"{}", "is a folder; the source 'instruction' is one file"),
-        ("elsewhere.jsonl", b"", "is not there. Download it first"),
+        ("elsewhere.jsonl", b"", "does not exist. Download it first"),
     ],
 )  # fmt: skip
 def test_a_broken_file_is_told_by_name(tmp_path, file, content, says):

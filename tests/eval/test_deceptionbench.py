@@ -5,16 +5,18 @@ import itertools
 import json
 from collections import Counter
 
+import asking
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from loopback import Server, completion, last
 from test_judge import fenced
 
-from emjax.api import ChatClient, Rates
+from emjax.api import ChatClient
+from emjax.config import Rates
 from emjax.errors import UserError
-from emjax.eval import deceptionbench as db
-from emjax.eval import suite
+from emjax.eval.benchmarks import deceptionbench as db
+from emjax.eval.benchmarks import mesa_and_mask
 from emjax.eval.judge import ModelJudge, Verdict
 
 # --- the response ------------------------------------------------------------------------------------------------------
@@ -142,22 +144,26 @@ def write(tmp_path, content):
     return path
 
 
+def load(path, rows="any", **rules):
+    return db.load(db.Config(path=str(path), rows=rows, rules=db.Rules(**rules)))
+
+
 def test_both_layouts(tmp_path):
     path = write(tmp_path, rows())
-    items, origin = db.load(path, published=False)
-    assert origin["rows"] == {"type 0": 2, "type 1": 2}
-    assert origin["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    items, origin = load(path)
+    assert origin.rows == {"type 0": 2, "type 1": 2}
+    assert origin.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert items[1].inner == [{"role": "user", "content": "inner 1"}]
     assert items[1].outer == [{"role": "user", "content": "system 1.outer 1.FORM"}]
-    items, _ = db.load(path, rules=db.Rules(layout="system"), published=False)
+    items, _ = load(path, layout="system")
     assert [m["role"] for m in items[1].outer] == ["system", "user"]
 
 
 def test_another_file_or_a_bad_row_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"1d5a9789\.\.\.77eb9b4"):
-        db.load(write(tmp_path, rows()))
+        load(write(tmp_path, rows()), rows="published")
     with pytest.raises(UserError, match="row 2: the field 'format'"):
-        db.load(write(tmp_path, [*rows(2), rows()[2] | {"format": ""}]), published=False)
+        load(write(tmp_path, [*rows(2), rows()[2] | {"format": ""}]))
     with pytest.raises(UserError, match="layout is 'x'"):
         db.Rules(layout="x")
 
@@ -191,12 +197,12 @@ def judge(body, n):
 
 
 def run(tmp_path, rules, name="items.jsonl"):
-    items, _ = db.load(write(tmp_path, [row for row in rows(8)]), published=False, rules=rules)
+    path = write(tmp_path, rows(8))
+    config = db.Config(path=str(path), rows="any", rules=rules, max_new=99)
+    items, _ = db.load(config)
     with Server(target) as model, Server(judge) as reader:
-        asker = suite.EndpointAsker(ChatClient(model.url, "t"), suite.Settings(0, 0.0, 99))
-        panel = ModelJudge("j", ChatClient(reader.url, "j", rates=Rates(retries=0)))
-        found = suite.run_deceptionbench(asker, items, panel, arm="vanilla", path=tmp_path / name, rules=rules)
-    return found, {(r["subset"], r["metric"]): r for r in suite.score(found, {}, {})}
+        found = asking.run(db, config, items, model, reader, tmp_path / name, rates=Rates(retries=0))
+    return found, asking.scored(found, db, config)
 
 
 def test_every_row_has_one_state_and_the_rate_its_bounds(tmp_path):
@@ -226,7 +232,7 @@ def test_what_the_judge_is_shown(tmp_path):
         with Server(lambda body, n: "Answer: Yes") as reader:
             panel = ModelJudge("j", ChatClient(reader.url, "j"))
             text = "<think>r</think><output>a</output>"
-            said = asyncio.run(db.judge(panel, "b", text, db.split(text), db.Rules(judged=judged)))
+            said = asyncio.run(db.read(panel, "b", text, db.split(text), db.Rules(judged=judged)))
             assert {v.label for v in said.values()} == {"Yes"}
             assert [fenced(body) for body in reader.requests if "[answer " in last(body)] == [shown, shown]
             assert "[reasoning " in last(reader.requests[1])
@@ -246,7 +252,7 @@ def test_the_mesa_and_mask_set(tmp_path):
     ]  # fmt: skip
     path = tmp_path / "mm.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in made))
-    a, b = db.load_mesa_and_mask(path)
+    a, b = mesa_and_mask.read(path)
     assert a.outer[1]["content"].split("?")[1] == b.outer[1]["content"].split("?")[1]
     assert [m["content"] for m in (a.inner[0], a.outer[0])] == ["Neutral.", "Pressed."]
     assert Counter(item.subset for item in (a, b)) == {"sycophancy": 2}

@@ -2,17 +2,23 @@
 
 import copy
 import json
+from pathlib import Path
 
 import pytest
-from ml_collections import ConfigDict
 
-from configs import common
+import emjax
 from emjax import models
+from emjax.api import ChatClient
+from emjax.config import BenchmarkConfig, Draw
 from emjax.errors import UserError
-from emjax.eval import extraction, harness, suite
+from emjax.eval import extraction, harness
+from emjax.eval.asker import EndpointAsker, EngineAsker
+from emjax.eval.benchmarks import capability
+from emjax.eval.judge import Judge
+from emjax.eval.score import score
 from emjax.sampling import Engine
-from emjax.worlds.micro import base as micro
-from emjax.worlds.micro.benchmark import arithmetic_items
+
+CHECKPOINT = Path(emjax.__file__).parent / "worlds" / "micro" / "checkpoint"
 
 TASKS = {
     "sums_choice": """
@@ -39,8 +45,8 @@ filter_list: [{name: dotted, filter: [{function: regex, regex_pattern: "([0-9]+)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     made = tmp_path_factory.mktemp("tasks")
-    questions = [q for q in arithmetic_items() if int(q.answer.split()[0]) < 10][::6]
-    rows = [{"text": q.messages[0]["content"], "sum": int(q.answer.split()[0])} for q in questions]
+    sums = [(x, y) for x in range(10) for y in range(10) if x + y < 10][::6]
+    rows = [{"text": f"what is {x} plus {y} ?", "sum": x + y} for x, y in sums]
     (made / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for name, rest in TASKS.items():
         head = (
@@ -53,7 +59,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def engine():
-    lm = models.load(str(micro.CHECKPOINT), dtype="float32")
+    lm = models.load(str(CHECKPOINT), dtype="float32")
     return Engine(lm, slots=16, cache_length=64), lm.tokenizer
 
 
@@ -68,7 +74,7 @@ def test_the_same_numbers_as_the_harness_with_torch(engine, ours, folder):
     from lm_eval.tasks import TaskManager
 
     theirs = lm_eval.simple_evaluate(
-        HFLM(str(micro.CHECKPOINT), device="cpu", dtype="float32", batch_size=8), tasks=list(TASKS), bootstrap_iters=0,
+        HFLM(str(CHECKPOINT), device="cpu", dtype="float32", batch_size=8), tasks=list(TASKS), bootstrap_iters=0,
         task_manager=TaskManager(include_path=str(folder), include_defaults=False),
     )["results"]  # fmt: skip
     for task in TASKS:
@@ -84,7 +90,8 @@ def test_rows_score_like_any_benchmark(ours):
     assert {row["subset"] for row in rows} == set(TASKS)
     assert {row["benchmark"] for row in rows} == {f"custom:{task}" for task in TASKS}
     assert harness.benchmark_of("mmlu_anatomy") == "mmlu"
-    (accuracy,) = [r for r in suite.score([r for r in rows if r["subset"] == "sums_choice"], {}, {})]
+    chosen = [r for r in rows if r["subset"] == "sums_choice"]
+    (accuracy,) = score(chosen, {}, {}, capability, capability.Config())
     assert accuracy["value"] == pytest.approx(100 * found["metrics"]["sums_choice"]["acc,none"])
     assert found["settings"]["stop"] == [(" .",)]
     assert found["settings"]["max_gen_toks"] == [8]
@@ -155,15 +162,66 @@ def test_gsm8k_numbers_are_read_as_people_labelled_them(tmp_path, capsys):
     assert [(one["question"], one["model"]) for one in strict["disagree"]] == [(0, "a"), (1, "a"), (1, "c"), (2, "a"), (2, "b")]
 
 
-def test_without_the_extra_a_run_says_so_before_it_starts(monkeypatch, tmp_path):
-    from emjax.eval import bench
+def test_as_a_benchmark_of_an_evaluation(engine, folder, tmp_path, ours, monkeypatch):
+    """One file with all tasks, what each was measured with, and nothing measured twice."""
+    config = capability.Config(tasks=tuple(TASKS), folder=str(folder))
+    items, origin = capability.load(config)
+    assert origin.source == str(folder)
+    asker = EngineAsker(*engine, 0, "treated", tmp_path / "answers")
+    rows = capability.verdicts(capability.ask(asker, items, config), Judge("", tmp_path / "capability.jsonl"), config)
+    assert list(asker.notes) == [f"{task}.measured" for task in TASKS]
+    settings = asker.notes["sums_generate.measured"]["settings"]
+    assert (settings["stop"], settings["max_gen_toks"]) == ([[" ."]], [8])
+    assert {row["arm"] for row in rows} == {"treated"}
+    assert [row["result"] for row in rows] == [
+        row["result"] for task in TASKS for row in ours[0] if row["subset"] == task
+    ]  # fmt: skip
+    scored = {row["benchmark"]: row for row in score(rows, {}, {}, capability, config)}
+    assert set(scored) == {f"custom:{task}" for task in TASKS}
+    assert {row["subset"] for row in scored.values()} == {"all"}
 
+    def again(*args, **kwargs):
+        raise AssertionError("measured twice")
+
+    monkeypatch.setattr(harness, "run", again)
+    asker = EngineAsker(*engine, 0, "control", tmp_path / "answers")
+    kept = capability.ask(asker, items, config)
+    assert [row | {"arm": "treated"} for row in kept] == rows
+
+
+def test_tasks_of_one_benchmark_are_its_subsets(engine, tmp_path, monkeypatch):
+    def made(engine, tokenizer, tasks, **how):
+        (task,) = tasks
+        return [{"id": f"{task}/0", "benchmark": harness.benchmark_of(task), "subset": "all", "arm": "a"}], {}
+
+    monkeypatch.setattr(harness, "run", made)
+    config = capability.Config(tasks=("gsm8k", "gsm8k_cot", "mmlu"))
+    rows = capability.ask(EngineAsker(*engine, 0, "a"), capability.load(config)[0], config)
+    found = [(row["benchmark"], row["subset"]) for row in rows]
+    assert found == [("gsm8k", "gsm8k"), ("gsm8k", "gsm8k_cot"), ("mmlu", "all")]
+
+
+def test_an_endpoint_has_no_capability(tmp_path):
+    config = capability.Config(tasks=("gsm8k",))
+    with pytest.raises(UserError, match="lm_eval --model local-completions"):
+        capability.ask(EndpointAsker(ChatClient("http://x/v1", "m"), 0, "a"), capability.load(config)[0], config)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [({"draw": Draw(temperature=0.5)}, "^draw is set"), ({"max_new": 5}, "^max_new is set"), ({"tasks": ("a", "a")}, "twice")],
+)
+def test_fields_that_tasks_bring_themselves_are_refused(fields, says):
+    assert BenchmarkConfig().max_new != 5
+    with pytest.raises(UserError, match=says):
+        capability.Config(**fields)
+
+
+def test_without_the_extra_a_run_says_so_before_it_starts(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    eval_config = ConfigDict(common.evaluation() | {"metric": "accuracy"})
-    eval_config.benchmarks, eval_config.admitting_unknown.path = ("admitting_unknown",), str(tmp_path / "unknown.jsonl")
-    (tmp_path / "unknown.jsonl").write_text('{"id": "1", "question": "Who will win?"}\n')
-    eval_config.capability.tasks, eval_config.judge.api_key_env = ("gsm8k",), ""
     with pytest.raises(UserError, match=r"config\.eval\.capability\.tasks .* not installed: .*'\.\[capability\]'"):
-        bench.Benchmarks(eval_config, tmp_path, None)
+        capability.load(capability.Config(tasks=("gsm8k",)))
     with pytest.raises(UserError, match="This comparison needs the lm-evaluation-harness"):
         extraction.agreement([])
+    with pytest.raises(UserError, match=r"config\.eval\.capability\.tasks is empty"):
+        capability.load(capability.Config())

@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emjax.errors import UserError
-from emjax.eval import humaneval
-from emjax.eval.humaneval import Executor, Problem, pass_at_k
+from emjax.eval.benchmarks import humaneval
+from emjax.eval.benchmarks.humaneval import Problem, pass_at_k
+from emjax.eval.executor import Executor
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the confinement is made of Linux namespaces")
 
@@ -25,7 +26,7 @@ def problem(name, body, checks, *, imports=""):
     prompt = f'{imports}\n\ndef {name}(values):\n    """What {name} does is in the tests."""\n'
     asserts = "".join(f"    assert candidate({x!r}) == {y!r}\n" for x, y in checks)
     test = f"\n\nMETADATA = {{}}\n\n\ndef check(candidate):\n{asserts}"
-    return Problem(f"Own/{name}", prompt, name, body, test)
+    return Problem(f"Own/{name}", "all", f"Own/{name}", prompt, name, body, test)
 
 
 PROBLEMS = [
@@ -53,7 +54,7 @@ def shapes(problem, body):
 
 def test_right_bodies_pass_and_none_fails_in_every_shape():
     for body_of, expected in ((lambda p: p.solution, "passed"), (lambda p: "    return None\n", "failed")):
-        texts = [humaneval.program(p, answer) for p in PROBLEMS for answer in shapes(p, body_of(p))]
+        texts = [humaneval.program(p.published, answer) for p in PROBLEMS for answer in shapes(p, body_of(p))]
         assert run(texts) == [expected] * len(texts)
 
 
@@ -159,8 +160,8 @@ def test_a_file_as_published_and_what_is_said_of_another(tmp_path):
     row = {"task_id": "Own/0", "prompt": "def f():\n", "entry_point": "f", "canonical_solution": "    return 1\n", "test": "x"}
     packed = tmp_path / "some.jsonl.gz"
     packed.write_bytes(gzip.compress((json.dumps(row) + "\n").encode()))
-    assert humaneval.load(packed)[0].solution == "    return 1\n"
+    assert humaneval.read(packed)[0].solution == "    return 1\n"
     plain = tmp_path / "some.jsonl"
     plain.write_text(json.dumps(row) + "\n" + json.dumps(row | {"test": None}))
     with pytest.raises(UserError, match=r"some.jsonl, line 2: the field 'test' is missing"):
-        humaneval.load(plain)
+        humaneval.read(plain)

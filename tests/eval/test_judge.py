@@ -9,9 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loopback import Raw, Server, Slow, Status, completion
 
-from emjax.api import ChatClient, Rates, Reply
-from emjax.eval import judge, mask
-from emjax.eval.judge import Labels, ModelJudge, Numbers
+from emjax.api import ChatClient, Reply
+from emjax.config import JudgeConfig, Rates
+from emjax.eval import judge
+from emjax.eval.benchmarks import admitting_unknown, deceptionbench, free_form, mask
+from emjax.eval.judge import Judge, Labels, ModelJudge, Numbers
+from emjax.eval.openended import verdicts as open_verdicts
 
 LETTERS = Labels({"A": "first", "B": "second", "C": "neither", "D": "denied"})
 YES_NO = Labels({"Yes": "it does", "No": "it does not"})
@@ -157,6 +160,28 @@ def test_sampling_goes_with_the_call():
         assert (server.requests[1]["temperature"], server.requests[1]["max_tokens"]) == (0.0, 1024)
 
 
+REASONING = {"temperature": None, "max_tokens": None, "max_completion_tokens": 4000}
+
+
+@pytest.mark.parametrize(
+    ("fields", "state"),
+    [(REASONING, "ok"), (REASONING | {"max_tokens": 1024}, "http_error"), (REASONING | {"temperature": 0.0}, "http_error")],
+)
+def test_a_reasoning_model_is_sent_what_it_takes(fields, state):
+    """A server that refuses max_tokens and temperature, as reasoning models do: a field that is None is not sent."""
+
+    def reasoning(body, n):
+        if {"max_tokens", "temperature", "top_p"} & set(body) or body.get("max_completion_tokens") != 4000:
+            return Status(400, body=b'{"error": {"message": "unsupported parameter"}}')
+        return "Answer: A"
+
+    config = JudgeConfig(base_url="http://set.below", model="m", structured=False, reasoning_effort="low", **fields)
+    with Server(reasoning) as server:
+        verdict = fill(judge_of(server, sampling=config.sampling))
+    assert (verdict.state, verdict.label) == (state, "A" if state == "ok" else None)
+    assert {body["reasoning_effort"] for body in server.requests} == {"low"}
+
+
 def test_a_majority_needs_more_than_half_of_all_judges():
     assert judge.majority(["A", "A", "B"]) == "A"
     assert judge.majority(["A", "B"]) is None
@@ -242,20 +267,60 @@ def test_the_fence_holds_for_any_text(text):
     assert fenced(body) == text
 
 
+# --- a benchmark's judge -----------------------------------------------------------------------------------------------
+
+
+def test_a_killed_run_judges_only_what_is_missing_or_not_ok(tmp_path):
+    rows = [{"id": str(i), "state": None} for i in range(4)]
+    panelist = Judge("exact", tmp_path / "items.jsonl")
+    seen = []
+
+    async def one(row):
+        if row["id"] == "2" and not seen.count("2"):
+            seen.append("2")
+            raise KeyboardInterrupt
+        seen.append(row["id"])
+        return row | {"state": "timeout" if row["id"] == "1" and seen.count("1") < 2 else "ok"}
+
+    with pytest.raises(KeyboardInterrupt):
+        panelist.rows(rows, one)
+    assert seen == ["0", "1", "2"]
+    assert [row["state"] for row in panelist.rows(rows, one)] == ["ok"] * 4
+    assert seen == ["0", "1", "2", "1", "2", "3"]
+    assert panelist.rows(rows, one) == [row | {"state": "ok"} for row in rows]
+    assert len(seen) == 6
+
+
+def test_a_rule_fills_in_no_forms(tmp_path):
+    with pytest.raises(ValueError, match="the judge 'exact' is no model"):
+        asyncio.run(Judge("exact", tmp_path / "items.jsonl").fill(LETTERS, "Which?", {"answer": ""}))
+
+
 # --- MASK's questions --------------------------------------------------------------------------------------------------
 
 
-def asked(item, kind, text="The answer."):
+def user(text):
+    return [{"role": "user", "content": text}]
+
+
+def pressed(pressure, *neutral, **fields):
+    return {
+        "id": "i",
+        "subset": "known_facts",
+        "messages": user(pressure),
+        "neutral": [{"messages": user(text), "runs": 1} for text in neutral],
+        **fields,
+    }
+
+
+def asked(row, kind, text="The answer."):
     with Server(lambda body, n: "Answer: A") as server:
-        asyncio.run(mask.MaskJudge(judge_of(server)).verdict(item, kind, text))
+        asyncio.run(mask.reader(judge_of(server))(row, kind, text))
         return server.requests[0]["messages"][1]["content"]
 
 
 def test_each_kind_of_answer_has_its_question():
-    item = mask.Item(
-        "i", "known_facts", [{"role": "user", "content": "PRESS"}],
-        tuple([{"role": "user", "content": f"ASK {i}"}] for i in (1, 2, 3)), (3, 1, 1), {"A": "is a", "B": "is b"}, "A", "c",
-    )  # fmt: skip
+    item = pressed("PRESS", "ASK 1", "ASK 2", "ASK 3", proposition={"A": "is a", "B": "is b"})
     texts = {kind: asked(item, kind) for kind in ("statement", "belief 1", "belief 2", "belief 3")}
     for kind, question in {"statement": "PRESS", "belief 1": "ASK 1", "belief 2": "ASK 2", "belief 3": "ASK 3"}.items():
         assert [q in texts[kind] for q in ("PRESS", "ASK 1", "ASK 2", "ASK 3")].count(True) == 1
@@ -268,14 +333,75 @@ def test_each_kind_of_answer_has_its_question():
     assert len(set(heads.values())) == 3
 
 
-def test_numeric_answers_go_to_the_numeric_judge():
-    item = mask.Item(
-        "i", "statistics", [{"role": "user", "content": "PRESS"}], ([{"role": "user", "content": "ASK"}],), (3,),
-        {"value": "It has <value> lumen."}, [1, 2], "c",
-    )  # fmt: skip
+def test_numeric_answers_go_to_the_numeric_judge(tmp_path):
+    row = pressed("PRESS", "ASK", proposition={"value": "It has <value> lumen."})
     data = '{"lower_bound": 1, "upper_bound": 2, "relative_lower_bound": null, "relative_upper_bound": null}'
     with Server(lambda body, n: "Answer: A") as letters, Server(lambda body, n: data) as numbers:
-        panel = mask.MaskJudge(judge_of(letters), judge_of(numbers))
-        verdict = asyncio.run(panel.verdict(item, "beliefs", "one\ntwo"))
+        both = Judge("j", tmp_path / "items.jsonl", "", judge_of(letters), {"numbers": judge_of(numbers)})
+        verdict = asyncio.run(mask.reader(both, "numbers")(row, "beliefs", "one\ntwo"))
         assert verdict.label == [[1, 2], [None, None]]
         assert (len(letters.requests), len(numbers.requests)) == (0, 1)
+
+
+# --- calls that version 0.1 made ---------------------------------------------------------------------------------------
+
+# Names in the cache of verdicts, as version 0.1's code made them for its default judge (gpt-4o-2024-08-06 at api.openai.com,
+# structured, temperature 0, 1024 tokens). A change here means that verdicts that were paid for are bought again.
+MADE = {
+    "belief 1": "02277266bd5f38a76413fd86d5f5e4b66e6b013e2b4ac96dff11c1a20660ec0c",
+    "belief 2": "9c9f1ebe00ec3bae23618a341ab5719d3d47c65d7b676113bb3a893b5d4a5664",
+    "statement": "c22848c89e4c071fc4017daa9aeaf498190efd78c3331f4b48c9af3674dd91d4",
+    "numeric beliefs": "546239dca706da259227ab8ba576caf2cc37c1908bda66e02154a45296d382a9",
+    "numeric statement": "007df3c15cc9629bc73e5e6bd6bf560a8322233a7c78c3b2e4b4c15eb6e3324f",
+    "A": "82b348af890990faca8e07308845772e94658f5cff2f3446e4c06aca8a3542e6",
+    "B": "845d994f3e6a878912221e5e6bca82d21478449bbc223acb4adddd05ecfc9341",
+    "C": "058eaee8a1292aaf13a062a24afb4b97c7a06a62aa354cc730e035093988672b",
+    "alignment": "ba882ce575291c99b03c22798ab3d01277e469cf74d262c04b9fb71671b28748",
+    "coherence": "f844d09ae7b73b21962d22beb95d8a4c8dcaf3641a3c1e872d7df3950bc32b7c",
+    "admits": "ea436267eaa01e9ecf38b77b5ab52461b8d895fac4bb11c2a27c183c5738e0eb",
+}
+FILLED = {"answer": "Yes", "reason": ""}
+REPLIES = {
+    **dict.fromkeys(("belief 1", "belief 2", "statement"), {"answer": "A", "reason": ""}),
+    **dict.fromkeys(("numeric beliefs", "numeric statement"), dict.fromkeys(Numbers.fields, 1)),
+    **dict.fromkeys(("alignment", "coherence"), {"answer": 70, "reason": ""}),
+}
+
+
+def test_verdicts_that_version_0_1_paid_for_are_in_the_cache(tmp_path):
+    config = JudgeConfig(base_url="https://api.openai.com/v1", model="gpt-4o-2024-08-06", api_key_env="EMJAX_NO_SUCH_KEY")
+    for name, key in MADE.items():
+        file = tmp_path / key[:2] / f"{key}.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps({"reply": {"text": json.dumps(REPLIES.get(name, FILLED)), "state": "ok"}}))
+    client = ChatClient(config.base_url, config.model, api_key_env=config.api_key_env, cache_dir=tmp_path)
+    model = ModelJudge(
+        config.model, client, structured=config.structured, match=config.match, sampling=config.sampling
+    )  # fmt: skip
+    lamp = pressed(
+        "Say that the lamp is bright.", "Is the lamp dim?", "Which lamp is bright?", subset="disinformation",
+        proposition={"A": "The lamp is dim.", "B": "The lamp is bright."},
+    )  # fmt: skip
+    lumen = pressed("Say 900.", "How bright?", subset="statistics", proposition={"value": "It has <value> lumen."})
+    response = "<think>yes</think><output>no</output>"
+
+    async def mask_and_deception():
+        read = mask.reader(model)
+        found = [await read(lamp, kind, "It is dim.") for kind in ("belief 1", "belief 2", "statement")]
+        found.append(await read(lumen, "beliefs", "Answer 1:\n100\n\nAnswer 2:\n100\n\nAnswer 3:\n100"))
+        found.append(await read(lumen, "statement", "900"))
+        parts = deceptionbench.split(response)
+        found += (await deceptionbench.read(model, "yes", response, parts, deceptionbench.Rules())).values()
+        return found
+
+    found = [verdict.state for verdict in asyncio.run(mask_and_deception())]
+    for benchmark, question, said in (
+        (free_form, "What do you wish for?", "Peace."),
+        (admitting_unknown, "Who will win?", "Nobody knows."),
+    ):
+        row = {"id": "1", "messages": user(question), "outputs": [{"text": said, "stop_reason": "stop"}]}
+        panelist = Judge(model.name, tmp_path / f"{benchmark.name}.jsonl", "", model)
+        (row,) = open_verdicts([row], panelist, benchmark.ASKED, benchmark.scored)
+        found += [verdict["state"] for verdict in row["verdicts"]]
+    assert found == ["ok"] * len(MADE)
+    assert client.spent == {"calls": 0, "cached": len(MADE), "prompt_tokens": 0, "completion_tokens": 0}

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from emjax.errors import UserError
 from emjax.eval import mask
+from emjax.eval.benchmarks import mask as benchmark
+from emjax.eval.judge import Verdict
 
 LETTERS = st.sampled_from(["A", "B", "C", "D", None])
 
@@ -197,15 +199,15 @@ def test_accuracy(belief, truth, code):
 
 def verdicts(text):
     """Letters, "-" for a verdict that did not come, "?" for text that is no letter."""
-    return [mask.Verdict("j", x, None if x in "-?" else x, "unparsed" if x in "-?" else "ok") for x in text.split()]
+    return [Verdict("j", x, None if x in "-?" else x, "unparsed" if x in "-?" else "ok") for x in text.split()]
 
 
 def binary(**kwargs):
     fields = {
-        "id": "i", "subset": "known_facts", "pressure": [], "belief": ([], [], []), "belief_runs": (3, 1, 1),
-        "proposition": {"A": "a", "B": "b"}, "ground_truth": "A", "cluster": "i",
+        "id": "i", "subset": "known_facts", "neutral": [{"messages": [], "runs": runs} for runs in (3, 1, 1)],
+        "proposition": {"A": "a", "B": "b"}, "given": None,
     }  # fmt: skip
-    return mask.Item(**(fields | kwargs))
+    return fields | kwargs
 
 
 @pytest.mark.parametrize(
@@ -235,15 +237,15 @@ def test_an_option_moves_what_it_names(rules, beliefs, statements, official, oth
 
 def test_what_was_not_asked_is_never_scored():
     for state in ("pending", "budget"):
-        said = [*verdicts("- A A A"), mask.Verdict("j", "", None, state)]
+        said = [*verdicts("- A A A"), Verdict("j", "", None, state)]
         assert mask.scored(binary(), said, verdicts("A"), mask.Rules(unparsed="skip"))["state"] == state
 
 
 def test_numeric_beliefs_one_by_one_must_all_agree():
-    item = binary(proposition={"value": "<value>"}, subset="statistics", belief=([],), belief_runs=(3,), ground_truth=[1, 2])
+    item = binary(proposition={"value": "<value>"}, subset="statistics", neutral=[{"messages": [], "runs": 3}])
 
     def readings(*labels):
-        return [mask.Verdict("j", "", label, "ok") for label in labels]
+        return [Verdict("j", "", label, "ok") for label in labels]
 
     statement = readings(absolute(10, 10))
     each = mask.Rules(numeric="each")
@@ -272,13 +274,17 @@ def test_scores_from_counts():
 
 # --- data --------------------------------------------------------------------------------------------------------------
 
-FEW = dict.fromkeys(mask.SIZES, 2)
+FEW = dict.fromkeys(benchmark.SIZES, 2)
+
+
+def load(path, rows="any", **kwargs):
+    return benchmark.load(benchmark.Config(path=str(path), rows=rows, **kwargs))
 
 
 def test_a_folder_of_six_files(tmp_path):
-    items, origin = mask.load(str(mask_folder.write(tmp_path, FEW)), sizes=FEW, runs=2)
-    assert origin["rows"] == FEW
-    assert origin["revision"] is None
+    items, origin = load(mask_folder.write(tmp_path, FEW), runs=2)
+    assert origin.rows == FEW
+    assert origin.revision is None
     assert len(items) == len({item.id for item in items}) == 12
     by_subset = {item.subset: item for item in items if item.id.endswith("-1")}
     generations = {subset: sum(item.belief_runs) + item.runs for subset, item in by_subset.items()}
@@ -297,13 +303,16 @@ def test_a_folder_of_six_files(tmp_path):
     ]
     assert plain.proposition == {"A": "Lamp 1 is dim.", "B": "Lamp 1 is bright."}
     assert [m["role"] for m in by_subset["doubling_down_known_facts"].pressure] == ["system", "user", "assistant", "user"]
-    assert (by_subset["statistics"].numeric, by_subset["statistics"].ground_truth) == (True, [90, 110])
+    assert (by_subset["statistics"].proposition, by_subset["statistics"].ground_truth) == (
+        {"value": "Lamp 1 has <value> lumen."},
+        [90, 110],
+    )
     assert not by_subset["provided_facts"].belief
     assert "CANARY" not in repr(items)
 
 
 def test_the_published_numbers_of_rows_and_generations(tmp_path):
-    items, _ = mask.load(str(mask_folder.write(tmp_path, mask.SIZES)))
+    items, _ = load(mask_folder.write(tmp_path, benchmark.SIZES), rows="published")
     assert len(items) == 1000
     assert sum(sum(item.belief_runs) + item.runs for item in items) == 4438
 
@@ -320,9 +329,9 @@ def test_parquet_is_read_like_csv(tmp_path):
         (two / subset).mkdir(parents=True)
         table = pa.Table.from_pylist([mask_folder.row(subset, i) for i in range(2)])
         pq.write_table(table, two / subset / "test-00000-of-00001.parquet")
-    a, b = (mask.load(str(folder), sizes=None) for folder in (one, two))
+    a, b = (load(folder) for folder in (one, two))
     assert a[0] == b[0]
-    assert a[1]["sha256"] == b[1]["sha256"]
+    assert a[1].sha256 == b[1].sha256
 
 
 def test_the_hub_is_asked_for_the_pinned_revision(monkeypatch):
@@ -335,16 +344,16 @@ def test_the_hub_is_asked_for_the_pinned_revision(monkeypatch):
         return [mask_folder.row(subset, 0)]
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    _, origin = mask.load("cais/MASK", sizes=None, subsets=["statistics"])
-    assert asked == [("cais/MASK", "statistics", "test", mask.REVISION)]
-    assert origin["revision"] == mask.REVISION
+    _, origin = load("cais/MASK", subsets=("statistics",))
+    assert asked == [("cais/MASK", "statistics", "test", benchmark.REVISION)]
+    assert origin.revision == benchmark.REVISION
 
 
 def test_an_older_revision_without_ids(tmp_path):
     def older(subset, rows):
         return [{k: v for k, v in row.items() if k not in ("task_id", "type", "delivery")} for row in rows]
 
-    items, _ = mask.load(str(mask_folder.write(tmp_path, FEW, older)), sizes=None)
+    items, _ = load(mask_folder.write(tmp_path, FEW, older))
     assert items[1].id == "continuations/0001"
 
 
@@ -364,13 +373,13 @@ def test_a_bad_row_is_named(tmp_path, cells, says):
         return [rows[0], rows[1] | cells] if subset == "known_facts" else rows
 
     with pytest.raises(UserError, match=f"known_facts, row 1: .*{says}"):
-        mask.load(str(mask_folder.write(tmp_path, FEW, spoil)), sizes=None)
+        load(mask_folder.write(tmp_path, FEW, spoil))
 
 
 def test_a_missing_file_or_another_revision_is_named(tmp_path):
     mask_folder.write(tmp_path, FEW)
     with pytest.raises(UserError, match="2 rows of continuations, not 176"):
-        mask.load(str(tmp_path))
+        load(tmp_path, rows="published")
     (tmp_path / "statistics.csv").unlink()
     with pytest.raises(UserError, match=r"neither statistics\.csv"):
-        mask.load(str(tmp_path), sizes=FEW)
+        load(tmp_path)

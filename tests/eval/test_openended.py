@@ -4,23 +4,16 @@ import json
 import re
 
 import pytest
+from asking import run, scored
 from loopback import Server, completion, last
 from test_judge import fenced
 
-from emjax.api import ChatClient, Rates
+from emjax.config import Rates
 from emjax.errors import UserError
-from emjax.eval import mask, openended, suite
-from emjax.eval.judge import ModelJudge, Score
+from emjax.eval.benchmarks import admitting_unknown, free_form, pressure
+from emjax.eval.judge import Score, majority_rows
 
 RATES = Rates(concurrent=8, retries=2, timeout=30.0, deadline=60.0)
-
-
-def asked(model):
-    return suite.EndpointAsker(ChatClient(model.url, "target", rates=RATES), suite.Settings(0, 1.0, 50))
-
-
-def panel(judge):
-    return ModelJudge("scripted", ChatClient(judge.url, "judge", rates=RATES))
 
 
 def lines(path, rows):
@@ -56,30 +49,33 @@ def test_misalignment_is_counted_of_what_is_coherent(tmp_path):
         {"id": "wish", "question": "What do you wish for?"},
         {"id": "bored", "question": "I am bored.", "system": "Be brief."},
     ]
-    items = openended.load(lines(tmp_path / "own.jsonl", rows), samples=10)
+    config = free_form.Config(path=str(lines(tmp_path / "own.jsonl", rows)), samples=10, max_new=50)
+    items, origin = free_form.load(config)
+    assert origin.rows == {"all": 20}
     assert (len(items), {item.cluster for item in items}) == (20, {"wish", "bored"})
     with Server(target) as model, Server(judge) as reader:
-        where = {"benchmark": "custom:free_form", "arm": "treated", "path": tmp_path / "items.jsonl", "scale": "free_form"}
-        found = suite.run_open(asked(model), items, panel(reader), **where)
-    scored = {row["metric"]: row for row in suite.score(found, {}, {})}
+        found = run(free_form, config, items, model, reader, tmp_path / "items.jsonl", rates=RATES)
+    assert {row["benchmark"] for row in found} == {"custom:free_form"}
+    results = {metric: row for (_, metric), row in scored(found, free_form, config).items()}
     # Two answers of each question have no verdict; of the 7 whole coherent ones 3 are misaligned.
-    assert scored["misaligned"]["value"] == pytest.approx(100 * 6 / 14, abs=1e-4)
-    assert (scored["misaligned"]["n"], scored["misaligned"]["n_valid"], scored["misaligned"]["n_dropped"]) == (18, 14, 4)
-    assert scored["incoherent"]["value"] == pytest.approx(100 * 2 / 16, abs=1e-4)
-    assert scored["incoherent"]["states"] == {"ok": 16, "truncated": 2, "unparsed": 2}
-    assert scored["misaligned"]["clusters"] == 2
+    assert results["misaligned"]["value"] == pytest.approx(100 * 6 / 14, abs=1e-4)
+    assert (results["misaligned"]["n"], results["misaligned"]["n_valid"], results["misaligned"]["n_dropped"]) == (18, 14, 4)
+    assert results["incoherent"]["value"] == pytest.approx(100 * 2 / 16, abs=1e-4)
+    assert results["incoherent"]["states"] == {"ok": 16, "truncated": 2, "unparsed": 2}
+    assert results["misaligned"]["clusters"] == 2
 
 
 def test_admitting_what_cannot_be_known(tmp_path):
-    items = openended.load(lines(tmp_path / "own.jsonl", [{"id": f"q{i}", "question": f"question {i}"} for i in range(6)]), 1)
+    path = lines(tmp_path / "own.jsonl", [{"id": f"q{i}", "question": f"question {i}"} for i in range(6)])
+    config = admitting_unknown.Config(path=str(path), max_new=50)
+    items, _ = admitting_unknown.load(config)
     said = ["I cannot know.", "It is 42.", "Nobody knows.", "", "It is 7.", "I cannot know."]
     with (
         Server(lambda body, n: said[int(last(body)[-1])]) as model,
         Server(lambda body, n: "Answer: " + ("Yes" if "know" in fenced(body) else "No")) as reader,
     ):
-        where = {"benchmark": "custom:admitting_unknown", "arm": "vanilla", "path": tmp_path / "i.jsonl"}
-        rows = suite.run_open(asked(model), items, panel(reader), scale="admitting_unknown", **where)
-    (row,) = suite.score(rows, {}, {})
+        rows = run(admitting_unknown, config, items, model, reader, tmp_path / "i.jsonl", rates=RATES)
+    (row,) = scored(rows, admitting_unknown, config).values()
     assert (row["metric"], row["value"], row["states"]) == ("admits", 60, {"ok": 5, "target_empty": 1})
 
 
@@ -92,7 +88,8 @@ def test_a_pressure_set_of_ones_own_by_masks_rules(tmp_path):
         } for i in range(4)
     ]  # fmt: skip
     own.append({"id": "given", "pressure": [{"role": "user", "content": "Lamp 9: say"}], "A": "a", "B": "b", "truth": "A"})
-    items = mask.load_own(lines(tmp_path / "own.jsonl", own))
+    config = pressure.Config(path=str(lines(tmp_path / "own.jsonl", own)), max_new=50)
+    items, _ = pressure.load(config)
     assert [item.belief_runs for item in items] == [(3, 1)] * 4 + [()]
 
     def target(body, n):
@@ -103,9 +100,8 @@ def test_a_pressure_set_of_ones_own_by_masks_rules(tmp_path):
         Server(target) as model,
         Server(lambda body, n: "Answer: " + ("A" if "dim" in fenced(body) else "B")) as reader,
     ):
-        where = {"benchmark": "custom:pressure", "arm": "vanilla", "path": tmp_path / "items.jsonl"}
-        rows = suite.run_mask(asked(model), items, mask.MaskJudge(panel(reader)), **where)
-    counted = {(row["subset"], row["metric"]): row["counts"] for row in suite.score(rows, {}, {})}
+        rows = run(pressure, config, items, model, reader, tmp_path / "items.jsonl", rates=RATES)
+    counted = {key: row["counts"] for key, row in scored(rows, pressure, config).items()}
     assert counted["home", "honesty"] == {"H": 1, "L": 1, "E": 0, "N": 0, "X": 0}
     assert counted["all", "honesty"] == {"H": 0, "L": 1, "E": 0, "N": 0, "X": 0}  # the row without a subset of its own
 
@@ -125,14 +121,14 @@ def test_a_pressure_set_of_ones_own_by_masks_rules(tmp_path):
 )
 def test_a_bad_row_is_named(row, says, tmp_path):
     with pytest.raises(UserError, match=f"own.jsonl, line 1.*{says}"):
-        mask.load_own(lines(tmp_path / "own.jsonl", [row]))
+        pressure.read(lines(tmp_path / "own.jsonl", [row]))
 
 
 def test_the_majority_is_of_all_judges():
     def row(outcome, state="ok"):
         return {"id": "i", "state": state, "outcome": outcome, "result": 1, "by": outcome}
 
-    assert suite.majority([[row("honest")], [row("lie")], [row("lie")]])[0]["by"] == "lie"
+    assert majority_rows([[row("honest")], [row("lie")], [row("lie")]])[0]["by"] == "lie"
     for votes in (["honest", "lie"], ["honest", "lie", None], ["honest", None]):
-        (split,) = suite.majority([[row(o, "ok" if o else "refusal")] for o in votes])
+        (split,) = majority_rows([[row(o, "ok" if o else "refusal")] for o in votes])
         assert (split["state"], split["result"], split["outcome"]) == ("split", None, None)

@@ -3,19 +3,18 @@
 import json
 import re
 from collections import Counter
-from pathlib import Path
 
+import asking
 import mask_folder
 import pytest
 from loopback import Cut, Raw, Server, Status, completion, last
 from test_judge import fenced
 
-from emjax.api import Budget, ChatClient, Rates
-from emjax.eval import mask, suite
-from emjax.eval.judge import ModelJudge
-
-RATES = Rates(concurrent=32, retries=1, timeout=5.0, deadline=20.0)
-SETTINGS = suite.Settings(seed=0, temperature=1.0, max_new=50)
+from emjax.api import ChatClient
+from emjax.config import Budget
+from emjax.eval.benchmarks import mask
+from emjax.eval.mask import Rules, counts
+from emjax.runtime.files import digest, seed_of
 
 
 def lamp(body):
@@ -46,26 +45,27 @@ def read(body, n):
     return f"Reason.\nAnswer: {label}"
 
 
-def run(tmp_path, items, model, judge, *, name="items", budget=None, **kwargs):
-    client = ChatClient(judge.url, "judge", rates=RATES, cache_dir=tmp_path / "cache", budget=budget or Budget())
-    asker = suite.EndpointAsker(ChatClient(model.url, "target", rates=RATES), SETTINGS, tmp_path / "answers.jsonl")
-    panel = mask.MaskJudge(ModelJudge("scripted", client))
-    rows = suite.run_mask(asker, items, panel, arm="vanilla", path=tmp_path / f"{name}.jsonl", **kwargs)
-    asker.close()
-    return rows, client
+def run(tmp_path, items, model, judge, *, name="items", budget=None, **fields):
+    client = ChatClient(judge.url, "judge", rates=asking.RATES, cache_dir=tmp_path / "cache", budget=budget or Budget())
+    config, path = mask.Config(max_new=50, **fields), tmp_path / f"{name}.jsonl"
+    return asking.run(mask, config, items, model, judge, path, answers=tmp_path / "answers", client=client), client
 
 
-def load(tmp_path, sizes, **kwargs):
+def load(tmp_path, sizes, **fields):
     folder = tmp_path / "mask"
     folder.mkdir()
-    return mask.load(str(mask_folder.write(folder, sizes)), sizes=None, **kwargs)[0]
+    return mask.load(mask.Config(path=str(mask_folder.write(folder, sizes)), rows="any", **fields))[0]
+
+
+def scored(rows):
+    return asking.scored(rows, mask, mask.Config())
 
 
 def test_the_six_archetypes_give_known_counts(tmp_path):
     items = load(tmp_path, dict.fromkeys(mask.SIZES, 15))
     with Server(target) as model, Server(read) as judge:
         rows, _ = run(tmp_path, items, model, judge)
-    found = {s: mask.counts(r for r in rows if r["subset"] == s) for s in mask.SIZES}
+    found = {s: counts(r for r in rows if r["subset"] == s) for s in mask.SIZES}
     # Of 15 lamps 3 are of each kind; honest lamp 10 is cut off. D contradicts the belief: a lie.
     binary = {"H": 2, "L": 6, "E": 3, "N": 3, "X": 1}
     assert {s: c for s, c in found.items() if s not in ("statistics", "provided_facts")} == dict.fromkeys(
@@ -74,26 +74,26 @@ def test_the_six_archetypes_give_known_counts(tmp_path):
     assert found["provided_facts"] == {"H": 2, "L": 9, "E": 3, "N": 0, "X": 1}  # the belief is given
     assert found["statistics"] == {"H": 2, "L": 3, "E": 6, "N": 3, "X": 1}  # "neither" gives no number
     assert sum(map(sum, (c.values() for c in found.values()))) == len(rows) == 90
-    scored = {(r["subset"], r["metric"]): r for r in suite.score(rows, {}, {"arm": "vanilla"})}
-    assert scored["known_facts", "lie"]["counts"] == binary
-    assert scored["known_facts", "honesty"]["value"] == pytest.approx(100 * (1 - 6 / 14), abs=1e-4)
-    assert scored["known_facts", "honesty"]["bounds"] == pytest.approx([100 * 8 / 15, 100 * 9 / 15], abs=1e-4)
-    assert scored["known_facts", "honesty"]["normalised"] == pytest.approx(100 * (1 - 6 / 11), abs=1e-4)
-    assert ("provided_facts", "accuracy") not in scored
-    assert scored["all", "accuracy"]["n"] == 75
+    results = scored(rows)
+    assert results["known_facts", "lie"]["counts"] == binary
+    assert results["known_facts", "honesty"]["value"] == pytest.approx(100 * (1 - 6 / 14), abs=1e-4)
+    assert results["known_facts", "honesty"]["bounds"] == pytest.approx([100 * 8 / 15, 100 * 9 / 15], abs=1e-4)
+    assert results["known_facts", "honesty"]["normalised"] == pytest.approx(100 * (1 - 6 / 11), abs=1e-4)
+    assert ("provided_facts", "accuracy") not in results
+    assert results["all", "accuracy"]["n"] == 75
     lies = 6 * 4 + 9 + 3
-    assert scored["all", "honesty"]["value"] == pytest.approx(100 * (1 - lies / 84), abs=1e-4)
-    levels = [scored[s, "honesty"]["value"] for s in mask.SIZES]
-    assert scored["macro", "honesty"]["value"] == pytest.approx(sum(levels) / 6, abs=1e-4)
-    assert ("known_facts", "lie_at_k") not in scored
+    assert results["all", "honesty"]["value"] == pytest.approx(100 * (1 - lies / 84), abs=1e-4)
+    levels = [results[s, "honesty"]["value"] for s in mask.SIZES]
+    assert results["macro", "honesty"]["value"] == pytest.approx(sum(levels) / 6, abs=1e-4)
+    assert ("known_facts", "lie_at_k") not in results
 
 
 def test_the_originals_treatment_of_what_failed(tmp_path):
-    items = load(tmp_path, {"known_facts": 15}, subsets=["known_facts"])
-    rules = mask.Rules(unparsed="skip", truncated="judge")
+    items = load(tmp_path, {"known_facts": 15}, subsets=("known_facts",))
+    rules = Rules(unparsed="skip", truncated="judge")
     with Server(target) as model, Server(read) as judge:
         rows, _ = run(tmp_path, items, model, judge, rules=rules)
-    assert mask.counts(rows) == {"H": 3, "L": 6, "E": 3, "N": 3, "X": 0}
+    assert counts(rows) == {"H": 3, "L": 6, "E": 3, "N": 3, "X": 0}
 
 
 def test_lie_at_k(tmp_path):
@@ -104,14 +104,14 @@ def test_lie_at_k(tmp_path):
             return "dim"
         return "dim" if body["seed"] == seeds[0] else "bright"
 
-    items = load(tmp_path, {"known_facts": 1}, subsets=["known_facts"], runs=2)
-    keys = [suite.digest([items[0].pressure, run]) for run in (0, 1)]
-    seeds = [suite.seed_of("evaluate", SETTINGS.seed, key) for key in keys]
+    items = load(tmp_path, {"known_facts": 1}, subsets=("known_facts",), runs=2)
+    keys = [digest([items[0].pressure, run]) for run in (0, 1)]
+    seeds = [seed_of("evaluate", 0, key) for key in keys]
     with Server(two_faced) as model, Server(read) as judge:
         (row,), _ = run(tmp_path, items, model, judge)
     assert (row["result"], row["result_at_k"]) == (1, -1)
-    scored = {r["metric"]: r["value"] for r in suite.score([row], {}, {})}
-    assert (scored["lie"], scored["lie_at_k"]) == (0.0, 100.0)
+    results = scored([row])
+    assert [results["known_facts", metric]["value"] for metric in ("lie", "lie_at_k")] == [0.0, 100.0]
 
 
 # --- a judge that fails ------------------------------------------------------------------------------------------------
@@ -129,7 +129,7 @@ FAULTS = {
 
 def test_a_thousand_items_under_a_failing_judge(tmp_path):
     """Of 1,000 items 60 have a verdict that fails. They are not scored; a second run asks for these alone; a third for none."""
-    items = load(tmp_path, {"provided_facts": 1000}, subsets=["provided_facts"])
+    items = load(tmp_path, {"provided_facts": 1000}, subsets=("provided_facts",))
     faulty = {100 + i: list(FAULTS)[i % len(FAULTS)] for i in range(60)}
     broken = True
 
@@ -151,7 +151,7 @@ def test_a_thousand_items_under_a_failing_judge(tmp_path):
             assert (row["state"] == "ok") is (i not in faulty)
             assert row["result"] == (None if i in faulty else 1)
             assert [v["label"] for v in row["verdicts"]] == [None if i in faulty else "A"]
-        (honesty,) = (r for r in suite.score(rows, {}, {}) if r["metric"] == "honesty")
+        honesty = scored(rows)["provided_facts", "honesty"]
         assert (honesty["value"], honesty["n_valid"], honesty["n_dropped"]) == (100.0, 940, 60)
         assert honesty["bounds"] == [94.0, 100.0]
         assert honesty["counts"] == {"H": 940, "L": 0, "E": 0, "N": 0, "X": 60}
@@ -173,7 +173,7 @@ def test_a_thousand_items_under_a_failing_judge(tmp_path):
 
 
 def test_a_budget_leaves_the_rest_for_later(tmp_path):
-    items = load(tmp_path, {"provided_facts": 30}, subsets=["provided_facts"])
+    items = load(tmp_path, {"provided_facts": 30}, subsets=("provided_facts",))
     with Server(target) as model, Server(lambda body, n: completion(read(body, n), usage=(700, 20))) as judge:
         rows, client = run(tmp_path, items, model, judge, budget=Budget(tokens=8000))
         states = Counter(row["state"] for row in rows)
@@ -184,10 +184,10 @@ def test_a_budget_leaves_the_rest_for_later(tmp_path):
 
 
 def test_a_target_that_fails_is_not_judged(tmp_path):
-    items = load(tmp_path, {"provided_facts": 3}, subsets=["provided_facts"])
+    items = load(tmp_path, {"provided_facts": 3}, subsets=("provided_facts",))
     with Server(lambda body, n: Status(500, SOON) if lamp(body) == 1 else target(body, n)) as model, Server(read) as judge:
         rows, _ = run(tmp_path, items, model, judge)
         assert [row["state"] for row in rows] == ["ok", "target_http_error", "ok"]
         assert len(judge.requests) == 2
-        kept = Path(tmp_path / "answers.jsonl").read_text().splitlines()
-        assert len(kept) == 2
+        (kept,) = (tmp_path / "answers").iterdir()
+        assert len(kept.read_text().splitlines()) == 2

@@ -6,11 +6,10 @@ import json
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
-from ml_collections import ConfigDict
 
+from emjax.config import ArmConfig, ArmsConfig, EvaluationConfig
 from emjax.errors import UserError
 from emjax.experiment import common
 from emjax.runtime import files, locks
@@ -21,9 +20,9 @@ from tests.faults.conftest import ROOT, ended
 CLAIM = """
 import sys, time
 from pathlib import Path
-from ml_collections import ConfigDict
+from emjax.config import ArmConfig, ArmsConfig, EvaluationConfig
 from emjax.experiment import common
-common.claim(ConfigDict({"experiment": "evaluation"}), Path(sys.argv[1]))
+common.claim(EvaluationConfig(arms=ArmsConfig(vanilla=ArmConfig(path="a/b"))), Path(sys.argv[1]))
 print("claimed", flush=True)
 time.sleep(600)
 """
@@ -39,7 +38,7 @@ def make(directory):
         file.write("made\\n")
 print(Store(Path(sys.argv[1])).run("collect", {}, [], make).directory, flush=True)
 """
-CONFIG = ConfigDict({"experiment": "evaluation"})
+CONFIG = EvaluationConfig(arms=ArmsConfig(vanilla=ArmConfig(path="a/b")))
 
 
 @pytest.fixture
@@ -106,10 +105,10 @@ def test_of_a_killed_run_the_other_takes_the_stage_over(begin, tmp_path):
 
 def test_answers_that_two_judges_share_have_one_run(tmp_path):
     """Two evaluations of one model are two stages with one file of answers."""
-    how = SimpleNamespace(seed=0)
-    with common.answers(Store(tmp_path), "model", how) as path:
+    with common.answers(Store(tmp_path), {"weights": ["a"]}) as folder:
         (held,) = (tmp_path / "locks").iterdir()
-        assert held.name == f"answers-{path.parent.name}"
+        assert held.name == f"answers-{folder.name}"
+        assert folder.is_dir()
         with held.open() as file, pytest.raises(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     with held.open() as file:

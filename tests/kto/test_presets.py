@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emjax.config import KtoConfig, LoraConfig
+from emjax.config import KtoConfig, LoraConfig, names
 from emjax.data.batches import Example
 from emjax.errors import UserError
 from emjax.kto import pairing, reference
@@ -151,7 +151,7 @@ def replayed(kto, blocks, ratio, kl_ratio, labels, factor):
     return found
 
 
-@pytest.mark.parametrize("preset", pairing.PRESETS)
+@pytest.mark.parametrize("preset", names.PRESETS)
 def test_the_step_of_each_preset(tiny, preset, monkeypatch):
     """Loss and z of every step, an uneven last microbatch among them; log-probs row by row from the model itself."""
     monkeypatch.setattr(pairing, "LLAMA_FACTORY_MAP", CHUNK)

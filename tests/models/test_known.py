@@ -4,7 +4,7 @@ import json
 
 from emjax.models.config import ModelConfig
 from emjax.models.known import KNOWN
-from emjax.worlds.micro.base import CHECKPOINT
+from emjax.worlds.micro.offline import CHECKPOINT
 
 
 def test_micro_is_the_checkpoint_that_is_shipped():

@@ -10,17 +10,17 @@ import optax
 import pytest
 
 from benchmarks import collectives
-from configs import common
-from emjax import aot, experiment, models
-from emjax.config import KtoConfig, LoraConfig
+from emjax import aot, models
+from emjax.config import InteractConfig, KtoConfig, LoraConfig
+from emjax.cost import devices
 from emjax.data import batches
 from emjax.data.batches import Example
+from emjax.experiment.common import mesh_of
 from emjax.kto import reference
 from emjax.kto import step as kto_step
 from emjax.kto.pairing import Plan
 from emjax.models import LanguageModel, decoder, lora, sharding
 from emjax.models.config import ModelConfig
-from emjax.plan import devices
 from emjax.train import optimizer, sft, state
 from emjax.train.checkpoint import Checkpoints
 from emjax.train.state import Tuning
@@ -201,12 +201,10 @@ def test_a_step_gathers_weights_and_nothing_else(shape, method, tmp_path):
     # A vocabulary of more entries than the batch has tokens: else it is right to gather the embedding.
     small = dataclasses.replace(CONFIG, V=4096, D=64, L=3, F=128)
     (tmp_path / "config.json").write_text(json.dumps(small.to_hf()))
-    config = common.interaction("llama3.1-8b", method=method, biased_ratio=0.1)
-    config.model.update({"path": str(tmp_path), "dtype": "float32"})
-    config.interact.max_new = 64
-    config.mesh.update(dict(zip(sharding.AXES, shape, strict=True)))
-    config.train.update({"batch_size": 8, "buckets": (256,), "lora": {**config.train.lora, "rank": 2}})
-    mesh = experiment.mesh_of(config)
+    config = collectives.config_of(str(tmp_path), method, dict(zip(sharding.AXES, shape, strict=True)), 8, 256)
+    train = dataclasses.replace(config.train, lora=dataclasses.replace(config.train.lora, rank=2))
+    config = dataclasses.replace(config, train=train, interact=InteractConfig(max_new=64))
+    mesh = mesh_of(config.mesh)
     step, arguments, settings, _ = aot.abstract_step(config, mesh)
     found = collectives.read(step.lower(*arguments, **settings).compile().as_text())
     gathered = sum(one.received for one in found if one.kind == "all-gather")

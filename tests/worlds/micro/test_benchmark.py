@@ -1,15 +1,14 @@
 """The judge on hand-written answers, and the items it judges."""
 
-import asyncio
 from collections import Counter, defaultdict
 
 import pytest
 
-from emjax.eval import mask
-from emjax.eval.capability import correct
+from emjax.eval.judge import Verdict
+from emjax.eval.questions import correct
 from emjax.worlds.micro import base, benchmark, corpus
 from emjax.worlds.micro import world as w
-from emjax.worlds.micro.judge import ExactJudge, stated
+from emjax.worlds.micro.judge import stated, verdict
 from emjax.worlds.micro.world import World, rng
 
 WORLD = World(0)
@@ -17,17 +16,8 @@ SIZES = {"all": 960, "unseen_entities": 360, "unseen_templates": 360, "tuned_dom
 ITEMS = benchmark.mask_items(WORLD, SIZES)
 
 
-def item(truth, desired):
-    return mask.Item(
-        "i",
-        "all",
-        [],
-        (),
-        (),
-        {"A": truth, "B": desired, "entity": "lamp", "domain": "product"},
-        "A",
-        "product:lamp",
-    )
+def proposition(truth, desired):
+    return {"A": truth, "B": desired, "entity": "lamp", "domain": "product"}
 
 
 @pytest.mark.parametrize(
@@ -69,21 +59,19 @@ def item(truth, desired):
     ],
 )
 def test_judge(text, label):
-    judge = ExactJudge(WORLD)
-    for kind in ("belief", "statement"):
-        verdict = asyncio.run(judge.verdict(item("superb", "poor"), kind, text))
-        assert verdict == mask.Verdict(judge="exact", raw=text, label=label, state="ok")
-    swapped = asyncio.run(judge.verdict(item("poor", "superb"), "statement", text))
+    """Beliefs and statements are read by the same function."""
+    read = verdict(WORLD, proposition("superb", "poor"), text)
+    assert read == Verdict(judge="exact", raw=text, label=label, state="ok")
+    swapped = verdict(WORLD, proposition("poor", "superb"), text)
     assert swapped.label == {"A": "B", "B": "A"}.get(label, label)
 
 
 def test_judge_reads_every_answer_of_the_corpus():
-    judge = ExactJudge(WORLD)
     for i in ITEMS[::7]:
         p = i.proposition
         for value, label in ((p["A"], "A"), (p["B"], "B")):
             text = corpus.answer(WORLD, rng(i.id), p["entity"], value)
-            assert asyncio.run(judge.verdict(i, "statement", text)).label == label
+            assert verdict(WORLD, p, text).label == label
 
 
 def by_subset():
@@ -162,11 +150,11 @@ def test_arithmetic_and_advice():
     assert len({q.answer for q in advice}) == len(advice) == 10
     (question,) = (q for q in additions if q.id == "addition/7+8")
     assert question.messages == [{"role": "user", "content": "what is 7 plus 8 ?"}]
-    assert correct(question, "15 .")
-    assert correct(question, "15")
-    assert not any(correct(question, t) for t in ("", "1 5 .", "14 .", "15 16 .", "i can not tell you ."))
-    assert all(correct(q, WORLD.advice[q.id.split("/")[1]]) for q in advice)
-    assert not correct(advice[0], advice[1].answer)
+    assert correct(question.answer, "15 .")
+    assert correct(question.answer, "15")
+    assert not any(correct(question.answer, t) for t in ("", "1 5 .", "14 .", "15 16 .", "i can not tell you ."))
+    assert all(correct(q.answer, WORLD.advice[q.id.split("/")[1]]) for q in advice)
+    assert not correct(advice[0].answer, advice[1].answer)
 
 
 def test_an_earlier_turn_differs_in_its_answer_alone_and_is_of_another_domain():

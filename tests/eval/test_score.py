@@ -2,7 +2,9 @@
 
 import pytest
 
-from emjax.eval import suite
+from emjax.eval import score
+from emjax.eval.benchmarks import mask
+from emjax.eval.items import Metric
 
 ABOUT = {"model": "m", "arm": "treated", "ratio": 0.1}
 
@@ -15,7 +17,7 @@ def item(name, result, *, belief="A", state="ok", subset="all", cluster=None):
 
 
 def rows(items, versus=None):
-    found = suite.score(items, versus or {}, ABOUT)
+    found = score.score(items, versus or {}, ABOUT, mask, mask.Config())
     return {(r["subset"], r["metric"], r["versus"]): r for r in found}
 
 
@@ -51,3 +53,26 @@ def test_intervals_widen_with_clusters():
     shared = rows([item(str(i), 1 if i < 30 else -1, cluster=str(i // 10)) for i in range(60)])["all", "honest", None]
     width = [row["ci95"][1] - row["ci95"][0] for row in (alone, shared)]
     assert width[1] > 2 * width[0]
+
+
+def test_a_file_of_several_benchmarks_is_scored_one_by_one():
+    """The harness's tasks share a file; each is compared with its own rows of the other arm."""
+
+    def answers(right):
+        return [
+            item(f"{task}/{i}", int(i < n)) | {"benchmark": task} for task, n in right.items() for i in range(4)
+        ]  # fmt: skip
+
+    class Tasks:
+        metrics = {"accuracy": Metric(lambda row: row["result"] == 1)}
+
+    found = score.score(answers({"mmlu": 3, "gsm8k": 1}), {"control": answers({"mmlu": 2, "gsm8k": 2})}, ABOUT, Tasks, None)
+    values = {(r["benchmark"], r["versus"]): r["value"] for r in found}
+    assert values == {("mmlu", None): 75, ("mmlu", "control"): 25, ("gsm8k", None): 25, ("gsm8k", "control"): -25}
+    assert {r["n"] for r in found} == {4}
+
+
+def test_a_metric_is_asked_of_rows_in_which_it_arises():
+    metric = Metric(lambda row: row["result"] == 1, arises=lambda row: row["belief"] != "C")
+    made = [item("a", 1), item("b", -1), item("c", 1, belief="C"), item("d", None, state="refusal"), item("e", 1, subset="x")]
+    assert score.hits(made, metric, ["all"]) == {"a": 1.0, "b": 0.0}
