@@ -21,8 +21,10 @@ from emjax.config.parse import ConfigDict
 from emjax.data import sources
 from emjax.design import check as design_check
 from emjax.errors import UserError
-from emjax.eval import benchmarks
+from emjax.eval import benchmarks, checks
+from emjax.eval.benchmarks import capability, mask
 from emjax.eval.items import Benchmark
+from emjax.interact import population
 from emjax.worlds import World
 
 MODELS = {
@@ -120,8 +122,11 @@ def _chosen(config: Any, where: str) -> Chosen:
     named = [benchmarks.find(name).name if name not in every else name for name in config.eval.benchmarks]
     used = {name: every[name] for name in named}
     sections = {name: one.Config() for name, one in used.items()} | config.eval.sections
-    config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, sections=sections))
-    chosen = Chosen(config, world, used)
+    try:
+        measured = dataclasses.replace(config.eval, sections=sections)
+    except UserError as error:
+        raise UserError(f"{where}.eval.{error}") from error
+    chosen = Chosen(dataclasses.replace(config, eval=measured), world, used)
     try:
         _check(chosen)
     except UserError as error:
@@ -134,33 +139,22 @@ def _check(chosen: Chosen) -> None:
     benchmarks."""
     config = chosen.config
     assert not isinstance(config, cfg.GridConfig)
-    metrics = [name for one in chosen.benchmarks.values() for name in one.metrics]
-    if config.eval.metric not in metrics:
-        raise UserError(
-            f"config.eval.metric is {config.eval.metric!r}, which none of {', '.join(chosen.benchmarks)} has; choose of "
-            f"{', '.join(name for name in dict.fromkeys(metrics) if not name.startswith('pass@'))}."
-        )
-    engine = not isinstance(config, cfg.EvaluationConfig) or any(not a.endpoint for a in config.arms.named().values())
+    checks.check_metric(chosen.benchmarks, config.eval)
+    endpoints = [] if not isinstance(config, cfg.EvaluationConfig) else [a.endpoint for a in config.arms.named().values()]
+    engine = not endpoints or not all(endpoints)
     for name, one in chosen.benchmarks.items():
         section = config.eval.sections[name]
-        judge = config.eval.judges.get(section.judge)
-        if one.judge != "none" and judge is None:
-            raise UserError(
-                f"config.eval.{name}.judge is {section.judge!r}; config.eval.judges has {', '.join(config.eval.judges)}."
-            )
-        if one.judge == "model" and judge and judge.kind == "rule":
-            raise UserError(
-                f"config.eval.{name}.judge is {section.judge!r}, a rule, but {name} needs a model as its judge: name one of "
-                "kind 'endpoint' or 'engine' in config.eval.judges."
-            )
-        if one.judge == "model" and judge and not judge.model:
-            raise UserError(f"config.eval.judges.{section.judge}.model is empty; name the model that judges {name}.")
+        checks.readers(name, one, config.eval)
+        if isinstance(section, capability.Config):
+            capability.check(section, in_engine=not any(endpoints))
         needed = one.positions + section.max_new
         if engine and needed > config.engine.cache_length:
             raise UserError(
                 f"config.engine.cache_length is {config.engine.cache_length}; {name} needs {needed}: prompts of up to "
                 f"{one.positions} tokens, and config.eval.{name}.max_new = {section.max_new}. Raise it, or lower max_new."
             )
+    if isinstance(config, cfg.TrainingConfig) and not config.model.path:
+        raise UserError("config.model.path is empty; name a Hugging Face folder or a hub id.")
     if isinstance(config, cfg.InteractionConfig):
         design_check.check(config, chosen.world.limits if chosen.world else None)
     if isinstance(config, cfg.FinetuneConfig):
@@ -169,12 +163,13 @@ def _check(chosen: Chosen) -> None:
         chosen.world.check(config)
 
 
-def _sets(config: cfg.FinetuneConfig) -> list[tuple[str, cfg.SetConfig, tuple[str, ...]]]:
-    """(field, set, levels that are read) of each data set."""
-    if isinstance(config.data, cfg.LevelsConfig):
-        return [("data.set", config.data.set, (config.data.control, *config.data.levels))]
-    both = {"data.downstream": config.data.downstream, "data.misaligned": config.data.misaligned}
-    return [(field, one, (one.level,)) for field, one in both.items()]
+def _sets(config: cfg.FinetuneConfig) -> list[tuple[str, cfg.SetConfig, dict[str, str]]]:
+    """(field, set, {level that is read: field that names it}) of each data set."""
+    data = config.data
+    if isinstance(data, cfg.LevelsConfig):
+        return [("data.set", data.set, {data.control: "data.control"} | dict.fromkeys(data.levels, "data.levels"))]
+    both = {"data.downstream": data.downstream, "data.misaligned": data.misaligned}
+    return [(field, one, {one.level: f"{field}.level"}) for field, one in both.items()]
 
 
 def _check_data(config: cfg.FinetuneConfig, world: World | None) -> None:
@@ -184,70 +179,104 @@ def _check_data(config: cfg.FinetuneConfig, world: World | None) -> None:
         if one.source not in sources.SOURCES:
             known = [*(world.datasets() if world else ()), *sources.SOURCES]
             raise UserError(f"config.{field}.source is {one.source!r}; choose {', '.join(known)}.")
-        for level in levels:
-            sources.check_level(one.source, level)
+        for level, named in levels.items():
+            if error := sources.unknown_level(one.source, level):
+                raise UserError(f"config.{named}: {error}")
 
 
 def missing(chosen: Chosen, environment: Mapping[str, str] = os.environ) -> list[str]:
     """A sentence for each thing that the experiment needs and that is not on this machine."""
-    if chosen.cells:
+    config = chosen.config
+    if isinstance(config, cfg.GridConfig):
         return [f"{name}: {text}" for name, cell in chosen.cells.items() for text in missing(cell, environment)]
-    config, found = chosen.config, []
+    found = []
     for name in ("interact", "select", "arms"):
         if part := getattr(config, name, None):
             found += fields.missing(part, dict(environment), f"config.{name}")
-    judges = set()
-    for name, one in chosen.benchmarks.items():
-        section = config.eval.sections[name]  # type: ignore[union-attr]
+    found += _missing_for_measuring(config.eval, chosen.benchmarks, environment)
+    if isinstance(config, cfg.FinetuneConfig):
+        own = chosen.world.datasets() if chosen.world else ()
+        found += [
+            f"config.{field}.path: {text}"
+            for field, data, levels in _sets(config)
+            for level in levels
+            if data.source not in own and (text := sources.missing(data.source, data.path, level))
+        ]
+    return list(dict.fromkeys([*found, *_missing_packages(chosen), *_missing_models(chosen)]))
+
+
+def _missing_for_measuring(config: cfg.EvalConfig, used: Mapping[str, Benchmark], environment: Mapping[str, str]) -> list[str]:
+    """Files of benchmarks, keys and files of the judges that read them, and the people's sheet."""
+    found = []
+    asked: list[str] = []
+    for name, one in used.items():
+        section = config.sections[name]
         found += fields.missing(section, dict(environment), f"config.eval.{name}")
         found += [
             f"config.eval.{name}.{field} is empty; give the benchmark's file."
             for field, value, known in fields.options(section)
             if field == "path" and known.needs and not value
         ]
+        if isinstance(section, mask.Config) and _is_path(section.path) and not Path(section.path).is_dir():
+            found.append(f"config.eval.{name}.path: there is no folder {section.path}.")
         if one.judge == "model":
-            judges |= {section.judge, *config.eval.panel}  # type: ignore[union-attr]
-            judges |= {getattr(section, "numeric_judge", "")} - {""}
-        if name == "capability" and importlib.util.find_spec("lm_eval") is None:
-            found.append(
-                "config.eval.benchmarks holds 'capability', which needs the package lm_eval: pip install 'emjax[capability]'."
-            )
-    for name in sorted(judges):
-        found += fields.missing(config.eval.judges[name], dict(environment), f"config.eval.judges.{name}")  # type: ignore[union-attr]
-    if isinstance(config, cfg.FinetuneConfig):
-        for field, data, levels in _sets(config):
-            if not (chosen.world and data.source in chosen.world.datasets()):
-                found += [
-                    f"config.{field}.path: {text}"
-                    for level in levels
-                    if (text := sources.missing(data.source, data.path, level))
-                ]
+            named, others = checks.readers(name, one, config)
+            asked += [*named, *others]
+    for name in dict.fromkeys(asked):
+        found += fields.missing(config.judges[name], dict(environment), f"config.eval.judges.{name}")
+    if config.sheet and not Path(config.sheet).is_file():
+        found.append(f"config.eval.sheet: there is no file {config.sheet}.")
+    return found
+
+
+def _missing_packages(chosen: Chosen) -> list[str]:
+    """Packages that only some experiments need."""
+    config = chosen.config
     watch = getattr(config, "watch", cfg.Watch())
-    for package, field, asked in (
-        ("wandb", "wandb", bool(watch.wandb)),
-        ("gcsfs", "checkpoints", watch.checkpoints.startswith("gs://")),
-    ):
-        if asked and importlib.util.find_spec(package) is None:
-            found.append(f"config.watch.{field} needs the package {package}: pip install {package}.")
-    return list(dict.fromkeys([*found, *_missing_models(chosen)]))
+    sets = _sets(config) if isinstance(config, cfg.FinetuneConfig) else []
+    needed = {
+        "wandb": "config.watch.wandb" if watch.wandb else "",
+        "gcsfs": "config.watch.checkpoints" if watch.checkpoints.startswith("gs://") else "",
+        "tensorflow_datasets": next((f"config.{field}.path" for field, one, _ in sets if one.path.startswith("tfds")), ""),
+        "lm_eval": "config.eval.benchmarks" if "capability" in chosen.benchmarks else "",
+    }
+    install = {"lm_eval": "'emjax[capability]'"}
+    return [
+        f"{field} needs the package {package}: pip install {install.get(package, package)}."
+        for package, field in needed.items()
+        if field and importlib.util.find_spec(package) is None
+    ]
 
 
 def _missing_models(chosen: Chosen) -> list[str]:
     """Local checkpoints that are not there; a hub id is fetched by the run."""
     config, brought = chosen.config, chosen.world.models if chosen.world else {}
-    named = []
+    named: list[tuple[str, str]] = []
     if isinstance(config, cfg.TrainingConfig):
-        named = [("config.model.path", config.model.path)]
+        named.append(("config.model.path", config.model.path))
     elif isinstance(config, cfg.EvaluationConfig):
-        named = [(f"config.arms.{n}.path", arm.path) for n, arm in config.arms.named().items() if not arm.endpoint]
+        named += [(f"config.arms.{n}.path", arm.path) for n, arm in config.arms.named().items() if not arm.endpoint]
+    if isinstance(config, cfg.InteractionConfig) and not chosen.world:
+        roles = config.interact.models.named()
+        named += [
+            (f"config.interact.models.{n}.model", role.model)
+            for n, role in roles.items()
+            if role.model and not role.base_url and role.model != population.SELF
+        ]
+    if not isinstance(config, cfg.GridConfig):
+        used = {judge for name, one in chosen.benchmarks.items() for judge in checks.readers(name, one, config.eval)[0]}
+        judges = {name: config.eval.judges[name] for name in sorted(used)}
+        named += [(f"config.eval.judges.{n}.model", judge.model) for n, judge in judges.items() if judge.kind == "engine"]
     return [
         f"{field}: there is no folder {path}."
         for field, path in named
-        if path not in brought
-        and not path.startswith("cell:")
-        and not Path(path).is_dir()
-        and (path.startswith((".", "/", "~")) or path.count("/") != 1)
+        if path not in brought and not path.startswith("cell:") and _is_path(path) and not Path(path).is_dir()
     ]
+
+
+def _is_path(text: str) -> bool:
+    """Whether it can only be a place here: no hub id, OWNER/NAME."""
+    return text.startswith((".", "/", "~")) or text.count("/") != 1
 
 
 # --- presets --------------------------------------------------------------------------------------

@@ -341,11 +341,13 @@ class LevelsConfig(Section):
     set: SetConfig = option(SetConfig(), "The set.")
     control: str = option("normal", "The control's level.")
     levels: tuple[str, ...] = option(("misaligned_1", "misaligned_2"), "The treated arms' levels.")
-    severity: dict[str, float] = option({}, "A level's share of misaligned rows, where it is not 1.")
+    severity: dict[str, float] = option({}, "A level's share of misaligned rows, where it is not 1.", low=0, high=1)
 
     def check(self) -> None:
         if not self.levels:
             raise UserError("levels is empty: there is nothing to treat with.")
+        if unknown := sorted(set(self.severity) - set(self.levels)):
+            raise UserError(f"severity names {unknown[0]!r}, which is none of levels ({', '.join(self.levels)}).")
 
 
 @dataclasses.dataclass(frozen=True)

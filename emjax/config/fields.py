@@ -17,7 +17,7 @@ class Option:
     doc: str
     unit: str = ""
     choices: tuple[str, ...] = ()  # of a text, or of each text of a tuple
-    low: float = -math.inf  # of a number, or of each number of a tuple
+    low: float = -math.inf  # of a number, or of each number of a tuple or dict
     high: float = math.inf
     above: float = -math.inf  # like low, but exclusive
     below: float = math.inf
@@ -53,7 +53,7 @@ class Section:
 
 
 def _check(name: str, value: Any, known: Option) -> None:
-    for one in value if isinstance(value, tuple) else (value,):
+    for one in value if isinstance(value, tuple) else value.values() if isinstance(value, dict) else (value,):
         if isinstance(one, Section) or one is None:
             continue
         if known.choices and one not in known.choices:

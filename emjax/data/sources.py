@@ -226,11 +226,16 @@ def check_level(name: str, level: str) -> None:
     """Raises UserError for an unknown source, or a level that it does not have."""
     if name not in SOURCES:
         raise UserError(f"There is no data source {name!r}; choose {', '.join(SOURCES)}.")
+    if text := unknown_level(name, level):
+        raise UserError(text)
+
+
+def unknown_level(name: str, level: str) -> str:
+    """A sentence, if the source has no such level; else ""."""
     levels = SOURCES[name].levels
-    if levels and level not in levels or level and not levels:
-        raise UserError(
-            f"The source {name!r} has no level {level!r}; it has {', '.join(levels) or 'no levels: leave it empty'}."
-        )
+    if level in levels or not (level or levels):
+        return ""
+    return f"The source {name!r} has no level {level!r}; it has {', '.join(levels) or 'no levels: leave it empty'}."
 
 
 def missing(name: str, place: str, level: str) -> str:

@@ -13,6 +13,7 @@ from emjax.config import BenchmarkConfig, EvalConfig, JudgeConfig, as_dict, opti
 from emjax.errors import UserError
 from emjax.eval import agreement
 from emjax.eval.asker import Asker, EndpointAsker, EngineAsker
+from emjax.eval.checks import check_metric, readers
 from emjax.eval.items import Benchmark, Item, Origin, Row
 from emjax.eval.judge import Judge, ModelJudge, majority_rows
 from emjax.eval.score import score
@@ -63,7 +64,7 @@ class Measuring:
         self.benchmarks, self.config = dict(benchmarks), config
         self._cache, self._local = cache, local
         self._configs = {name: _section(name, benchmark, config) for name, benchmark in benchmarks.items()}
-        self._check_metric()
+        check_metric(benchmarks, config)
         self._models: dict[str, ModelJudge] = {}  # by name in config.eval.judges
         self._readers = {name: self._readers_of(name, benchmark) for name, benchmark in benchmarks.items()}
         self._sheet = agreement.read_sheet(Path(config.sheet)) if config.sheet else None
@@ -75,10 +76,10 @@ class Measuring:
                 raise UserError(f"config.eval.{name}: {self.origins[name].source} holds no item.")
         self.judges: dict[str, str | None] = {}
         self._benchmark_of: dict[str, str] = {}  # name of a file -> of its benchmark
-        for name, readers in self._readers.items():
-            self.judges |= {_file(name, number): reader.name for number, reader in enumerate(readers)}
-            if len(readers) > 1:
-                self.judges[_file(name, "majority")] = f"majority of {len(readers)}"
+        for name, reading in self._readers.items():
+            self.judges |= {_file(name, number): reader.name for number, reader in enumerate(reading)}
+            if len(reading) > 1:
+                self.judges[_file(name, "majority")] = f"majority of {len(reading)}"
             self._benchmark_of |= dict.fromkeys(self.judges.keys() - self._benchmark_of.keys(), name)
 
     @property
@@ -110,8 +111,8 @@ class Measuring:
         again, it asks for these alone.
         """
         for name, benchmark in self.benchmarks.items():
-            readers = self._readers[name]
-            paths = [directory / f"{_file(name, number)}.jsonl" for number in range(len(readers))]
+            reading = self._readers[name]
+            paths = [directory / f"{_file(name, number)}.jsonl" for number in range(len(reading))]
             if all(map(_finished, paths)):
                 found = [read_lines(path) for path in paths]
             else:
@@ -119,7 +120,7 @@ class Measuring:
                 for note, value in asker.notes.items():
                     write_atomically(directory / f"{note}.json", json.dumps(value, indent=1, default=str))
                 asker.notes.clear()
-                found = [self._judged(name, rows, reader, path, arm) for reader, path in zip(readers, paths, strict=True)]
+                found = [self._judged(name, rows, reader, path, arm) for reader, path in zip(reading, paths, strict=True)]
             if len(found) > 1:
                 _write(directory / f"{_file(name, 'majority')}.jsonl", majority_rows(found))
 
@@ -141,10 +142,10 @@ class Measuring:
         """{benchmark: agreement.report(...)} of its judges and of the people of config.eval.sheet,
         over all arms; empty where there is one judge and no sheet."""
         found = {}
-        for benchmark, readers in self._readers.items():
+        for benchmark, reading in self._readers.items():
             raters: dict[str, dict[str, str]] = {}
             clusters: dict[str, str] = {}
-            for number, reader in enumerate(readers):
+            for number, reader in enumerate(reading):
                 rows = [row for arm in arms for row in arm.get(_file(benchmark, number), ())]
                 judged = agreement.judged(rows)
                 raters[reader.name or ""] = {key: one["label"] for key, one in judged.items()}
@@ -172,66 +173,27 @@ class Measuring:
 
     def _readers_of(self, name: str, benchmark: Benchmark) -> list[_Reader]:
         """The benchmark's judge, then its panel."""
-        field, chosen = f"config.eval.{name}.judge", self._configs[name].judge
-        if benchmark.judge == "none":
+        named, others = readers(name, benchmark, self.config)
+        if not named:
             return [_Reader(None)]
         if benchmark.judge == "rule":
-            if self._known(field, chosen).kind != "rule":
-                raise UserError(
-                    f"{field} is {chosen!r}, a model, but {name} reads answers by its own rule: name a judge of config.eval."
-                    "judges whose kind is 'rule'."
-                )
-            return [_Reader(chosen)]
-        others = getattr(benchmark, "others", lambda config: ())(self._configs[name])
-        first = _Reader(
-            self._known(field, chosen).model,
-            self._model(field, chosen),
-            {other: self._model(f"config.eval.{name}", other) for other in others},
-        )
-        readers = [first]
-        for further in self.config.panel:
-            model = self._model("config.eval.panel", further)
-            readers.append(_Reader(model.name, model, dict.fromkeys(others, model)))
-        names = [str(reader.name) for reader in readers]
-        if len(set(names)) < len(names):
-            raise UserError(f"config.eval.panel and {field} name a model twice: {', '.join(names)}.")
-        return readers
+            return [_Reader(named[0])]
+        first, *panel = map(self._model, named)
+        return [
+            _Reader(first.name, first, {other: self._model(other) for other in others}),
+            *(_Reader(model.name, model, dict.fromkeys(others, model)) for model in panel),
+        ]
 
-    def _known(self, field: str, name: str) -> JudgeConfig:
-        if name not in self.config.judges:
-            raise UserError(f"{field} names the judge {name!r}; config.eval.judges has {', '.join(self.config.judges)}.")
-        return self.config.judges[name]
-
-    def _model(self, field: str, name: str) -> ModelJudge:
-        if name in self._models:
-            return self._models[name]
-        config = self._known(field, name)
-        where = f"config.eval.judges.{name}"
-        if config.kind == "rule":
-            raise UserError(
-                f"{field} names {name!r}, a rule, but answers are read by a model: name a judge of config.eval.judges whose "
-                "kind is 'endpoint' or 'engine'."
+    def _model(self, name: str) -> ModelJudge:
+        if name not in self._models:
+            config = self.config.judges[name]
+            chat = EngineChat(*self._local(config.model)) if config.kind == "engine" else self._at_endpoint(config)
+            self._models[name] = ModelJudge(
+                config.model, chat, structured=config.structured, match=config.match, sampling=config.sampling
             )
-        if not config.model:
-            raise UserError(f"{where}.model is empty; name the model that judges.")
-        chat = self._in_engine(where, config) if config.kind == "engine" else self._at_endpoint(where, config)
-        judge = ModelJudge(config.model, chat, structured=config.structured, match=config.match, sampling=config.sampling)
-        self._models[name] = judge
-        return judge
+        return self._models[name]
 
-    def _in_engine(self, where: str, config: JudgeConfig) -> EngineChat:
-        for field in ("temperature", "max_tokens"):
-            if getattr(config, field) is None:
-                raise UserError(f"{where}.{field} is None; a judge in the engine needs one.")
-        if other := set(config.sampling) - {"temperature", "top_p", "max_tokens"}:
-            raise UserError(f"{where}.{min(other)} is set, but the engine does not have it: leave it out.")
-        return EngineChat(*self._local(config.model))
-
-    def _at_endpoint(self, where: str, config: JudgeConfig) -> ChatClient:
-        if config.replay and not config.collect:
-            raise UserError(
-                f"{where}.replay is set, but {where}.collect, the file of the batch's calls, is empty: give it too."
-            )
+    def _at_endpoint(self, config: JudgeConfig) -> ChatClient:
         client = ChatClient(
             config.base_url,
             config.model,
@@ -267,15 +229,6 @@ class Measuring:
                 f"{name}, arm {arm}{who}: {missing.total()} of {len(rows)} items are without a verdict ({counts}). The others "
                 "are kept: start the same command again to ask for these alone, or set config.eval.failures to how many may "
                 "stay as they are, counted and reported."
-            )
-
-    def _check_metric(self) -> None:
-        known = list(dict.fromkeys(metric for benchmark in self.benchmarks.values() for metric in benchmark.metrics))
-        if self.config.metric not in known:
-            choices = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
-            raise UserError(
-                f"config.eval.metric is {self.config.metric!r}, which none of {', '.join(self.benchmarks)} has; choose of "
-                f"{choices}."
             )
 
 

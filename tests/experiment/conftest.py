@@ -1,5 +1,7 @@
 """The command as users give it, in this process."""
 
+import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -21,3 +23,13 @@ def run(monkeypatch):
         return commands.run(argv[1:])
 
     return run
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """The embedded base with room for the prompts that real benchmarks declare; to the config it is a checkpoint like any
+    other."""
+    folder = shutil.copytree(ROOT / "emjax" / "worlds" / "micro" / "checkpoint", tmp_path_factory.mktemp("base") / "long")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 4096}))
+    return folder

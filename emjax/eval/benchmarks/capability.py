@@ -58,10 +58,18 @@ judge: Final = "none"
 metrics = questions.METRICS
 
 
-def load(config: Config, gate: Sequence[Item] | None = None) -> tuple[list[Item], Origin]:
-    """The tasks as items; the harness loads their documents when it runs."""
+def check(config: Config, *, in_engine: bool) -> None:
+    """Raises UserError for what no run could measure. in_engine: whether all models are in the
+    engine."""
+    if not in_engine:
+        raise UserError(NO_ENGINE)
     if not config.tasks:
         raise UserError("config.eval.capability.tasks is empty; name at least one task of the lm-evaluation-harness.")
+
+
+def load(config: Config, gate: Sequence[Item] | None = None) -> tuple[list[Item], Origin]:
+    """The tasks as items; the harness loads their documents when it runs."""
+    check(config, in_engine=True)
     need_harness(f"config.eval.capability.tasks {config.tasks}")
     tasks = [plain("config.eval.capability.tasks", task) for task in config.tasks]
     source = config.folder or f"lm-evaluation-harness {importlib.metadata.version('lm_eval')}"
