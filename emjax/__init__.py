@@ -2,7 +2,7 @@
 
 import os
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # XLA reads these flags when JAX creates its first array. Flags that the user sets come later in the
 # string and win. Reasons: docs/decisions.md, "The same bits on GPUs" and "Several processes share

@@ -21,7 +21,8 @@ class Option:
     high: float = math.inf
     above: float = -math.inf  # like low, but exclusive
     below: float = math.inf
-    # "file", "folder", "path" or "variable": what must exist here if the field is set
+    # what must exist here if the field is set: "file", "folder", "place" (a folder or hub id) or
+    # "variable"
     needs: str = ""
     # how fast, for how much or how closely watched: may differ in a finished run
     pace: bool = False
@@ -120,6 +121,11 @@ def _json(value: Any) -> Any:
     return [_json(one) for one in value] if isinstance(value, tuple) else value
 
 
+def is_local(text: str) -> bool:
+    """Whether it can only be a path on this machine, and no hub id (OWNER/NAME)."""
+    return text.startswith((".", "/", "~")) or text.count("/") != 1
+
+
 def missing(section: Section, environment: Sequence[str] | dict[str, str], prefix: str = "config") -> list[str]:
     """A sentence for each file, folder or environment variable that a field names and that is not
     here."""
@@ -128,9 +134,10 @@ def missing(section: Section, environment: Sequence[str] | dict[str, str], prefi
         for one in value if isinstance(value, tuple) else (value,):
             if not one or not known.needs or not isinstance(one, str):
                 continue
-            there = {"file": Path(one).is_file, "folder": Path(one).is_dir, "path": Path(one).exists}
+            kind = "folder" if known.needs == "place" and is_local(one) else known.needs
+            there = {"file": Path(one).is_file, "folder": Path(one).is_dir}.get(kind, lambda: True)
             if known.needs == "variable" and one not in environment:
                 found.append(f"{name}: the environment variable {one} is not set; put the key there.")
-            elif known.needs != "variable" and not there[known.needs]():
-                found.append(f"{name}: there is no {known.needs} {one}.")
+            elif not there():
+                found.append(f"{name}: there is no {kind} {one}.")
     return found

@@ -79,7 +79,9 @@ class Benchmark(Protocol[C]):
     needs. judge: "none" (nothing to judge, such as programs that are executed), "rule" (its own
     exact rule) or "model".
 
-    A benchmark may also have summary(rows, config) -> Row: fields that each result row of a subset
+    A benchmark may also have check(config, *, in_engine), which raises UserError for what no run
+    could measure (in_engine: no model is behind an endpoint), and
+    summary(rows, config) -> Row: fields that each result row of a subset
     gets, from the subset's rows. others(config) -> Sequence[str]: further names of
     config.eval.judges, which `verdicts` gets from `judge.other(name)`.
     """

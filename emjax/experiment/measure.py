@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from emjax.api import ChatClient
+from emjax.api import FAILED_ON_THE_WAY, ChatClient
 from emjax.config import BenchmarkConfig, EvalConfig, JudgeConfig, as_dict, options
 from emjax.errors import UserError
 from emjax.eval import agreement
@@ -23,9 +23,6 @@ from emjax.runtime.files import digest, read_lines, write_atomically, write_line
 from emjax.runtime.store import Stage, Store
 from emjax.sampling import Engine
 from emjax.sampling.partner import EngineChat
-
-# States of items that another run may mend: a call failed. It says nothing about the answer.
-PASSING = ("refusal", "length", "empty", "http_error", "timeout", "schema_error", "budget", "pending")
 
 Files = Mapping[str, Sequence[Row]]  # the rows of one model, by name of the file
 
@@ -220,7 +217,7 @@ class Measuring:
 
     def _complete(self, name: str, arm: str, reader: _Reader, rows: Sequence[Row]) -> None:
         """Raises UserError if too many rows are without a verdict."""
-        passing = PASSING + tuple(f"target_{state}" for state in PASSING)
+        passing = FAILED_ON_THE_WAY + tuple(f"target_{state}" for state in FAILED_ON_THE_WAY)
         missing = Counter(row["state"] for row in rows if row["state"] in passing)
         if missing.total() > self.config.failures:
             counts = ", ".join(f"{state} {count}" for state, count in sorted(missing.items()))

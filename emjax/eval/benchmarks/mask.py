@@ -42,7 +42,8 @@ HUB, REVISION = "cais/MASK", "4602b84dd9e2ca05c6e1eafbc14e556e908ac1bb"
 class Config(BenchmarkConfig):
     """config.eval.mask."""
 
-    path: str = option(HUB, "A hub id (accept the data set's terms first), or a folder with its six files.")
+    path: str = option(HUB, "A hub id (accept the data set's terms first), or a folder with its six files.",
+                       needs="place")  # fmt: skip
     revision: str = option(REVISION, "The hub's revision.")
     rows: str = option(
         "published", "any: take files whose row counts are not the published ones.", choices=("published", "any")
