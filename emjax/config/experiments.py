@@ -122,6 +122,9 @@ class RoleConfig(Section):
                 raise UserError("budget needs an endpoint (base_url): the engine spends nothing.")
             if self.max_tokens is None:
                 raise UserError("max_tokens is None; the engine needs a limit.")
+            for name in ("reasoning_effort", "extra"):
+                if getattr(self, name):
+                    raise UserError(f"{name} needs an endpoint (base_url): the engine does not have it.")
 
     @property
     def sampling(self) -> dict[str, Any]:

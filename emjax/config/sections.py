@@ -151,7 +151,6 @@ class Draw(Section):
     top_p: float = option(1.0, "Smallest set of tokens with this probability; 1 takes all.", above=0, high=1)
     top_k: int = option(0, "So many of the likeliest tokens; 0 takes all.", low=0)
     min_p: float = option(0.0, "Tokens at least so likely, relative to the likeliest.", low=0, high=1)
-    from_model: bool = option(False, "Take the four values above from the model's generation_config.json.")
 
     @property
     def sent(self) -> dict[str, Any]:

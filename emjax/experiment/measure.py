@@ -239,7 +239,7 @@ def _decisive(config: BenchmarkConfig) -> dict[str, Any]:
     `items` has the rows."""
     kept = [name for name, _, known in options(config) if name != "path" and not known.pace]
     plain = as_dict(config)
-    drawn = config.draw.sent | ({"from_model": True} if config.draw.from_model else {})
+    drawn = config.draw.sent
     return {name: plain[name] for name in kept} | {"draw": drawn}
 
 
