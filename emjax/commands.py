@@ -16,6 +16,7 @@ from absl import flags
 
 from emjax.errors import UserError
 from emjax.runtime import process, stopping
+from emjax.runtime.files import digest
 
 if TYPE_CHECKING:
     from emjax.config.parse import ConfigDict
@@ -89,7 +90,11 @@ def options(argv: Sequence[str]) -> flags.FlagValues:
 
 def workdir(given: flags.FlagValues) -> Path:
     file, _, variant = given["config"].config_filename.partition(":")  # type: ignore[attr-defined]
-    return Path(given.workdir or Path("runs") / (Path(file).stem + (f"-{variant}" if variant else "")))
+    if Path(variant).is_dir() and "/" in variant:
+        place = Path(variant).resolve()
+        variant = f"{place.name}-{digest(str(place))[:8]}"
+    name = Path(file).stem + (f"-{variant.replace('/', '--')}" if variant else "")
+    return Path(given.workdir or Path("runs") / name)
 
 
 # --- run and plan ---------------------------------------------------------------------------------

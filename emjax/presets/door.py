@@ -194,7 +194,10 @@ def _missing_for_measuring(config: cfg.EvalConfig, used: Mapping[str, Benchmark]
             named, others = checks.readers(name, one, config)
             asked += [*named, *others]
     for name in dict.fromkeys(asked):
-        found += fields.missing(config.judges[name], dict(environment), f"config.eval.judges.{name}")
+        judge = config.judges[name]
+        if judge.kind == "engine":  # no key is read
+            judge = dataclasses.replace(judge, api_key_env="")
+        found += fields.missing(judge, dict(environment), f"config.eval.judges.{name}")
     if config.sheet and not Path(config.sheet).is_file():
         found.append(f"config.eval.sheet: there is no file {config.sheet}.")
     return found
