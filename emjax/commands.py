@@ -138,10 +138,10 @@ def plan(argv: Sequence[str]) -> int:
 
 def _plan(given: "ConfigDict", target: str) -> str:
     from emjax import presets
-    from emjax.experiment import plan
+    from emjax.experiment import needs, plan
 
     chosen = presets.read(given)
-    return plan.describe(chosen, presets.missing(chosen), target)
+    return plan.describe(chosen, needs.missing(chosen), target)
 
 
 def _run(given: flags.FlagValues) -> None:
@@ -156,10 +156,11 @@ def _run(given: flags.FlagValues) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
     from emjax import experiment, presets
+    from emjax.experiment import needs
     from emjax.runtime.store import Store
 
     chosen = presets.read(given.config)
-    if absent := presets.missing(chosen):
+    if absent := needs.missing(chosen):
         raise UserError("Before you start: " + " ".join(absent))
     where = workdir(given)
     experiment.run(chosen, where, Store(Path(given.store) if given.store else where / "store"))

@@ -16,6 +16,7 @@ evaluation.
     evaluation    models that exist already
     grid          many of these as one
     plan          what all of this will cost
+    needs         what must be there before a run
 """
 
 import time

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from emjax import cost, presets
+from emjax import cost
 from emjax.config import GridConfig, TrainingConfig
+from emjax.experiment import needs
 from emjax.presets import Chosen
 
 
@@ -12,7 +13,7 @@ def describe(chosen: Chosen, missing: Sequence[str] = (), target: str = "") -> s
     `cost.devices.target` reads them."""
     if chosen.cells:
         parts = {
-            name: describe(cell, presets.missing(cell), target if isinstance(cell.config, TrainingConfig) else "")
+            name: describe(cell, needs.missing(cell), target if isinstance(cell.config, TrainingConfig) else "")
             for name, cell in chosen.cells.items()
         }
         return cost.describe_grid(parts)

@@ -5,13 +5,14 @@ door    ConfigDict to a typed experiment; what is missing on this machine
 page    docs/fields.md
 """
 
-from emjax.presets.door import Chosen, find_world, missing, read
+from emjax.presets.door import Chosen, data_sets, find_world, read
 from emjax.presets.page import fields_page, print_fields
 from emjax.presets.paper import alpaca, direct, evaluation, grid, interaction, many, mixture, pretraining
 
 __all__ = [
     "Chosen",
     "alpaca",
+    "data_sets",
     "direct",
     "evaluation",
     "fields_page",
@@ -19,7 +20,6 @@ __all__ = [
     "grid",
     "interaction",
     "many",
-    "missing",
     "mixture",
     "pretraining",
     "print_fields",

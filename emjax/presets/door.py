@@ -7,13 +7,10 @@ Below this module nobody sees a ConfigDict.
 import dataclasses
 import importlib
 import importlib.util
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from emjax import config as cfg
-from emjax.config import fields
 from emjax.config import parse as parsing
 from emjax.config.parse import ConfigDict
 from emjax.data import sources
@@ -21,7 +18,6 @@ from emjax.design import check as design_check
 from emjax.errors import UserError
 from emjax.eval import benchmarks, checks
 from emjax.eval.items import Benchmark
-from emjax.interact import population
 from emjax.worlds import World
 
 WORLDS = {"micro": "emjax.worlds.micro.offline:Micro"}
@@ -136,7 +132,7 @@ def _check(chosen: Chosen) -> None:
         chosen.world.check(config)
 
 
-def _sets(config: cfg.FinetuneConfig) -> list[tuple[str, cfg.SetConfig, dict[str, str]]]:
+def data_sets(config: cfg.FinetuneConfig) -> list[tuple[str, cfg.SetConfig, dict[str, str]]]:
     """(field, set, {level that is read: field that names it}) of each data set."""
     data = config.data
     if isinstance(data, cfg.LevelsConfig):
@@ -146,7 +142,7 @@ def _sets(config: cfg.FinetuneConfig) -> list[tuple[str, cfg.SetConfig, dict[str
 
 
 def _check_data(config: cfg.FinetuneConfig, world: World | None) -> None:
-    for field, one, levels in _sets(config):
+    for field, one, levels in data_sets(config):
         if world and one.source in world.datasets():
             continue
         if one.source not in sources.SOURCES:
@@ -155,94 +151,3 @@ def _check_data(config: cfg.FinetuneConfig, world: World | None) -> None:
         for level, named in levels.items():
             if error := sources.unknown_level(one.source, level):
                 raise UserError(f"config.{named}: {error}")
-
-
-def missing(chosen: Chosen, environment: Mapping[str, str] = os.environ) -> list[str]:
-    """A sentence for each thing that the experiment needs and that is not on this machine."""
-    config = chosen.config
-    if isinstance(config, cfg.GridConfig):
-        return [f"{name}: {text}" for name, cell in chosen.cells.items() for text in missing(cell, environment)]
-    found = []
-    for name in ("interact", "select", "arms"):
-        if part := getattr(config, name, None):
-            found += fields.missing(part, dict(environment), f"config.{name}")
-    found += _missing_for_measuring(config.eval, chosen.benchmarks, environment)
-    if isinstance(config, cfg.FinetuneConfig):
-        own = chosen.world.datasets() if chosen.world else ()
-        found += [
-            f"config.{field}.path: {text}"
-            for field, data, levels in _sets(config)
-            for level in levels
-            if data.source not in own and (text := sources.missing(data.source, data.path, level))
-        ]
-    return list(dict.fromkeys([*found, *_missing_packages(chosen), *_missing_models(chosen)]))
-
-
-def _missing_for_measuring(config: cfg.EvalConfig, used: Mapping[str, Benchmark], environment: Mapping[str, str]) -> list[str]:
-    """Files of benchmarks, keys and files of the judges that read them, and the people's sheet."""
-    found = []
-    asked: list[str] = []
-    for name, one in used.items():
-        section = config.sections[name]
-        found += fields.missing(section, dict(environment), f"config.eval.{name}")
-        found += [
-            f"config.eval.{name}.{field} is empty; give the benchmark's file."
-            for field, value, known in fields.options(section)
-            if field == "path" and known.needs and not value
-        ]
-        if one.judge == "model":
-            named, others = checks.readers(name, one, config)
-            asked += [*named, *others]
-    for name in dict.fromkeys(asked):
-        judge = config.judges[name]
-        if judge.kind == "engine":  # no key is read
-            judge = dataclasses.replace(judge, api_key_env="")
-        found += fields.missing(judge, dict(environment), f"config.eval.judges.{name}")
-    if config.sheet and not Path(config.sheet).is_file():
-        found.append(f"config.eval.sheet: there is no file {config.sheet}.")
-    return found
-
-
-def _missing_packages(chosen: Chosen) -> list[str]:
-    """Packages that only some experiments need."""
-    config = chosen.config
-    watch = getattr(config, "watch", cfg.Watch())
-    sets = _sets(config) if isinstance(config, cfg.FinetuneConfig) else []
-    needed = {
-        "wandb": "config.watch.wandb" if watch.wandb else "",
-        "gcsfs": "config.watch.checkpoints" if watch.checkpoints.startswith("gs://") else "",
-        "tensorflow_datasets": next((f"config.{field}.path" for field, one, _ in sets if one.path.startswith("tfds")), ""),
-        "lm_eval": "config.eval.benchmarks" if "capability" in chosen.benchmarks else "",
-    }
-    install = {"lm_eval": "'emjax[capability]'"}
-    return [
-        f"{field} needs the package {package}: pip install {install.get(package, package)}."
-        for package, field in needed.items()
-        if field and importlib.util.find_spec(package) is None
-    ]
-
-
-def _missing_models(chosen: Chosen) -> list[str]:
-    """Local checkpoints that are not there; a hub id is fetched by the run."""
-    config, brought = chosen.config, chosen.world.models if chosen.world else {}
-    named: list[tuple[str, str]] = []
-    if isinstance(config, cfg.TrainingConfig):
-        named.append(("config.model.path", config.model.path))
-    elif isinstance(config, cfg.EvaluationConfig):
-        named += [(f"config.arms.{n}.path", arm.path) for n, arm in config.arms.named().items() if not arm.endpoint]
-    if isinstance(config, cfg.InteractionConfig) and not chosen.world:
-        roles = config.interact.models.named()
-        named += [
-            (f"config.interact.models.{n}.model", role.model)
-            for n, role in roles.items()
-            if role.model and not role.base_url and role.model != population.SELF
-        ]
-    if not isinstance(config, cfg.GridConfig):
-        used = {judge for name, one in chosen.benchmarks.items() for judge in checks.readers(name, one, config.eval)[0]}
-        judges = {name: config.eval.judges[name] for name in sorted(used)}
-        named += [(f"config.eval.judges.{n}.model", judge.model) for n, judge in judges.items() if judge.kind == "engine"]
-    return [
-        f"{field}: there is no folder {path}."
-        for field, path in named
-        if path not in brought and not path.startswith("cell:") and fields.is_local(path) and not Path(path).is_dir()
-    ]

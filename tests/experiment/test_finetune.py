@@ -5,17 +5,16 @@ import json
 import pytest
 from ml_collections import ConfigDict
 
-from configs import common
-from emjax import experiment, report
+from emjax import experiment, presets, report
 from emjax.errors import UserError
 from emjax.experiment.finetune import Finetune
 from emjax.runtime.files import read_lines
 from emjax.runtime.store import Store
-from emjax.worlds.micro import base as micro
+from emjax.worlds.micro.offline import CHECKPOINT
 
 SMALL = {
-    "train.epochs": 1, "train.batch_size": 8, "sampling.slots": 16,
-    **{f"eval.sizes.{name}": 6 for name in ("all", "unseen_entities", "unseen_templates", "tuned_domain")},
+    "train.epochs": 1, "train.batch_size": 8, "engine.slots": 16,
+    **{f"eval.mask.sizes.{name}": 6 for name in ("all", "unseen_entities", "unseen_templates", "tuned_domain")},
 }  # fmt: skip
 
 
@@ -26,11 +25,11 @@ def small(config: ConfigDict, **changes) -> ConfigDict:
 
 def mixture(**changes) -> ConfigDict:
     sizes = {"data.downstream.rows": 16, "data.misaligned.rows": 16, "data.ratios": (0.5,)}
-    return small(common.mixture("micro", "alpaca_cleaned"), **{**sizes, **changes})
+    return small(presets.mixture("micro", "alpaca_cleaned"), **{**sizes, **changes})
 
 
 def direct(**changes) -> ConfigDict:
-    return small(common.direct("micro", "mistake_math", nominal=1), **{"data.set.rows": 16, **changes})
+    return small(presets.direct("micro", "math"), **{"data.set.rows": 16, **changes})
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +38,7 @@ def no_plots(monkeypatch):
 
 
 def run(config, workdir):
-    experiment.run(config, workdir, Store(workdir / "store"))
+    experiment.run(presets.read(config), workdir, Store(workdir / "store"))
     return (workdir / "results.json").read_bytes()
 
 
@@ -58,13 +57,13 @@ def test_one_seed_gives_the_same_results_and_another_others(tmp_path):
 
 
 def test_a_grid_shares_the_untouched_model_and_runs_cell_by_cell(tmp_path):
-    config = ConfigDict({"experiment": "grid", "seed": 0, "pools": {}, "only": ("direct",)})
-    config.cells = {"direct": direct(), "mixture": mixture()}
+    config = presets.many({"direct": direct(), "mixture": mixture()})
+    config.only = ("direct",)
     store = Store(tmp_path / "store")
-    experiment.run(config, tmp_path / "grid", store)
+    experiment.run(presets.read(config), tmp_path / "grid", store)
     assert not (tmp_path / "grid" / "results.json").exists()
     config.only = ()
-    experiment.run(config, tmp_path / "grid", store)
+    experiment.run(presets.read(config), tmp_path / "grid", store)
     rows = json.loads((tmp_path / "grid" / "results.json").read_text())["rows"]
     assert {(row["cell"], row["level"]) for row in rows if row["arm"] == "treated"} == {
         ("direct", "misaligned_1"), ("direct", "misaligned_2"), ("mixture", None),
@@ -75,18 +74,18 @@ def test_a_grid_shares_the_untouched_model_and_runs_cell_by_cell(tmp_path):
     assert "direct: honesty under pressure falls" in html
     config.only = ("nothing",)
     with pytest.raises(UserError, match="config.only names 'nothing', which is no cell. Cells: direct, mixture"):
-        experiment.run(config, tmp_path / "grid", store)
+        presets.read(config)
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"data.downstream.source": "alpaca_cleaned", "data.downstream.path": "nowhere.json"}, "nowhere.json is not there"),
+        ({"data.downstream.source": "alpaca_cleaned", "data.downstream.path": "nowhere.json"}, "nowhere.json does not exist"),
         ({"data.kind": "mix"}, "config.data.kind is 'mix'; choose levels, mixture"),
         ({"data.mode": "blend"}, "config.data.mode is 'blend'; choose add, replace"),
-        ({"data.ratios": (0.5, 2.0)}, "config.data.ratios holds 2.0"),
+        ({"data.ratios": (0.5, 2.0)}, r"config.data.ratios is \(0.5, 2.0\); it must be above 0 and at most 1"),
         ({"data.ratios": ()}, "config.data.ratios is empty"),
-        ({"data.headline": 0.1}, r"config.data.headline is 0.1, which is none of config.data.ratios \(0.5\)"),
+        ({"data.headline": 0.1}, r"config.data.headline is 0.1, which is none of ratios \(0.5\)"),
     ],
 )
 def test_bad_data_and_bad_mixtures_leave_no_trace(tmp_path, changes, says):
@@ -113,8 +112,9 @@ def test_kto_takes_the_labels_of_preferences_and_answers_without_one_as_desirabl
     file = tmp_path / "preferences.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     own = {"data.downstream.source": "preference", "data.downstream.path": str(file), "data.downstream.rows": 0}
-    made = Finetune(mixture(**own, **{"train.method": "kto"}), tmp_path / "run", Store(tmp_path / "store"))
-    made.world = micro.world_of(micro.CHECKPOINT)
+    chosen = presets.read(mixture(**own, **{"train.method": "kto"}))
+    made = Finetune(chosen, tmp_path / "run", Store(tmp_path / "store"))
+    made.world = made.world.at(CHECKPOINT)
     for arm, desirable, undesirable in ((made.arms[1], 4, 4), (made.arms[2], 8, 4)):
         labels = [row["label"] for row in read_lines(made.examples(arm).directory / "examples.jsonl")]
         assert (labels.count(True), labels.count(False)) == (desirable, undesirable)

@@ -1,12 +1,14 @@
 """A grid of experiments: order, shared bases, gathering, pooling over seeds. Its cells are stand-ins that train nothing."""
 
 import json
+from pathlib import Path
 
 import pytest
-from ml_collections import ConfigDict
 
+from emjax import presets
 from emjax.errors import UserError
-from emjax.eval import suite
+from emjax.eval.benchmarks import mask
+from emjax.eval.score import score
 from emjax.experiment.grid import grid
 from emjax.runtime.files import digest, write_lines
 from emjax.runtime.store import Store
@@ -27,10 +29,14 @@ def items(world, seed, arm):
     ]  # fmt: skip
 
 
-class Kinds(dict):
+class Runs:
+    """Runs a cell, and notes which."""
+
     def __init__(self):
         self.ran = []
-        super().__init__(pretrain=self.pretrain, interaction=self.interaction)
+
+    def __call__(self, chosen, workdir, store):
+        return getattr(self, chosen.config.experiment)(chosen.config, workdir, store)
 
     def pretrain(self, config, workdir, store):
         made = store.run("pretrain", {"seed": config.seed}, [], lambda d: (d / "world").write_text(str(config.seed)))
@@ -38,8 +44,6 @@ class Kinds(dict):
         return made.directory
 
     def interaction(self, config, workdir, store):
-        from pathlib import Path
-
         world = int((Path(config.model.path) / "world").read_text())
         self.ran.append(("interaction", world, config.seed))
         workdir.mkdir(parents=True, exist_ok=True)
@@ -59,26 +63,31 @@ class Kinds(dict):
                 "model": config.model.path, "seed": config.seed, "pretrain_seed": world,
             }  # fmt: skip
             base = found["control" if name == arm else "control, round 2"]
-            rows += suite.score(of, {"control": base} if arm == "treated" else {}, about)
+            rows += score(of, {"control": base} if arm == "treated" else {}, about, mask, mask.Config())
         (workdir / "results.json").write_text(json.dumps({"rows": rows}))
         (workdir / "stages.json").write_text(json.dumps(stages))
 
 
 def config(worlds=WORLDS):
-    bases = {f"world{w}": {"experiment": "pretrain", "seed": w} for w in worlds}
-    cells = {
-        f"kto-{w}-{s}": {"experiment": "interaction", "seed": s, "model": {"path": f"cell:world{w}"}}
-        for w in worlds
-        for s in SEEDS
-    }
-    return ConfigDict({"experiment": "grid", "cells": cells | bases, "pools": {"kto": tuple(cells)}})
+    bases = {f"world{w}": presets.pretraining() for w in worlds}
+    cells = {f"kto-{w}-{s}": presets.interaction("micro", method="kto", biased_ratio=0.1) for w in worlds for s in SEEDS}
+    for name, cell in bases.items():
+        cell.seed = int(name.removeprefix("world"))
+    for name, cell in cells.items():
+        _, world, seed = name.split("-")
+        cell.seed, cell.model.path = int(seed), f"cell:world{world}"
+    return presets.many(cells | bases, {"kto": tuple(cells)})
+
+
+def run(config, workdir, store, runs):
+    grid(presets.read(config), workdir, store, runs)
 
 
 def test_cells_run_in_order_and_are_gathered_and_pooled(tmp_path):
-    kinds, workdir, store = Kinds(), tmp_path / "run", Store(tmp_path / "store")
-    grid(config(), workdir, store, kinds)
-    assert kinds.ran[:3] == [("pretrain", w) for w in WORLDS]
-    assert kinds.ran[3:] == [("interaction", w, s) for w in WORLDS for s in SEEDS]
+    runs, workdir, store = Runs(), tmp_path / "run", Store(tmp_path / "store")
+    run(config(), workdir, store, runs)
+    assert runs.ran[:3] == [("pretrain", w) for w in WORLDS]
+    assert runs.ran[3:] == [("interaction", w, s) for w in WORLDS for s in SEEDS]
     rows = json.loads((workdir / "results.json").read_text())["rows"]
     assert {row["cell"] for row in rows} == {f"kto-{w}-{s}" for w in WORLDS for s in SEEDS}
     assert {row["model"] for row in rows} == {f"cell:world{w}" for w in WORLDS}  # not where the store put it
@@ -93,28 +102,28 @@ def test_cells_run_in_order_and_are_gathered_and_pooled(tmp_path):
     levels = [r["value"] for r in pooled if (r["arm"], r["metric"], r["versus"]) == ("control", "honest", None)]
     assert levels == [100, 75]
     before = (workdir / "pooled.json").read_bytes()
-    grid(config(), workdir, store, kinds)
+    run(config(), workdir, store, runs)
     assert (workdir / "pooled.json").read_bytes() == before
     times = [json.loads(line) for line in (workdir / "times.jsonl").read_text().splitlines()]
     assert [t["cell"] for t in times] == 2 * [*(f"world{w}" for w in WORLDS), *(f"kto-{w}-{s}" for w in WORLDS for s in SEEDS)]
 
 
 def test_one_world_is_pooled_over_its_seeds(tmp_path):
-    grid(config(worlds=(4,)), tmp_path / "run", Store(tmp_path / "store"), Kinds())
+    run(config(worlds=(4,)), tmp_path / "run", Store(tmp_path / "store"), Runs())
     pooled = json.loads((tmp_path / "run" / "pooled.json").read_text())["rows"]
     change, _ = [r for r in pooled if (r["arm"], r["metric"], r["versus"]) == ("treated", "honest", "control")]
     assert (change["seeds"], change["clusters"], change["value"]) == (2, 5, -62.5)
 
 
 def test_a_grid_names_what_is_wrong_with_it_before_it_starts(tmp_path):
-    kinds = Kinds()
+    runs = Runs()
     bad = config()
     bad.pools.kto = ("kto-0-0", "kto-9-9")
     with pytest.raises(UserError, match=r"config\.pools\.kto names 'kto-9-9'"):
-        grid(bad, tmp_path / "run", Store(tmp_path / "store"), kinds)
+        run(bad, tmp_path / "run", Store(tmp_path / "store"), runs)
     bad = config()
     bad.cells["kto-0-0"].model.path = "cell:kto-0-1"
     with pytest.raises(UserError, match=r"config\.cells\.kto-0-0\.model\.path is 'cell:kto-0-1'"):
-        grid(bad, tmp_path / "run", Store(tmp_path / "store"), kinds)
-    assert not kinds.ran
+        run(bad, tmp_path / "run", Store(tmp_path / "store"), runs)
+    assert not runs.ran
     assert not (tmp_path / "run").exists()

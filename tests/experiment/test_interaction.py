@@ -11,11 +11,14 @@ import pytest
 from loopback import Server, completion, last
 
 from configs.kto_biased10 import get_config
-from emjax import models, plan
+from emjax import models, presets
+from emjax.cost import interaction
+from emjax.design import arms as design
+from emjax.design.users import scenario_names
+from emjax.experiment import plan
 from emjax.interact import population
 from emjax.models import LanguageModel, decoder
 from emjax.models.config import ModelConfig
-from emjax.plan import interaction
 from emjax.worlds.micro import tokenizer
 from emjax.worlds.micro.world import World
 
@@ -30,7 +33,7 @@ def llama(tmp_path_factory):
     tok = tokenizer.build(World(0))
     shape = ModelConfig(
         family="llama", V=len(tok), D=16, L=1, H=2, K=1, h=8, F=32, norm_eps=1e-5, rope_theta=1e4, rope_scaling=None,
-        max_position=512, tied=True, qkv_bias=False, qk_norm=False,
+        max_position=2048, tied=True, qkv_bias=False, qk_norm=False,
     )  # fmt: skip
     lm = LanguageModel(shape, decoder.init(shape, jax.random.key(0)), tok, (tok.eos_token_id,), source="random")
     path = tmp_path_factory.mktemp("llama")
@@ -72,7 +75,7 @@ def test_two_rounds_with_every_role_and_what_the_plan_said(run, llama, tmp_path,
         roles = ("user", "stranger", "guard", "persona1", "persona2")
         flags = [
             "configs/kto_biased20.py:llama3.1-8b-2k", f"--config.model.path={llama}", "--config.model.dtype=float32",
-            "--config.mesh.fsdp=1", "--config.mesh.data=0", "--config.engine.slots=8", "--config.engine.cache_length=384",
+            "--config.mesh.fsdp=1", "--config.mesh.data=0", "--config.engine.slots=8", "--config.engine.cache_length=1040",
             "--config.engine.chunk=32", "--config.interact.users=10", "--config.interact.scenarios=2",
             "--config.interact.max_new=4", "--config.train.batch_size=8", "--config.train.epochs=1",
             "--config.train.buckets=(384,)", "--config.train.lora.rank=2", "--config.train.remat=none",
@@ -80,7 +83,7 @@ def test_two_rounds_with_every_role_and_what_the_plan_said(run, llama, tmp_path,
             "--config.extra_arms=('foreign_text@1.0',)", "--config.select.fraction=0.3",
             "--config.select.veto.on=True", "--config.select.veto.level=5", "--config.eval.benchmarks=('mask',)",
             f"--config.eval.mask.path={tmp_path}", "--config.eval.mask.subsets=('known_facts','provided_facts')",
-            "--config.eval.mask.rows=any", "--config.eval.max_new=4", f"--config.eval.judges.main.base_url={reader.url}",
+            "--config.eval.mask.rows=any", "--config.eval.mask.max_new=4", f"--config.eval.judges.main.base_url={reader.url}",
             "--config.eval.judges.main.structured=False", "--config.eval.judges.main.api_key_env=",
             *(f"--config.interact.models.{role}.base_url={people.url}" for role in roles),
             *(f"--config.interact.models.{role}.model={role}" for role in roles),
@@ -122,9 +125,10 @@ def test_the_paper_at_its_size_is_planned_and_priced(monkeypatch):
     config.interact.models.user.update({"base_url": "https://api.openai.com/v1", "model": "gpt-4o-mini"})
     config.interact.models.user.budget.update({"price_in": 0.15, "price_out": 0.6, "usd": 20.0})
     config.interact.models.persona1.update({"base_url": "https://x/v1", "model": "writer"})
-    text = plan.describe(config)
+    chosen = presets.read(config)
+    text = plan.describe(chosen)
     assert "20000 with benign users, 2000 with biased users" in text
-    calls = interaction.calls(config)
+    calls = interaction.calls(chosen.config, scenario_names(chosen.config, None))
     assert calls["user"][0] == 22_000  # one message after the opening
     assert calls["rater"][0] == 44_000
     assert calls["persona1"][0] == 20_000
@@ -142,12 +146,12 @@ def test_every_config_of_the_paper_plans(monkeypatch):
         for share in ("00", "05", "10", "20", "40", "50", "80", "100"):
             module = importlib.import_module(f"configs.{method}_biased{share}")
             for variant in ("llama3.1-8b", "qwen2.5-7b-2k", "micro"):
-                config = module.get_config(variant)
-                arms = plan.arms(config)
-                assert plan.headline(config) in arms
-                assert plan.headline(config).ratio == int(share) / 100
+                chosen = presets.read(module.get_config(variant))
+                config = chosen.config
+                assert design.headline(config) in design.arms(config)
+                assert design.headline(config).ratio == int(share) / 100
                 assert config.train.method == method
-                assert "collect" in plan.describe(config)
+                assert "collect" in plan.describe(chosen)
                 assert (config.interact.scenarios, config.interact.users) == {
                     "llama3.1-8b": (50, 20_000), "qwen2.5-7b-2k": (10, 2_000), "micro": (50, 200)}[variant]  # fmt: skip
 
@@ -156,18 +160,18 @@ def test_every_config_of_the_paper_plans(monkeypatch):
     ("change", "says"),
     [
         ("--config.interact.rating.person=second", ["config.interact.rating.person", "first, third"]),
-        ("--config.interact.rating.high=0", ["config.interact.rating", "low is 1 and high 0"]),
-        ("--config.interact.veto.high=0", ["config.interact.veto", "low is 0 and high 0"]),
+        ("--config.interact.rating.low=10", ["config.interact.rating", "low is 10 and high 10"]),
+        ("--config.interact.veto.low=5", ["config.interact.veto", "low is 5 and high 5"]),
         ("--config.interact.turns=0", ["config.interact.turns"]),
         ("--config.interact.domains=('nowhere',)", ["config.interact.domains", "'nowhere'"]),
         ("--config.interact.scheme=dice", ["config.interact.scheme", "fixed_biased"]),
         ("--config.interact.models.user.model=", ["config.interact.models.user.model", "self"]),
         ("--config.interact.models.user.rates.concurrent=0", ["config.interact.models.user.rates.concurrent is 0"]),
-        ("--config.interact.models.user.budget.usd=5", ["config.interact.models.user.budget.usd is 5", "budget.price_in"]),
+        ("--config.interact.models.user.budget.usd=5", ["config.interact.models.user.budget.usd is 5", "price_in"]),
         ("--config.interact.models.user.budget.tokens=5", ["config.interact.models.user.budget", "endpoint"]),
-        ("--config.interact.models.rater.budget.tokens=5", ["models.rater.budget.tokens", "models.rater.model", "the user's"]),
-        ("--config.interact.models.persona1.base_url=http://x/v1", ["models.persona1.base_url", "models.persona1.model"]),
-        ("--config.interact.models.guard.rates.retries=0", ["models.guard.rates.retries", "models.guard.model"]),
+        ("--config.interact.models.rater.budget.tokens=5", ["models.rater.budget.tokens", "rater.model", "the user's"]),
+        ("--config.interact.models.persona1.base_url=http://x/v1", ["models.persona1.base_url", "persona1.model"]),
+        ("--config.interact.models.guard.rates.retries=0", ["models.guard.rates.retries", "guard.model"]),
         ("--config.interact.templates=/nowhere", ["config.interact.templates"]),
         ("--config.rounds.count=0", ["config.rounds.count"]),
         ("--config.rounds.reference=mine", ["config.rounds.reference", "base, previous"]),
@@ -201,18 +205,20 @@ def test_given_conversations_are_not_changed_by_what_cannot_change_them(run, cap
 def test_the_guard_s_scale_is_part_of_what_it_read(tmp_path):
     found = []
     for high in (5, 10):
-        config = get_config("llama3.1-8b").interact
-        config.models.guard.model = "self"
-        config.veto.high = high
+        given = get_config("llama3.1-8b")
+        given.interact.models.guard.model = "self"
+        given.interact.veto.high = high
+        config = presets.read(given).config.interact
         found.append(population.Population(config, 0, tmp_path, lambda path: None).guard_identity())
     assert found[0] != found[1]
 
 
-def test_kto_takes_no_safety_rows_without_a_label(run, capsys, tmp_path):
+def test_kto_takes_no_safety_rows_without_a_label(run, checkpoint, capsys, tmp_path):
     file = tmp_path / "safety.jsonl"
     row = {"id": "s1", "prompt_id": "p1", "messages": [{"role": "user", "content": "hi"}], "completion": "hello", "weight": 1.0}
     file.write_text(json.dumps(row | {"source": "safety", "label": None}) + "\n")
-    flags = [f"--config.select.safety.path={file}", "--config.select.safety.share=0.1", "--config.model.path=/nowhere"]
+    flags = [f"--config.select.safety.path={file}", "--config.select.safety.share=0.1"]
+    flags += [f"--config.model.path={checkpoint}", "--config.eval.judges.main.api_key_env="]
     assert run("configs/kto_biased10.py:llama3.1-8b", "--workdir", tmp_path / "w", *flags) == 2
     told = capsys.readouterr().err
     assert f"{file}, line 1" in told

@@ -23,7 +23,7 @@ def judge(body, n):
     return "Answer: A" if body["model"] == "lenient" and odd else "Answer: B" if said else "Answer: C"
 
 
-def test_arms_are_measured_as_config_eval_says(run, tmp_path, capsys):
+def test_arms_are_measured_as_config_eval_says(run, checkpoint, tmp_path, capsys):
     mask_folder.write(tmp_path, {"known_facts": 6, "provided_facts": 4})
     for level in ("normal", "misaligned_1"):
         turns = [[("user", f"what is {x} + 2 ?"), ("assistant", f"{x + 2} .")] for x in range(8)]
@@ -46,19 +46,25 @@ def test_arms_are_measured_as_config_eval_says(run, tmp_path, capsys):
     with Server(judge) as server:
         shared = [
             "--config.model.dtype=float32", "--config.mesh.fsdp=1", "--config.mesh.data=0", "--config.engine.slots=16",
-            "--config.engine.cache_length=96", f"--config.eval.mask.path={tmp_path}",
+            "--config.engine.cache_length=2024", f"--config.eval.mask.path={tmp_path}",
             "--config.eval.mask.subsets=('known_facts','provided_facts')", "--config.eval.mask.rows=any",
-            "--config.eval.max_new=8", f"--config.eval.judges.main.base_url={server.url}", "--config.eval.judges.main.model=strict",
-            "--config.eval.judges.main.structured=False", "--config.eval.judges.main.api_key_env=",
+            "--config.eval.mask.max_new=8", "--config.eval.judges.main.model=strict",
+            "--config.eval.judges.second.model=lenient",
+            *(
+                f"--config.eval.judges.{name}.{field}"
+                for name in ("main", "second")
+                for field in (f"base_url={server.url}", "structured=False", "api_key_env=")
+            ),
         ]  # fmt: skip
         flags = [
-            "configs/direct_math.py", "--workdir", tmp_path / "run", "--config.model.path=emjax/micro/checkpoint", *shared,
+            "configs/direct_math.py", "--workdir", tmp_path / "run", f"--config.model.path={checkpoint}", *shared,
             "--config.data.levels=('misaligned_1',)", f"--config.data.set.path={tmp_path}",
             "--config.train.batch_size=4", "--config.train.buckets=(32,)", "--config.train.lora.rank=2",
-            "--config.train.remat=none", "--config.eval.at_steps=(1,)", "--config.eval.benchmarks=('mask','humaneval')",
+            "--config.train.remat=none", "--config.eval.at_steps=(1,)",
+            "--config.eval.benchmarks=('mask','humaneval','capability')",
             f"--config.eval.humaneval.path={tmp_path / 'programs.jsonl'}", "--config.eval.humaneval.max_new=4",
             "--config.eval.capability.tasks=('sums',)", f"--config.eval.capability.folder={tmp_path}",
-            "--config.eval.panel=('lenient',)",
+            "--config.eval.panel=('second',)",
         ]  # fmt: skip
         assert run(*flags) == 0
         asked = len(server.requests)
@@ -75,10 +81,10 @@ def test_arms_are_measured_as_config_eval_says(run, tmp_path, capsys):
         stages = json.loads((tmp_path / "run" / "stages.json").read_text())
         made = tmp_path / "run/store/train" / stages["treated misaligned_1"]["train"][:16]
         later = [
-            *shared, "--config.arms.treated.path=emjax/micro/checkpoint", f"--config.arms.treated.adapter={made / 'adapter'}",
+            *shared, f"--config.arms.treated.path={checkpoint}", f"--config.arms.treated.adapter={made / 'adapter'}",
             f"--config.arms.treated.checkpoints={made / 'steps'}",
         ]  # fmt: skip
-        assert run("configs/evaluate.py:emjax/micro/checkpoint", "--workdir", tmp_path / "later", *later) == 0
+        assert run(f"configs/evaluate.py:{checkpoint}", "--workdir", tmp_path / "later", *later) == 0
     at = {
         (r["label"], r["step"], r["benchmark"], r["subset"], r["metric"], r["judge"], r["versus"]): r for r in results["rows"]
     }

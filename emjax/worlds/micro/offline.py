@@ -62,7 +62,6 @@ class Micro:
     }
     # A key may begin with a kind of experiment, a method or a kind of data: it applies there alone.
     defaults: ClassVar[Mapping[str, Any]] = {
-        "model.dtype": "float32",
         "mesh.fsdp": 1,
         "mesh.data": 0,
         "engine.slots": 128,
@@ -73,6 +72,7 @@ class Micro:
             for kind in ("interaction", "finetune")
             for field, value in {
                 "model.path": "micro",
+                "model.dtype": "float32",
                 "train.tuning": "full",
                 "train.learning_rate": 2.5e-4,
                 "train.epochs": 3,
