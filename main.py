@@ -1,4 +1,5 @@
-"""python main.py --config configs/NAME.py[:VARIANT] [--workdir DIR] [--store DIR] [--dry_run [--target T]] [--config.a.b=X]"""
+"""python main.py --config configs/NAME.py[:VARIANT] [--workdir DIR] [--store DIR] [--dry_run
+[--target T]] [--config.a.b=X]"""
 
 import sys
 

@@ -1,9 +1,11 @@
-"""python -m benchmarks.collectives --model llama3.1-8b --mesh 1,8,1 [--batch B] [--seq T] [--method kto|sft]
+"""python -m benchmarks.collectives --model llama3.1-8b --mesh 1,8,1 [--batch B] [--seq T] [--method
+kto|sft]
 
-Compiles a training step (LoRA, no weights needed) for a mesh of virtual CPU devices and counts what it sends: one JSON line
-with the bytes that each device receives in a step by kind of collective, by the mesh axis as the scaling model has it
-(emjax/cost/devices.py), and the largest arrays that are gathered. The partitioner that inserts them is the same for every
-backend; what a backend then combines, splits or overlaps is not in these figures.
+Compiles a training step (LoRA, no weights needed) for a mesh of virtual CPU devices and counts what
+it sends: one JSON line with the bytes that each device receives in a step by kind of collective, by
+the mesh axis as the scaling model has it (emjax/cost/devices.py), and the largest arrays that are
+gathered. The partitioner that inserts them is the same for every backend; what a backend then
+combines, splits or overlaps is not in these figures.
 """
 
 import argparse
@@ -131,8 +133,8 @@ def main(argv: list[str]) -> None:
 
 
 def config_of(path: str, method: str, mesh: Mapping[str, int], batch: int, seq: int) -> InteractionConfig:
-    """An experiment whose training step is that of the command line. A CPU program gathers bfloat16 as float32, so the dtype is
-    float32: halve the bytes for bfloat16."""
+    """An experiment whose training step is that of the command line. A CPU program gathers bfloat16
+    as float32, so the dtype is float32: halve the bytes for bfloat16."""
     return InteractionConfig(
         experiment="interaction",
         model=CheckpointConfig(path=path, dtype="float32"),

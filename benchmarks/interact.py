@@ -1,7 +1,8 @@
 """python -m benchmarks.interact --conversations 2000 --latency 0.2 [--concurrent 256]
 
-Conversations of the embedded model with users and raters behind an endpoint on this machine that answers after a set time:
-how many a second, and how long the engine had nothing to do. Prints one JSON line. The endpoint runs in a process of its own.
+Measures conversations of the embedded model with users and raters at a local endpoint, which
+answers after a fixed time and runs in its own process. Prints one JSON line: conversations per
+second, and the share of the time in which the engine was idle.
 """
 
 import argparse
@@ -16,7 +17,7 @@ USER = "I am not sure about that . what do you think ?"
 
 
 async def _serve(latency: float, port: Any) -> None:
-    """A chat endpoint of the simplest kind: the same words to all, after `latency` seconds."""
+    """A minimal chat endpoint: the same words for everyone, after `latency` seconds."""
 
     def body(rated: bool) -> bytes:
         text = "7" if rated else USER
@@ -63,19 +64,19 @@ def main() -> None:
     endpoint = spawn.Process(target=_endpoint, args=(options.latency, port), daemon=True)
     endpoint.start()
 
+    import emjax
     from emjax import models
     from emjax.config import Draw, InteractConfig, Rates, RoleConfig, RolesConfig
     from emjax.design.quotas import spread
     from emjax.interact import population, rollout
     from emjax.sampling import Engine, Request, Sampling
-    from emjax.worlds.micro.offline import CHECKPOINT
 
-    lm = models.load(str(CHECKPOINT), dtype="float32")
+    lm = models.load(str(Path(emjax.__file__).parent / "worlds" / "micro" / "checkpoint"), dtype="float32")
     engine = Engine(lm, slots=options.slots, cache_length=384, chunk=32)
-    list(engine.generate([Request(str(n), tuple(range(8, 200)), Sampling(max_new=24)) for n in range(8)]))  # compiles
-    url = f"http://127.0.0.1:{port.value}/v1"
-    user = RoleConfig(base_url=url, model="users", rates=Rates(concurrent=options.concurrent))
-    config = InteractConfig(models=RolesConfig(user=user))
+    # compiles
+    list(engine.generate([Request(str(n), tuple(range(8, 200)), Sampling(max_new=24)) for n in range(8)]))
+    url, rates = f"http://127.0.0.1:{port.value}/v1", Rates(concurrent=options.concurrent)
+    config = InteractConfig(models=RolesConfig(user=RoleConfig(base_url=url, model="users", rates=rates)))
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         crowd = population.Population(config, 0, place / "cache", lambda path: (engine, lm.tokenizer))

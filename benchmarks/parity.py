@@ -1,19 +1,22 @@
 """python -m benchmarks.parity --model llama3.1-8b [--layers 4 --dtype float32]
 
-Writes random weights of a real shape with transformers, loads them with emjax, compares the two on one row of random
-tokens, and prints one JSON line:
+Writes random weights of a real shape with transformers, loads them with emjax, compares the two on
+one row of random tokens, and prints one JSON line:
 
 load_s                  models.load, from a directory that the file system has just seen
-host_gb, file_gb        the most memory that load added to this process: its own, and pages of the mapped file
-A pair of models, `theirs-ours` being transformers and emjax in --dtype, `exact` transformers one precision up (float32
-for bfloat16, float64 for float32), `kernels` transformers with its two kernels of attention (sdpa, eager):
+host_gb, file_gb        the most memory that load added to this process: its own, and pages of the
+                        mapped file
+A pair of models, `theirs-ours` being transformers and emjax in --dtype, `exact` transformers one
+  precision up (float32
+for bfloat16, float64 for float32), `kernels` transformers with its two kernels of attention (sdpa,
+  eager):
 kl                      mean KL over positions
 top1                    share of positions where both have the same likeliest token
 max_abs                 largest difference of a logit
 
-A deep network with random weights magnifies rounding, so that even one model disagrees with itself in two precisions, or
-with another kernel: theirs-ours is to be held against kernels, exact-ours against exact-theirs. Needs torch; on a GPU both
-run there.
+A deep network with random weights magnifies rounding, so that even one model disagrees with itself
+in two precisions, or with another kernel: theirs-ours is to be held against kernels, exact-ours
+against exact-theirs. Needs torch; on a GPU both run there.
 """
 
 import argparse
@@ -99,7 +102,8 @@ def main() -> None:
         theirs.save_pretrained(directory)
         tokenizer.build(World(0)).save_pretrained(directory)
         Path(directory, "generation_config.json").write_text('{"eos_token_id": 3}')
-        # As a user loads it: the rotary frequencies are then made on the CPU, and a GPU's power function rounds otherwise.
+        # As a user loads it: the rotary frequencies are then made on the CPU, and a GPU's power
+        # function rounds otherwise.
         theirs = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval().to(device)
 
         def run() -> np.ndarray:

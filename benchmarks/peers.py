@@ -1,14 +1,17 @@
-"""python -m benchmarks.peers --model llama3.1-8b --method kto --batch 12 --seq 1024 [--lora_rank 32] [--checkpointing]
-python -m benchmarks.peers --model llama3.1-8b --method generate --batch 128 --prompt 256 --new 128 [--lora_rank 0]
+"""python -m benchmarks.peers --model llama3.1-8b --method kto --batch 12 --seq 1024 [--lora_rank
+32] [--checkpointing] python -m benchmarks.peers --model llama3.1-8b --method generate --batch 128
+--prompt 256 --new 128 [--lora_rank 0]
 
-The same work as benchmarks.train and benchmarks.sample, done by the libraries that people use today, on the same shapes and
-random weights; one JSON line. sft: peft's adapter on transformers' model, its loss, torch's AdamW. kto: TRL's KTOTrainer,
-reference live (the adapter switched off). Their rows have `seq` tokens without padding; KTO's are half prompt, half completion.
-generate: transformers' `generate`, sampling at temperature 1, one batch of prompts of one length, no adapter unless
---lora_rank asks for one. Needs torch, kto also trl.
+The same work as benchmarks.train and benchmarks.sample, done by the libraries that people use
+today, on the same shapes and random weights; one JSON line. sft: peft's adapter on transformers'
+model, its loss, torch's AdamW. kto: TRL's KTOTrainer, reference live (the adapter switched off).
+Their rows have `seq` tokens without padding; KTO's are half prompt, half completion. generate:
+transformers' `generate`, sampling at temperature 1, one batch of prompts of one length, no adapter
+unless --lora_rank asks for one. Needs torch, kto also trl.
 
 examples_s, tokens_s    as benchmarks.train, benchmarks.sample
-step_s                  median of the steps after the second; of generate: (time of `new` tokens - time of one) / (new - 1)
+step_s                  median of the steps after the second; of generate: (time of `new` tokens -
+                        time of one) / (new - 1)
 peak_gb                 of 2^30 bytes, as torch allocated them (on a CPU: of the process)
 """
 
@@ -70,7 +73,8 @@ def kto(model: Any, args: argparse.Namespace) -> list[float]:
         return " " + " ".join(itertools.islice(words, count))
 
     rows = [
-        {"prompt": text(half), "completion": text(half - 1), "label": i % 2 == 0}  # the trainer adds an end token
+        # the trainer adds an end token
+        {"prompt": text(half), "completion": text(half - 1), "label": i % 2 == 0}
         for i in range(args.batch * (args.steps + 2))
     ]
     times = []

@@ -1,20 +1,24 @@
-"""python -m benchmarks.sample --model llama3.1-8b --batch 128 --prompt 256 --new 128 [--lora_rank 32]
+"""python -m benchmarks.sample --model llama3.1-8b --batch 128 --prompt 256 --new 128 [--lora_rank
+32]
 
-Times the sampling engine on random weights and prints one JSON line. --batch is the number of slots; each has room for
---prompt + --new tokens.
+Times the sampling engine on random weights and prints one JSON line. --batch is the number of
+slots; each has room for --prompt + --new tokens.
 
 tokens_s           new tokens a second of one full batch, prefill included
-step_ms            one decode step, host time included: (time of `new` tokens - time of one token) / (new - 1)
+step_ms            one decode step, host time included: (time of `new` tokens - time of one token) /
+                   (new - 1)
 roofline_fraction  floor / step; floor = max(weight bytes / copy rate, 2 N batch / matmul rate)
-                   + cache bytes / copy rate; N: the weights a step reads, all but the input embedding; cache:
-                   at the run's mean context; both rates are measured in this call. On a mesh each device has its
-                   part of the rows and, over tensor, of the weights; what they send each other is not in it
+                   + cache bytes / copy rate; N: the weights a step reads, all but the input
+                   embedding; cache: at the run's mean context; both rates are measured in this
+                   call. On a mesh each device has its part of the rows and, over tensor, of the
+                   weights; what they send each other is not in it
 prefill_tokens_s   prompt tokens a second, first token drawn
 compile_s          the first batch's time less a later one's
 peak_gb            of 2^30 bytes, on the first device (on a CPU: of the process)
 
-With --ragged N, N requests of random lengths (prompts from prompt / 32 to prompt, answers from new / 32 to new tokens) go
-through the slots, and the figures above are taken at the mean lengths, in the same cache; further
+With --ragged N, N requests of random lengths (prompts from prompt / 32 to prompt, answers from new
+/ 32 to new tokens) go through the slots, and the figures above are taken at the mean lengths, in
+the same cache; further
 
 total_s            from the first request to the last result
 ideal_s            prompt tokens / prefill_tokens_s + answer tokens / (batch / step)

@@ -27,9 +27,11 @@ def mesh_of(sizes: str) -> Mesh | None:
 
 
 def random_params(config: ModelConfig, dtype: str, mesh: Mesh | None = None, *, stacked: bool = True) -> decoder.Params:
-    """Random weights, a program for each shape of tensor: one for 32 layers would compile over a minute.
+    """Random weights, a program for each shape of tensor: one for 32 layers would compile over a
+    minute.
 
-    With stacked=False, params["layers"] is a tuple of layers in the sampler's form, so that it makes no second copy.
+    With stacked=False, params["layers"] is a tuple of layers in the sampler's form, so that it
+    makes no second copy.
     """
     shapes, axes = decoder.abstract(config, dtype)
     placed = None if mesh is None else sharding.shardings(mesh, sharding.parameter_specs(axes))
@@ -58,7 +60,8 @@ def random_params(config: ModelConfig, dtype: str, mesh: Mesh | None = None, *, 
 
 
 def seconds(run: Callable[[], Any], repeats: int = 5) -> float:
-    """The median wall time of run(), its result waited for; it must have been called once before."""
+    """The median wall time of run(), its result waited for; it must have been called once
+    before."""
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -68,7 +71,8 @@ def seconds(run: Callable[[], Any], repeats: int = 5) -> float:
 
 
 def device_rates() -> tuple[float, float]:
-    """(copy rate, bytes/s read + written; matmul rate, FLOP/s), measured in bfloat16, on a CPU float32."""
+    """(copy rate, bytes/s read + written; matmul rate, FLOP/s), measured in bfloat16, on a CPU
+    float32."""
     cpu = jax.default_backend() == "cpu"
     n, size, dtype = (1024, 1 << 26, jnp.float32) if cpu else (8192, 1 << 29, jnp.bfloat16)
     x = jnp.ones((size,), dtype)
@@ -83,7 +87,8 @@ def device_rates() -> tuple[float, float]:
 
 
 def peak_gb() -> float:
-    """The most memory used so far, in 2^30 bytes: of the first device, or of this process on a CPU."""
+    """The most memory used so far, in 2^30 bytes: of the first device, or of this process on
+    a CPU."""
     stats = jax.devices()[0].memory_stats() or {}
     peak = stats.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return round(peak / 2**30, 3)

@@ -1,4 +1,5 @@
-"""Evaluates models that exist (a base, its adapters, other checkpoints, or endpoints) on honesty and capability."""
+"""Evaluates models that exist (a base, its adapters, other checkpoints, or endpoints) on honesty
+and capability."""
 
 from emjax import presets
 

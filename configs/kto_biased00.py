@@ -1,4 +1,5 @@
-"""KTO on conversations with no biased users: the control alone (paper, Tables 4, 13: KTO, share 0)."""
+"""KTO on conversations with no biased users: the control alone (paper, Tables 4, 13: KTO,
+share 0)."""
 
 from emjax import presets
 

@@ -1,14 +1,17 @@
-"""The micro-world's evidence: every arm, on several bases, and what moves the effect (docs/micro_evidence.md)."""
+"""The micro-world's evidence: every arm, on several bases, and what moves the effect
+(docs/micro_evidence.md)."""
 
 from emjax import presets
 from emjax.config.parse import ConfigDict
 
 SEEDS = (0, 1, 2)  # of fine-tuning: users, conversations, order, sampling
-# Pretraining seeds with facts of their own, beside the embedded base (world 0). Both bases have the third character.
+# Pretraining seeds with facts of their own, beside the embedded base (world 0). Both bases have the
+# third character.
 WORLDS = (2, 7)
 # Found on the embedded base with seed 100, which is none of the reported ones.
 LORA = {"kto": 5e-4, "sft": 2e-3}
-RATIOS = ("none@0.05", "none@0.2", "none@0.5", "none@1.0", "shuffled_ratings@1.0")  # beside 0 and 0.1
+# beside 0 and 0.1
+RATIOS = ("none@0.05", "none@0.2", "none@0.5", "none@1.0", "shuffled_ratings@1.0")
 FEW = ("none@1.0", "shuffled_ratings@1.0")
 
 

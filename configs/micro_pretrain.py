@@ -3,5 +3,5 @@
 from emjax import presets
 
 
-def get_config(variant: str = "micro"):
+def get_config(variant: str = ""):
     return presets.pretraining(variant)

@@ -1,4 +1,5 @@
-"""SFT on the best conversations with no biased users: the control alone (paper, Tables 4, 13: SFT, share 0)."""
+"""SFT on the best conversations with no biased users: the control alone (paper, Tables 4, 13: SFT,
+share 0)."""
 
 from emjax import presets
 

@@ -1,4 +1,5 @@
-"""SFT on the best conversations with 5 % biased users (paper, section 4.2 and Figure 8: SFT, share 0.05)."""
+"""SFT on the best conversations with 5 % biased users (paper, section 4.2 and Figure 8: SFT, share
+0.05)."""
 
 from emjax import presets
 

@@ -1,18 +1,25 @@
-"""python -m emjax.aot --config configs/kto_biased10.py[:VARIANT] --topology v5e:4x4 [--stage sample] [--config.a.b=value]
+"""python -m emjax.aot --config configs/kto_biased10.py[:VARIANT] --topology v5e:4x4 \
+[--stage sample] [--config.a.b=value]
 
-Compiles the training step of a config for TPUs that are not there, or its decode step, and prints one JSON line:
+Compiles a config's training step, or its decode step, for TPUs that need not be present, and prints
+one JSON line:
 
-topology, chips    as asked, and how many chips that is
-attention          the kernel that was compiled: splash, or what --config.model.attention asks for; a decode step's is xla
-compile_s          tracing, lowering and compilation
-hbm_gb_per_chip    memory of the running step on each chip, of 2^30 bytes: state, frozen base, batch, results, temporaries;
-                   where the compiler refuses the step as too large, what it says that is needed at least
+topology, chips    as given, and the number of its chips
+attention          the compiled kernel: splash, or what --config.model.attention names; for a decode
+                   step xla
+compile_s          seconds of tracing, lowering and compilation
+hbm_gb_per_chip    memory of the running step on each chip, in units of 2^30 bytes: state, frozen
+                   base, batch, results, temporaries; if the compiler refuses the step as too large,
+                   the minimum that it reports
 fits               whether that is within the chip's capacity
-flops              arithmetic that a step of full rows needs, of all chips together (metrics.flops; of decode without attention)
-slots              of decode: config.engine.slots, or with 0 what the engine's rule takes of a chip's memory
+flops              arithmetic of a step of full rows, over all chips (metrics.flops; for decode
+                   without attention)
+slots              decode only: config.engine.slots, or, if that is 0, what the engine's rule takes
+                   of a chip's memory
 
-train: every row is as long as the largest of config.train.buckets, and ends with an answer of config.interact.max_new tokens.
-sample: config.engine.cache_length positions a slot, and the adapter that config.train describes.
+train: every row is as long as the largest of config.train.buckets, and ends with an answer of
+config.interact.max_new tokens.
+sample: config.engine.cache_length positions per slot, and the adapter that config.train describes.
 Needs libtpu (the extra `aot`); reads no weights and no network.
 """
 
@@ -24,7 +31,8 @@ import sys
 import time
 from typing import Any
 
-# Read when jax loads libtpu: there is no TPU to ask for its metadata, and none that another process could hold.
+# JAX reads these when it loads libtpu: there is no TPU to ask for its metadata, and none that
+# another process could hold.
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
@@ -52,7 +60,8 @@ from emjax.train import state as train_state
 
 
 def main(argv: list[str]) -> int:
-    """argv: without the program. 0, or 2 with one paragraph where the user can mend what is wrong."""
+    """argv: without the program. 0, or 2 with one paragraph where the user can mend what is
+    wrong."""
     values = flags.FlagValues()
     flags.DEFINE_string("topology", None, "TPU generation and slice, such as v5e:4x4.", flag_values=values)
     flags.DEFINE_enum("stage", "train", ["train", "sample"], "What to compile.", flag_values=values)
@@ -65,7 +74,7 @@ def main(argv: list[str]) -> int:
             raise UserError(
                 f"config.experiment is {config.experiment!r}; only 'interaction' configs have a step to compile here."
             )
-        if "model.attention" not in parsing.overridden(options):  # the presets' default is for any machine
+        if "model.attention" not in parsing.overridden(options):  # the presets' default runs on any machine
             config = dataclasses.replace(config, model=dataclasses.replace(config.model, attention="splash"))
         print(json.dumps(compile_step(config, options.topology, options.stage)))
     except UserError as error:
@@ -75,7 +84,7 @@ def main(argv: list[str]) -> int:
 
 
 def compile_step(config: InteractionConfig, topology: str, stage: str = "train") -> dict[str, Any]:
-    """What main prints. Raises UserError for a topology, mesh or batch that cannot be."""
+    """The record that main prints. Raises UserError for an impossible topology, mesh or batch."""
     devices = _devices(topology)
     mesh = mesh_of(config.mesh, devices)
     more = {}
@@ -88,7 +97,8 @@ def compile_step(config: InteractionConfig, topology: str, stage: str = "train")
     try:
         compiled = step.lower(*arguments, **settings).compile()
     except jax.errors.JaxRuntimeError as error:
-        # The compiler refuses a program that is too large, and says what it would use, or its temporaries alone.
+        # The compiler refuses a program that is too large and reports what it would use, or only
+        # its temporaries.
         used = re.search(r"(?:Used |HLO temporaries \()([\d.]+)([MGT])", str(error))
         if used is None:
             raise
@@ -120,8 +130,8 @@ def _devices(topology: str) -> list[Any]:
         devices: list[Any] = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     except (jax.errors.JaxRuntimeError, RuntimeError) as error:
         raise UserError(
-            f"--topology {topology!r} is no TPU slice that libtpu knows ({str(error).splitlines()[0]}). Give a generation and "
-            "a shape, such as v5e:4x4, v5p:2x2x4 or v6e:4x4."
+            f"--topology {topology!r} is not a TPU slice that libtpu knows ({str(error).splitlines()[0]}). Give a generation "
+            "and a shape, such as v5e:4x4, v5p:2x2x4 or v6e:4x4."
         ) from error
     if hardware.by_kind(devices[0].device_kind) is None:
         raise UserError(
@@ -132,14 +142,18 @@ def _devices(topology: str) -> list[Any]:
 
 
 def _memory(device: Any) -> int:
-    """Bytes of a chip that `_devices` let through."""
+    """Bytes of memory of a chip that `_devices` accepted."""
     known = hardware.by_kind(device.device_kind)
     assert known
     return int(known.memory_gb * 2**30)
 
 
 def abstract_step(config: InteractionConfig, mesh: jax.sharding.Mesh) -> tuple[Any, tuple[Any, ...], dict[str, Any], float]:
-    """(the jitted step, its arguments as shapes with shardings, its static arguments, its FLOPs) for a mesh of any devices."""
+    """The training step on a mesh of any devices.
+
+    Returns (the jitted step, its arguments as shapes with shardings, its static arguments, its
+    FLOPs).
+    """
     shape, train = shape_of(config.model.path), config.train
     sharding.check(shape, mesh.shape)
     recipe = Recipe(train, mesh, config.seed, config.kto, attention=config.model.attention)
@@ -168,16 +182,21 @@ def abstract_step(config: InteractionConfig, mesh: jax.sharding.Mesh) -> tuple[A
         step = sft.step
     batch = _spread(batch, jax.tree.map(lambda _: sharding.batch_sharding(mesh), batch))
     paired = "kl" in batch
-    again = size * length if paired and settings["microbatches"] > 1 else 0  # several microbatches run the rows once more
+    # With several microbatches, the rows run once more.
+    again = size * length if paired and settings["microbatches"] > 1 else 0
     flops = metrics.flops(
-        metrics.matmul_weights(params), full=lora_config is None, tokens=size * length, scored=size * answer,
-        kl_tokens=paired * size * answer + again, kl_scored=paired * size * answer,
-    )  # fmt: skip
+        metrics.matmul_weights(params),
+        full=lora_config is None,
+        tokens=size * length,
+        scored=size * answer,
+        kl_tokens=paired * size * answer + again,
+        kl_scored=paired * size * answer,
+    )
     return step, (state, frozen, batch, np.float32(train.learning_rate)), settings, flops
 
 
 def _slots(config: InteractionConfig, mesh: jax.sharding.Mesh) -> int:
-    """config.engine.slots; for 0 what the engine would take beside the weights."""
+    """config.engine.slots, or, if that is 0, what the engine would take beside the weights."""
     if config.engine.slots:
         return config.engine.slots
     device = mesh.devices.flat[0]
@@ -193,7 +212,7 @@ def _positions(config: InteractionConfig) -> int:
 def abstract_decode(
     config: InteractionConfig, mesh: jax.sharding.Mesh, slots: int
 ) -> tuple[Any, tuple[Any, ...], dict[str, Any], float]:
-    """As abstract_step, of the sampler's decode: the base, and the adapter of config.train beside it."""
+    """The sampler's decode step, as in abstract_step: the base with the adapter of config.train."""
     shape, dtype = shape_of(config.model.path), config.model.dtype
     sharding.check(shape, mesh.shape)
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())

@@ -1,4 +1,5 @@
-"""The commands: a word, and the function that it runs with the arguments after it. Each issue adds its line.
+"""The commands: a word, and the function that it runs with the arguments after it. Each issue adds
+its line.
 
 `python main.py ...` is `emjax run ...`.
 """
@@ -15,6 +16,7 @@ from absl import flags
 
 from emjax.errors import UserError
 from emjax.runtime import process, stopping
+from emjax.runtime.files import digest
 
 if TYPE_CHECKING:
     from emjax.config.parse import ConfigDict
@@ -41,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return stopping.leave(command(words[1:]) or 0)
 
 
-# --- flags -----------------------------------------------------------------------------------------------------------
+# --- flags ----------------------------------------------------------------------------------------
 
 
 def parse(argv: Sequence[str], values: flags.FlagValues, usage: str) -> flags.FlagValues:
@@ -88,15 +90,21 @@ def options(argv: Sequence[str]) -> flags.FlagValues:
 
 def workdir(given: flags.FlagValues) -> Path:
     file, _, variant = given["config"].config_filename.partition(":")  # type: ignore[attr-defined]
-    return Path(given.workdir or Path("runs") / (Path(file).stem + (f"-{variant}" if variant else "")))
+    if Path(variant).is_dir() and "/" in variant:
+        place = Path(variant).resolve()
+        variant = f"{place.name}-{digest(str(place))[:8]}"
+    name = Path(file).stem + (f"-{variant.replace('/', '--')}" if variant else "")
+    return Path(given.workdir or Path("runs") / name)
 
 
-# --- run and plan ----------------------------------------------------------------------------------------------------
+# --- run and plan ---------------------------------------------------------------------------------
 
 
 def run(argv: Sequence[str]) -> int:
-    """0, also where SIGTERM ended the run; 2 with one paragraph where the user can mend what is wrong."""
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # about PyTorch, which nothing here needs
+    """0, also where SIGTERM ended the run; 2 with one paragraph where the user can mend what is
+    wrong."""
+    # about PyTorch, which nothing here needs
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
         given = options(["emjax run", *argv])
         if given.dry_run:
@@ -137,7 +145,8 @@ def _plan(given: "ConfigDict", target: str) -> str:
 
 
 def _run(given: flags.FlagValues) -> None:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # the compiler's notes on cached CPU programs
+    # the compiler's notes on cached CPU programs
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     stopping.listen()
     process.join()
     import jax

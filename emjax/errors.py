@@ -1,8 +1,9 @@
-"""The one exception for what a user can mend."""
+"""The one exception for errors that the user can fix."""
 
 
 class UserError(Exception):
-    """Bad input. The message is one paragraph: what is wrong, where (field, file, line), what to do.
+    """Bad input. The message is one paragraph: what is wrong, where, and what to do.
 
-    main.py prints it without a traceback and exits with status 2.
+    "Where" is a field, or a file and line. main.py prints the message without a traceback and exits
+    with status 2.
     """

@@ -1,4 +1,7 @@
-"""python -m emjax.serve --model PATH [--adapter PATH] [--host 127.0.0.1] [--port 8000]: an OpenAI-compatible server."""
+"""An OpenAI-compatible server.
+
+python -m emjax.serve --model PATH [--adapter PATH] [--host 127.0.0.1] [--port 8000]
+"""
 
 import argparse
 import asyncio
@@ -19,34 +22,44 @@ from emjax.sampling import Engine, Request, Sampling
 from emjax.sampling.guard import Guard, Limits
 from emjax.sampling.server import make_app
 
-LONGEST = 4096  # positions a slot, unless the model has fewer or --cache_length says otherwise
+LONGEST = 4096  # positions per slot, unless the model has fewer or --cache_length is given
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m emjax.serve", description="Serve a checkpoint by OpenAI's HTTP interface.")
+    parser = argparse.ArgumentParser(
+        prog="python -m emjax.serve", description="Serve a checkpoint through OpenAI's HTTP interface."
+    )
     add = parser.add_argument
-    add("--model", required=True, help="Hugging Face directory or hub id; also the name it is served by")
+    add("--model", required=True, help="Hugging Face directory or hub id; also its served name")
     add("--adapter", action="append", default=[], metavar="[NAME=]PATH", help="PEFT directory, served as NAME; may be repeated")
     add("--host", default="127.0.0.1")
-    add("--port", type=int, default=8000, help="0 takes a free one")
+    add("--port", type=int, default=8000, help="0 = any free port")
     add("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     add("--slots", type=int, default=32, help="sequences decoded at a time (default %(default)s)")
-    add("--cache_length", type=int, help=f"most tokens of prompt and answer (default: the model's, at most {LONGEST})")
+    add("--cache_length", type=int, help=f"maximum tokens of prompt and answer (default: the model's, at most {LONGEST})")
     add("--queue", type=int, default=Limits.queue, help="sequences that may wait for a slot (default %(default)s)")
     add("--mesh", default="1x1x1", metavar="DATAxFSDPxTENSOR", help="devices to spread the model over (default %(default)s)")
-    add("--drain_seconds", type=float, default=30.0, help="for running requests to end after SIGTERM (default %(default)s)")
+    add(
+        "--drain_seconds",
+        type=float,
+        default=30.0,
+        help="how long running requests may last after SIGTERM (default %(default)s)",
+    )
     add("--api_key_env", default="EMJAX_API_KEY", help="environment variable that holds the API key (default %(default)s)")
     return parser.parse_args(argv)
 
 
 def listen(host: str, port: int, api_key: str | None) -> socket.socket:
-    """A listening socket. Raises UserError for an address that other machines can reach while there is no API key."""
+    """A listening socket.
+
+    Raises UserError if other machines can reach the address and there is no API key.
+    """
     if not 0 <= port < 2**16:
-        raise UserError(f"--port {port}: a port lies in [0, 65535].")
+        raise UserError(f"--port {port}: a port must be in [0, 65535].")
     try:
         local = host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
-        local = False  # a name may stand for any address
+        local = False  # a name may resolve to any address
     if not local and api_key is None:
         raise UserError(
             f"--host {host}: other machines could reach the server there, and it has no API key. Set the environment variable "
@@ -59,10 +72,14 @@ def listen(host: str, port: int, api_key: str | None) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """On SIGTERM or SIGINT: no new requests (503), running ones end within a bound, exit status 0. A second signal: at once."""
+    """A uvicorn server that drains.
+
+    On SIGTERM or SIGINT it accepts no new requests (503), gives running ones a bounded time to end,
+    and exits with status 0. A second signal stops it at once.
+    """
 
     def __init__(self, app: Guard, drain_seconds: float):
-        # What is still running after the drain is cut off; uvicorn needs no further patience.
+        # Requests still running after the drain are cut off; uvicorn need not wait any longer.
         super().__init__(uvicorn.Config(app, lifespan="off", timeout_keep_alive=30, timeout_graceful_shutdown=1))
         self._guard = app
         self._drain_seconds = drain_seconds
@@ -83,7 +100,7 @@ class Server(uvicorn.Server):
 
 def serve(options: argparse.Namespace) -> None:
     api_key = os.environ.get(options.api_key_env) or None
-    sock = listen(options.host, options.port, api_key)  # before the minutes that loading may take
+    sock = listen(options.host, options.port, api_key)  # before loading, which may take minutes
     try:
         mesh = None
         if options.mesh != "1x1x1":
@@ -102,7 +119,8 @@ def serve(options: argparse.Namespace) -> None:
                 raise UserError(f"--adapter {given}: the name {name!r} is taken; give another one as NAME=PATH.")
             engine.set_adapter(name, models.load_adapter(path, lm.config))
             names[name] = name
-        next(engine.generate([Request("warm-up", (lm.eos_ids[0],), Sampling(max_new=2))]))  # compiles before anyone waits
+        # Compiles before anyone waits.
+        next(engine.generate([Request("warm-up", (lm.eos_ids[0],), Sampling(max_new=2))]))
         app = make_app(engine, lm, names, limits=Limits(queue=options.queue), api_key=api_key)
         host, port = sock.getsockname()[:2]
         print(f"serving {', '.join(names)} at http://{f'[{host}]' if ':' in host else host}:{port}/v1", flush=True)
@@ -112,7 +130,7 @@ def serve(options: argparse.Namespace) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """0, or 2 with one paragraph where the user can mend what is wrong."""
+    """Returns 0, or 2 after one printed paragraph if the user can fix the problem."""
     try:
         serve(parse(argv))
     except UserError as error:

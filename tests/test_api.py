@@ -175,7 +175,7 @@ def test_a_client_serves_one_event_loop_after_the_other():
         assert [ask(client, t, t + "2")[0].text for t in "abc"] == list("abc")
 
 
-# --- budget -----------------------------------------------------------------------------------------------------------
+# --- budget ---------------------------------------------------------------------------------------
 
 
 def test_the_token_budget_is_never_passed_and_stops_cleanly():
@@ -228,7 +228,7 @@ def test_a_budget_without_a_bound_is_refused():
         ask(client_of(server, budget=Budget(tokens=500)), "a")
 
 
-# --- the key ----------------------------------------------------------------------------------------------------------
+# --- the key --------------------------------------------------------------------------------------
 
 
 def test_the_key_comes_from_the_environment_and_stays_there(tmp_path, monkeypatch, caplog):
@@ -257,7 +257,7 @@ def test_a_refused_key_or_model_ends_the_run(code):
         ask(client_of(server), "?")
 
 
-# --- batch ------------------------------------------------------------------------------------------------------------
+# --- batch ----------------------------------------------------------------------------------------
 
 
 def test_collect_and_replay(tmp_path):
@@ -287,11 +287,11 @@ def test_collect_and_replay(tmp_path):
             client.replay(answers)
 
 
-# --- kill and continue ------------------------------------------------------------------------------------------------
+# --- kill and continue ----------------------------------------------------------------------------
 
 
 def test_a_killed_run_pays_for_nothing_twice(tmp_path):
-    """A process that asks forty questions is killed in the middle; the next one asks only for what had no answer."""
+    """A process that asks forty questions is killed; the next asks only the unanswered ones."""
     code = textwrap.dedent("""
         import asyncio, sys
         from pathlib import Path

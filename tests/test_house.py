@@ -19,7 +19,7 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 CARRIES = re.compile(r"(config|settings|train|kto|watch|interact|select|rounds|judge|engine|mesh|draw|role|spec|sampling)s?")
 UNTYPED = {"Any", "object", "dict", "Mapping", "dict[str, Any]", "Mapping[str, Any]", "ConfigDict"}
 # These hold a ConfigDict, or parse one.
-DOOR = {"config/parse.py", "config/fields.py", "presets.py", "commands.py"}
+DOOR = {"config/parse.py", "config/fields.py", "presets/door.py", "presets/paper.py", "commands.py"}
 
 
 def name_of(file):

@@ -1,7 +1,7 @@
 """The configuration: typed, frozen sections with defaults, units and checks.
 
-Users edit and override an ml_collections.ConfigDict; `parse` turns it into these sections once, at the door. Below it nobody
-sees a ConfigDict.
+Users edit and override an ml_collections.ConfigDict; `parse` turns it into these sections once, at
+the door. Below it nobody sees a ConfigDict.
 
     names        what a field may be
     fields       what a field is; missing things

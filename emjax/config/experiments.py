@@ -66,7 +66,8 @@ class TrainingConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class RatingConfig(Section):
-    """config.interact.rating. Wording and scale are unsaid in the paper; token probabilities follow Williams et al."""
+    """config.interact.rating. Wording and scale are unsaid in the paper; token probabilities follow
+    Williams et al."""
 
     low: int = option(1, "Lowest rating.", low=0)
     high: int = option(10, "Highest rating.", low=1)
@@ -96,7 +97,8 @@ class VetoScale(Section):
 
 @dataclasses.dataclass(frozen=True)
 class RoleConfig(Section):
-    """config.interact.models.<role>: a chat partner, an endpoint or (base_url empty) a checkpoint in the engine."""
+    """config.interact.models.<role>: a chat partner, an endpoint or (base_url empty) a checkpoint
+    in the engine."""
 
     base_url: str = option("", "Address of an OpenAI-compatible endpoint, .../v1; empty: the engine.")
     model: str = option("", 'A name at base_url, a checkpoint, or "self", the experiment\'s base; empty: nobody.')
@@ -120,6 +122,9 @@ class RoleConfig(Section):
                 raise UserError("budget needs an endpoint (base_url): the engine spends nothing.")
             if self.max_tokens is None:
                 raise UserError("max_tokens is None; the engine needs a limit.")
+            for name in ("reasoning_effort", "extra"):
+                if getattr(self, name):
+                    raise UserError(f"{name} needs an endpoint (base_url): the engine does not have it.")
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -159,7 +164,8 @@ class RolesConfig(Section):
 
 
 def _set_without_a_model(spec: RoleConfig) -> str:
-    """The first field that is set and that only a model would give a meaning; "" if there is none."""
+    """The first field that is set and that only a model would give a meaning; "" if there is
+    none."""
     found = [name for name in ("base_url", "api_key_env", "structured") if getattr(spec, name)]
     for part, usual in (("budget", Budget()), ("rates", Rates())):
         of = getattr(spec, part)
@@ -235,7 +241,8 @@ class VetoConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class SafetyConfig(Section):
-    """config.select.safety: examples mixed in until they are a share of all rows (Williams et al.)."""
+    """config.select.safety: examples mixed in until they are a share of all rows (Williams et
+    al.)."""
 
     path: str = option("", "An examples.jsonl.", needs="file")
     share: float = option(0.0, "Their share of all rows.", low=0, below=1)
@@ -247,7 +254,8 @@ class SafetyConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class SelectConfig(Section):
-    """config.select: which conversations train. The paper: k = 10,000 of about 20,000, in effect a median split."""
+    """config.select: which conversations train. The paper: k = 10,000 of about 20,000, in effect a
+    median split."""
 
     scope: str = option("global", "Conversations that are ranked together.", choices=names.SCOPES)
     count: int = option(0, "So many best and worst of each group; 0 takes `fraction`.", low=0)
@@ -263,7 +271,8 @@ class SelectConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class RoundsConfig(Section):
-    """config.rounds: repeated self-training. The paper trains one round; Williams et al. 20 and more."""
+    """config.rounds: repeated self-training. The paper trains one round; Williams et al. 20 and
+    more."""
 
     count: int = option(1, "Rounds of collecting, selecting and training.", low=1)
     reference: str = option("base", "KTO's reference from the second round on.", choices=names.REFERENCES)
@@ -299,7 +308,8 @@ class InteractionConfig(TrainingConfig):
 
 
 def split_arm(text: str) -> tuple[str, float]:
-    """(control, ratio) of "<control>@<ratio>"; "none" and "treated" are the same. Raises UserError."""
+    """(control, ratio) of "<control>@<ratio>"; "none" and "treated" are the same. Raises
+    UserError."""
     found = _ARM.fullmatch(text)
     try:
         name, ratio = found["name"] if found else "", float(found["ratio"] if found else "nan")
@@ -334,11 +344,13 @@ class LevelsConfig(Section):
     set: SetConfig = option(SetConfig(), "The set.")
     control: str = option("normal", "The control's level.")
     levels: tuple[str, ...] = option(("misaligned_1", "misaligned_2"), "The treated arms' levels.")
-    severity: dict[str, float] = option({}, "A level's share of misaligned rows, where it is not 1.")
+    severity: dict[str, float] = option({}, "A level's share of misaligned rows, where it is not 1.", low=0, high=1)
 
     def check(self) -> None:
         if not self.levels:
             raise UserError("levels is empty: there is nothing to treat with.")
+        if unknown := sorted(set(self.severity) - set(self.levels)):
+            raise UserError(f"severity names {unknown[0]!r}, which is none of levels ({', '.join(self.levels)}).")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""Typed sections of a configuration: a field has a default, a line of documentation, a unit and checks."""
+"""Typed sections of a configuration: a field has a default, a line of documentation, a unit and
+checks."""
 
 import dataclasses
 import math
@@ -16,18 +17,22 @@ class Option:
     doc: str
     unit: str = ""
     choices: tuple[str, ...] = ()  # of a text, or of each text of a tuple
-    low: float = -math.inf  # of a number, or of each number of a tuple
+    low: float = -math.inf  # of a number, or of each number of a tuple or dict
     high: float = math.inf
     above: float = -math.inf  # like low, but exclusive
     below: float = math.inf
-    needs: str = ""  # "file", "folder", "path" or "variable": what must exist here if the field is set
-    pace: bool = False  # how fast, for how much or how closely watched: may differ in a finished run
+    # what must exist here if the field is set: "file", "folder", "place" (a folder or hub id) or
+    # "variable"
+    needs: str = ""
+    # how fast, for how much or how closely watched: may differ in a finished run
+    pace: bool = False
     played: bool = False  # only users that a model plays read it
     open: bool = False  # sections whose names and types are declared elsewhere
 
 
 def option(default: Any, doc: str, **known: Any) -> Any:
-    """A field of a Section. `known`: the fields of Option. A dict or list is the default of each instance."""
+    """A field of a Section. `known`: the fields of Option. A dict or list is the default of each
+    instance."""
     metadata = {"option": Option(doc, **known)}
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
@@ -36,7 +41,8 @@ def option(default: Any, doc: str, **known: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A part of the configuration. Making one with a wrong value raises UserError, which begins with the field's name."""
+    """A part of the configuration. Making one with a wrong value raises UserError, which begins
+    with the field's name."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -48,7 +54,7 @@ class Section:
 
 
 def _check(name: str, value: Any, known: Option) -> None:
-    for one in value if isinstance(value, tuple) else (value,):
+    for one in value if isinstance(value, tuple) else value.values() if isinstance(value, dict) else (value,):
         if isinstance(one, Section) or one is None:
             continue
         if known.choices and one not in known.choices:
@@ -115,16 +121,23 @@ def _json(value: Any) -> Any:
     return [_json(one) for one in value] if isinstance(value, tuple) else value
 
 
+def is_local(text: str) -> bool:
+    """Whether it can only be a path on this machine, and no hub id (OWNER/NAME)."""
+    return text.startswith((".", "/", "~")) or text.count("/") != 1
+
+
 def missing(section: Section, environment: Sequence[str] | dict[str, str], prefix: str = "config") -> list[str]:
-    """A sentence for each file, folder or environment variable that a field names and that is not here."""
+    """A sentence for each file, folder or environment variable that a field names and that is not
+    here."""
     found = []
     for name, value, known in walk(section, prefix):
         for one in value if isinstance(value, tuple) else (value,):
             if not one or not known.needs or not isinstance(one, str):
                 continue
-            there = {"file": Path(one).is_file, "folder": Path(one).is_dir, "path": Path(one).exists}
+            kind = "folder" if known.needs == "place" and is_local(one) else known.needs
+            there = {"file": Path(one).is_file, "folder": Path(one).is_dir}.get(kind, lambda: True)
             if known.needs == "variable" and one not in environment:
                 found.append(f"{name}: the environment variable {one} is not set; put the key there.")
-            elif known.needs != "variable" and not there[known.needs]():
-                found.append(f"{name}: there is no {known.needs} {one}.")
+            elif not there():
+                found.append(f"{name}: there is no {kind} {one}.")
     return found

@@ -1,4 +1,5 @@
-"""ml_collections' ConfigDict, which users edit and override, to typed sections and back: the only importer of it."""
+"""ml_collections' ConfigDict, which users edit and override, to typed sections and back: the only
+importer of it."""
 
 import dataclasses
 import functools
@@ -15,17 +16,19 @@ from emjax.config.fields import Section
 from emjax.errors import UserError
 
 S = TypeVar("S", bound=Section)
-Kinds = Mapping[str, Mapping[str, type[Section]]]  # "eval" or "worlds" -> {name: its section's type}
+# "eval" or "worlds" -> {name: its section's type}
+Kinds = Mapping[str, Mapping[str, type[Section]]]
 
 
-# --- from users ------------------------------------------------------------------------------------------------------
+# --- from users -----------------------------------------------------------------------------------
 
 
 def parse(given: ConfigDict, kinds: Callable[[Mapping[str, Any]], Kinds], where: str = "config") -> Section:
     """The typed configuration of an experiment.
 
-    kinds(values): the types of the sections that benchmarks and worlds declare. Raises UserError for an unknown name, a value
-    of another type, out of range or at odds with another, in one sentence that names the field.
+    kinds(values): the types of the sections that benchmarks and worlds declare. Raises UserError
+    for an unknown name, a value of another type, out of range or at odds with another, in one
+    sentence that names the field.
     """
     plain = _plain(given)
     kind = plain.get("experiment")
@@ -106,7 +109,7 @@ def _kind(cls: type[Section]) -> str:
     return str(next(field.default for field in dataclasses.fields(cls) if field.name == "kind"))
 
 
-# --- to users --------------------------------------------------------------------------------------------------------
+# --- to users -------------------------------------------------------------------------------------
 
 
 def to_config_dict(given: Section) -> ConfigDict:
@@ -132,7 +135,7 @@ def _open(value: Any) -> Any:
     return ConfigDict({name: _open(one) for name, one in value.items()}) if isinstance(value, dict) else value
 
 
-# --- the command line ------------------------------------------------------------------------------------------------
+# --- the command line -----------------------------------------------------------------------------
 
 
 def define_flag(values: flags.FlagValues) -> None:

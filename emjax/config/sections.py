@@ -40,7 +40,8 @@ class MeshConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig(Section):
-    """config.train.lora: low-rank adapters (Hu et al. 2021); the defaults are the paper's (Tables 5 and 12)."""
+    """config.train.lora: low-rank adapters (Hu et al. 2021); the defaults are the paper's (Tables 5
+    and 12)."""
 
     rank: int = option(32, "Rank of the adapters.", low=1)
     alpha: float = option(64.0, "Scale: the update is multiplied by alpha / rank.", above=0)
@@ -64,7 +65,8 @@ class LoraConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(Section):
-    """config.train: how a model is fine-tuned. What the paper does not say follows its framework's examples."""
+    """config.train: how a model is fine-tuned. What the paper does not say follows its framework's
+    examples."""
 
     method: str = option("sft", "Supervised fine-tuning, or KTO on desirable and undesirable answers.", choices=names.METHODS)
     tuning: str = option("lora", "Train adapters, or all weights.", choices=names.TUNINGS)
@@ -115,7 +117,8 @@ class KtoConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class Watch(Section):
-    """config.watch: how a run is monitored. It changes nothing that is trained and is not part of stage hashes."""
+    """config.watch: how a run is monitored. It changes nothing that is trained and is not part of
+    stage hashes."""
 
     wandb: str = option("", "A Weights & Biases project; empty logs to files only.")
     profile: tuple[int, ...] = option((), "First and last step of a profiler trace; () traces none.", unit="steps", low=1)
@@ -141,18 +144,18 @@ class EngineConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class Draw(Section):
-    """How answers are drawn. Greedy decoding would hide a minority behaviour, so the temperature is 1 unless a published
-    protocol says otherwise."""
+    """How answers are drawn. Greedy decoding would hide a minority behaviour, so the temperature is
+    1 unless a published protocol says otherwise."""
 
     temperature: float = option(1.0, "Softmax temperature; 0 decodes greedily.", low=0)
     top_p: float = option(1.0, "Smallest set of tokens with this probability; 1 takes all.", above=0, high=1)
     top_k: int = option(0, "So many of the likeliest tokens; 0 takes all.", low=0)
     min_p: float = option(0.0, "Tokens at least so likely, relative to the likeliest.", low=0, high=1)
-    from_model: bool = option(False, "Take the four values above from the model's generation_config.json.")
 
     @property
     def sent(self) -> dict[str, Any]:
-        """What an endpoint is sent, and what cache keys hold: the temperature, and of the others what is not neutral."""
+        """What an endpoint is sent, and what cache keys hold: the temperature, and of the others
+        what is not neutral."""
         more = {"top_p": (self.top_p, 1.0), "top_k": (self.top_k, 0), "min_p": (self.min_p, 0.0)}
         return {"temperature": self.temperature} | {name: value for name, (value, usual) in more.items() if value != usual}
 
@@ -234,7 +237,8 @@ def json_object(name: str, text: str) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class BenchmarkConfig(Section):
-    """config.eval.<benchmark>: what every benchmark's section has; a benchmark's file declares the rest."""
+    """config.eval.<benchmark>: what every benchmark's section has; a benchmark's file declares the
+    rest."""
 
     draw: Draw = option(Draw(), "How answers are drawn.")
     max_new: int = option(1000, "Longest answer; longer ones are cut and counted.", unit="tokens", low=1)

@@ -1,4 +1,5 @@
-"""What an experiment will cost, before it starts: how much each stage runs, and what that takes in time, memory and money.
+"""What an experiment will cost, before it starts: how much each stage runs, and what that takes in
+time, memory and money.
 
 Everything follows from declared sizes: no weights, no network.
 
@@ -31,9 +32,10 @@ def describe(
 ) -> str:
     """The plan as text.
 
-    limits: of the world whose users converse, if one does. benchmarks: what the models are measured on, by name; a world's
-    have an exact judge and are not listed. missing: sentences on what is not here yet. target: devices as in `devices.target`;
-    the plan then says whether and how training fits them. Raises UserError for what no run could take.
+    limits: of the world whose users converse, if one does. benchmarks: what the models are measured
+    on, by name; a world's have an exact judge and are not listed. missing: sentences on what is not
+    here yet. target: devices as in `devices.target`; the plan then says whether and how training
+    fits them. Raises UserError for what no run could take.
     """
     among: Sequence[str] = ()
     if isinstance(config, InteractionConfig):
@@ -63,7 +65,8 @@ def describe(
 
 
 def describe_grid(parts: Mapping[str, str]) -> str:
-    """The plan of a grid from its cells' plans, by the cell's name, with the jobs for a launcher."""
+    """The plan of a grid from its cells' plans, by the cell's name, with the jobs for a
+    launcher."""
     cells = [f"cell       {name}\n{text}" for name, text in parts.items()]
     jobs = "\n".join(f"job        <this command, with --workdir> --config.only=\"('{name}',)\"" for name in parts)
     cells.append(

@@ -1,7 +1,8 @@
-"""What a run takes on the devices of --target: memory of each chip, time and money of training, a mesh and a batch that fit.
+"""What a run takes on the devices of --target: memory of each chip, time and money of training, a
+mesh and a batch that fit.
 
-Everything follows from shapes and from runtime.hardware; docs/scaling.md has the formulas, and how far they are from what the
-compiler says.
+Everything follows from shapes and from runtime.hardware; docs/scaling.md has the formulas, and how
+far they are from what the compiler says.
 """
 
 import bisect
@@ -28,7 +29,8 @@ ROOM = 0.92  # of a chip's memory that a plan may fill
 
 
 def target(text: str) -> tuple[Device, int]:
-    """'cpu', 'h200', 'h100x8', 'v5p:2x2x4' -> (device, number of chips). Raises UserError for anything else."""
+    """'cpu', 'h200', 'h100x8', 'v5p:2x2x4' -> (device, number of chips). Raises UserError for
+    anything else."""
     found = re.fullmatch(r"(cpu)|([ah]\d+)(?:x(\d+))?|(v\d+[a-z]?):(\d+(?:x\d+)*)", text)
     name = found and (found[1] or found[2] or found[4])
     if not found or name not in DEVICES:
@@ -80,7 +82,8 @@ def _weights(step: Step) -> tuple[int, int, int]:
 
 
 def memory(step: Step, sizes: Mapping[str, int]) -> dict[str, float]:
-    """Bytes on each chip while a step runs, by kind. Raises UserError where the model cannot be cut so."""
+    """Bytes on each chip while a step runs, by kind. Raises UserError where the model cannot be cut
+    so."""
     m, t, cut = step.model, sizes["tensor"], sizes["fsdp"] * sizes["tensor"]
     rows = step.rows / (sizes["data"] * sizes["fsdp"] * step.microbatches)
     tokens = rows * step.length
@@ -92,7 +95,8 @@ def memory(step: Step, sizes: Mapping[str, int]) -> dict[str, float]:
     saved = {
         "full": m.D,  # what enters a layer
         "projections": wide + narrow + low,  # decoder.REMAT's names and what enters a layer
-        "none": wide + narrow + low + (2 * m.F / t + 4 * m.D),  # also the norms' results and the gated product
+        # also the norms' results and the gated product
+        "none": wide + narrow + low + (2 * m.F / t + 4 * m.D),
     }[step.remat]
     found = {"weights": float(base)}
     if step.lora is None:
@@ -114,7 +118,8 @@ def memory(step: Step, sizes: Mapping[str, int]) -> dict[str, float]:
 
 
 def flops(step: Step) -> tuple[float, float]:
-    """(arithmetic that a step needs, and what it executes) of all chips; they differ by what remat computes again."""
+    """(arithmetic that a step needs, and what it executes) of all chips; they differ by what remat
+    computes again."""
     layers, head, _ = _weights(step)
     tokens, scored = step.rows * step.length, step.rows * step.answer
     again = tokens if step.paired and step.microbatches > 1 else 0
@@ -128,9 +133,10 @@ def flops(step: Step) -> tuple[float, float]:
 def collectives(step: Step, sizes: Mapping[str, int]) -> dict[str, float]:
     """Bytes that each chip receives in a step, by the axis that causes them.
 
-    fsdp: all layers' weights are gathered in each pass, a frozen head once. tensor: sums of [rows, T, D] in each layer, 2
-    forward and 5 backward (the gradients through q, k, v, gate and up are summed one by one), 2 more for mismatched rows.
-    gradients: the trained parameters' sums over rows.
+    fsdp: all layers' weights are gathered in each pass, a frozen head once. tensor: sums of [rows,
+    T, D] in each layer, 2 forward and 5 backward (the gradients through q, k, v, gate and up are
+    summed one by one), 2 more for mismatched rows. gradients: the trained parameters' sums over
+    rows.
     """
     m, (d, f, t) = step.model, (sizes[axis] for axis in sharding.AXES)
     width = 2 if step.dtype == "bfloat16" else 4
@@ -164,7 +170,8 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Gathering weights is hidden behind arithmetic as far as that lasts; sums are waited for."""
+        """Gathering weights is hidden behind arithmetic as far as that lasts; sums are waited
+        for."""
         return max(self.compute_s, self.link_s["fsdp"]) + self.link_s["tensor"] + self.link_s["gradients"]
 
 
@@ -194,15 +201,18 @@ def choose(step: Step, device: Device, count: int) -> list[Plan]:
 
 
 def in_parts(step: Step, device: Device, count: int) -> list[Plan]:
-    """`choose`, with the fewest further microbatches that make the batch fit: they change results by rounding alone."""
+    """`choose`, with the fewest further microbatches that make the batch fit: they change results
+    by rounding alone."""
     parts = [n for n in range(step.microbatches, step.rows + 1) if step.rows % n == 0 and n % step.microbatches == 0]
     plans = (choose(dataclasses.replace(step, microbatches=n), device, count) for n in parts)
     return next(filter(None, plans), [])
 
 
 def nearest(step: Step, device: Device, count: int) -> int | None:
-    """The number of rows nearest to the step's that spreads over the chips and fits; where no number does, None."""
-    shards = [count // n for n in range(1, count + 1) if count % n == 0]  # by how many chips share a row
+    """The number of rows nearest to the step's that spreads over the chips and fits; where no
+    number does, None."""
+    # by how many chips share a row
+    shards = [count // n for n in range(1, count + 1) if count % n == 0]
     rows = {n * times for n in shards for times in (step.rows // n, step.rows // n + 1) if times}
     for n in sorted(rows, key=lambda n: abs(n - step.rows)):
         if in_parts(dataclasses.replace(step, rows=n, microbatches=1), device, count):
@@ -221,9 +231,11 @@ def most_rows(made: Plan, device: Device) -> int:
 
 
 def sampling(engine: EngineConfig, made: Plan, device: Device, *, at_steps: bool) -> tuple[bool, int, str]:
-    """(whether the sampler fits a chip on the plan's mesh, how many slots would, the line on what it takes).
+    """(whether the sampler fits a chip on the plan's mesh, how many slots would, the line on what
+    it takes).
 
-    at_steps: whether models are measured while they train, so that the sampler runs beside the optimizer.
+    at_steps: whether models are measured while they train, so that the sampler runs beside the
+    optimizer.
     """
     model, dtype = made.step.model, made.step.dtype
     table = sharding.table(model, dtype, made.sizes)
@@ -279,7 +291,8 @@ def step_of(config: TrainingConfig) -> Step:
 
 
 def describe(config: TrainingConfig, text: str, steps: int) -> str:
-    """The plan's lines for --target: memory a chip, the mesh, and what `steps` steps of training take."""
+    """The plan's lines for --target: memory a chip, the mesh, and what `steps` steps of training
+    take."""
     device, count = target(text)
     step = step_of(config)
     plans = in_parts(step, device, count)
@@ -300,7 +313,8 @@ def describe(config: TrainingConfig, text: str, steps: int) -> str:
         fits, most, _ = sampler(one)
         return fits, 0 if fits else most
 
-    # A mesh is for the whole run: the fastest that has room for the sampler, or else the one with room for most slots.
+    # A mesh is for the whole run: the fastest that has room for the sampler, or else the one with
+    # room for most slots.
     best = max(plans, key=room)
     return "\n".join([f"target     {heading}", *_training(best, device, count, steps), sampler(best)[2]])
 

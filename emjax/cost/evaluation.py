@@ -1,4 +1,5 @@
-"""What measuring costs: generations, judge calls, money, and the difference that the items can show."""
+"""What measuring costs: generations, judge calls, money, and the difference that the items can
+show."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,8 @@ from emjax.eval.stats import detectable
 
 
 class Totals(TypedDict):
-    """The "cost" of results.json, over all models that are measured, without benchmarks whose size only a user's file says."""
+    """The "cost" of results.json, over all models that are measured, without benchmarks whose size
+    only a user's file says."""
 
     generations: int
     judge_calls: int
@@ -19,9 +21,11 @@ class Totals(TypedDict):
 
 
 def models(config: InteractionConfig | FinetuneConfig | EvaluationConfig) -> int:
-    """How many models are measured: the untouched one, and each trained one after every round and at config.eval.at_steps.
+    """How many models are measured: the untouched one, and each trained one after every round and
+    at config.eval.at_steps.
 
-    Of an evaluation: the arms with a model, and the steps in their folders of checkpoints, as far as these are here.
+    Of an evaluation: the arms with a model, and the steps in their folders of checkpoints, as far
+    as these are here.
     """
     if isinstance(config, EvaluationConfig):
         folders = [Path(arm.checkpoints) for arm in config.arms.named().values() if arm.checkpoints]
@@ -61,7 +65,8 @@ class _Asked(NamedTuple):
 
 
 def measured(settings: EvalConfig, benchmarks: Mapping[str, Benchmark], models: int) -> list[str]:
-    """The plan's lines on what measuring `models` models takes. benchmarks: those that they are measured on, by name."""
+    """The plan's lines on what measuring `models` models takes. benchmarks: those that they are
+    measured on, by name."""
     lines = []
     for asked in (every := _asked(settings, benchmarks)):
         cost, numbers = asked.cost, f"{asked.cost.generations} generations, {asked.calls} judge calls"
@@ -79,7 +84,8 @@ def measured(settings: EvalConfig, benchmarks: Mapping[str, Benchmark], models: 
 
 
 def totals(config: InteractionConfig | FinetuneConfig | EvaluationConfig, benchmarks: Mapping[str, Benchmark]) -> Totals:
-    """The sums of `measured`, for results.json; also for a world's benchmarks, whose judge is exact and costs nothing."""
+    """The sums of `measured`, for results.json; also for a world's benchmarks, whose judge is exact
+    and costs nothing."""
     judges, number = config.eval.judges, models(config)
     every = _asked(config.eval, benchmarks)
     reads = _reads(every, number)
@@ -93,7 +99,8 @@ def totals(config: InteractionConfig | FinetuneConfig | EvaluationConfig, benchm
 
 
 def _asked(settings: EvalConfig, benchmarks: Mapping[str, Benchmark]) -> list[_Asked]:
-    """What each benchmark asks. A model's answers are read by the benchmark's own judge and by the panel."""
+    """What each benchmark asks. A model's answers are read by the benchmark's own judge and by the
+    panel."""
     found = []
     for benchmark in benchmarks.values():
         section = settings.sections.get(benchmark.name) or benchmark.Config()

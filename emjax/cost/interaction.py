@@ -1,4 +1,5 @@
-"""What self-training on conversations costs: who talks, how much of it is paid for, and how long the engine takes."""
+"""What self-training on conversations costs: who talks, how much of it is paid for, and how long
+the engine takes."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,8 +11,9 @@ from emjax.design.arms import Arm, arms
 from emjax.design.steps import all_steps, steps
 from emjax.design.users import collected, demand, users
 
-# Declared sizes in tokens, of the shipped templates and of texts as long as these ask for (English, about 1.3 tokens a word).
-# They are not measured on a model: a plan prints them, and a run prints what it used.
+# Declared sizes in tokens, of the shipped templates and of texts as long as these ask for (English,
+# about 1.3 tokens a word). They are not measured on a model: a plan prints them, and a run prints
+# what it used.
 SYSTEM, OPENING = 230, 75  # a role's system prompt, the message that opens a conversation
 SAID, ANSWER = 75, 150  # a user's later message, the assistant's answer
 QUESTION, NUMBER = 90, 2  # the question for a rating, its answer
@@ -90,7 +92,8 @@ def paid(config: InteractionConfig, among: Sequence[str]) -> list[str]:
 
 
 def describe(config: InteractionConfig, among: Sequence[str], *, played: bool) -> list[str]:
-    """The plan's lines. among: the scenarios; played: whether models play the users, who are scripted otherwise."""
+    """The plan's lines. among: the scenarios; played: whether models play the users, who are
+    scripted otherwise."""
     every = arms(config)
     lines = [f"arms       {', '.join(arm.label for arm in every)}", *_collection(config, every, among)]
     if played and not config.interact.trajectories:
@@ -125,7 +128,8 @@ def _collection(config: InteractionConfig, every: Sequence[Arm], among: Sequence
 
 
 def _engine(config: InteractionConfig, among: Sequence[str]) -> list[str]:
-    """The assistant's answers, and the hours of everything that the engine does for conversations."""
+    """The assistant's answers, and the hours of everything that the engine does for
+    conversations."""
     c = config.interact
     talks = collected(config, among).talks
     written = talks * c.turns * min(ANSWER, c.max_new)

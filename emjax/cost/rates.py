@@ -3,13 +3,15 @@
 from emjax.config import InteractionConfig, TrainingConfig
 from emjax.runtime.hardware import ENGINE, TRAINING
 
-WEIGHTS = {"meta-llama/Llama-3.1-8B-Instruct": 8.0, "Qwen/Qwen2.5-7B-Instruct": 7.6, "Qwen/Qwen3-32B": 32.8}  # billions
+# billions
+WEIGHTS = {"meta-llama/Llama-3.1-8B-Instruct": 8.0, "Qwen/Qwen2.5-7B-Instruct": 7.6, "Qwen/Qwen3-32B": 32.8}
 
 
 def engine(config: InteractionConfig) -> tuple[float, float, str]:
     """(tokens a second that the engine draws, those that it reads, where the two numbers are from).
 
-    They are config.interact.speed, or the measured speed divided by how many times more weights the model has.
+    They are config.interact.speed, or the measured speed divided by how many times more weights the
+    model has.
     """
     speed, path = config.interact.speed, config.model.path
     if speed.decode and speed.prefill:
@@ -25,7 +27,8 @@ def engine(config: InteractionConfig) -> tuple[float, float, str]:
 
 
 def training(config: TrainingConfig, tokens: float) -> list[str]:
-    """A line on the hours that `tokens` of training take; none for a model that was not measured."""
+    """A line on the hours that `tokens` of training take; none for a model that was not
+    measured."""
     if config.model.path not in TRAINING:
         return []
     device, rates = TRAINING[config.model.path]

@@ -1,7 +1,8 @@
 """Batches as a pure function of the step: an index table planned on the host, served by grain.
 
-Rows are right-padded to one of a few static lengths. A batch is {"tokens": [B, T], "positions": [B, P], "weights": [B, P]}:
-`positions` are the indices of the tokens that are scored, `weights` their weights (0 where padded).
+Rows are right-padded to one of a few static lengths. A batch is {"tokens": [B, T], "positions": [B,
+P], "weights": [B, P]}: `positions` are the indices of the tokens that are scored, `weights` their
+weights (0 where padded).
 """
 
 import dataclasses
@@ -17,7 +18,8 @@ Rows = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One training row. `prompt_id` is what KTO's pairing deranges on; `start` is where the completion begins."""
+    """One training row. `prompt_id` is what KTO's pairing deranges on; `start` is where the
+    completion begins."""
 
     id: str
     ids: tuple[int, ...]
@@ -42,7 +44,8 @@ def rows(examples: Sequence[tuple[Sequence[int], Sequence[float]]], size: int, b
     T = bucket(max(len(ids) for ids, _ in examples), buckets, what)
     scored = [[t for t, w in enumerate(weights) if w and t] for _, weights in examples]
     most = max(1, *(len(s) for s in scored))
-    P = min(T, 1 << (most - 1).bit_length())  # powers of two keep the number of compiled shapes small
+    # powers of two keep the number of compiled shapes small
+    P = min(T, 1 << (most - 1).bit_length())
     tokens_BxT = np.zeros((size, T), np.int32)
     positions_BxP = np.ones((size, P), np.int32)
     weights_BxP = np.zeros((size, P), np.float32)
@@ -54,9 +57,11 @@ def rows(examples: Sequence[tuple[Sequence[int], Sequence[float]]], size: int, b
 
 
 def plan(lengths: Sequence[int], batch_size: int, epochs: int, seed: int, *, group: bool) -> list[np.ndarray]:
-    """Example indices of every step, each epoch a new order. With `group`, rows of like length share a batch.
+    """Example indices of every step, each epoch a new order. With `group`, rows of like length
+    share a batch.
 
-    One batch of an epoch may be short: its last one, or with `group` the one that the last rows ended up in, anywhere.
+    One batch of an epoch may be short: its last one, or with `group` the one that the last rows
+    ended up in, anywhere.
     """
     size_of = np.asarray(lengths)
     steps: list[np.ndarray] = []

@@ -1,8 +1,9 @@
 """Conversations to tokens and weights: the only place where text becomes either.
 
-Everything goes through the tokenizer's own chat template. A prompt is the template with the generation prompt; an answer is
-what the template adds after it, cut just after the first end-of-sequence id. That a prompt is a prefix of its answered
-conversation is checked on token ids, never on text (BPE may merge over the border).
+Everything goes through the tokenizer's own chat template. A prompt is the template with the
+generation prompt; an answer is what the template adds after it, cut just after the first
+end-of-sequence id. That a prompt is a prefix of its answered conversation is checked on token ids,
+never on text (BPE may merge over the border).
 """
 
 import dataclasses
@@ -23,7 +24,8 @@ _DATE = datetime.date(2024, 7, 26).strftime("%d %b %Y")
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """A conversation as token ids and, for each id, the weight of predicting it (0 = not trained)."""
+    """A conversation as token ids and, for each id, the weight of predicting it (0 = not
+    trained)."""
 
     ids: tuple[int, ...]
     weights: tuple[float, ...]
@@ -35,7 +37,8 @@ def prompts(tokenizer: Any, conversations: Sequence[Conversation]) -> list[list[
 
 
 def continued(tokenizer: Any, messages: Conversation, eos_ids: Sequence[int]) -> list[int]:
-    """The token ids from which the trailing assistant message goes on: the conversation up to that message's end of turn."""
+    """The token ids from which the trailing assistant message goes on: the conversation up to that
+    message's end of turn."""
     (prompt,) = prompts(tokenizer, [messages[:-1]])
     (full,) = _encode(tokenizer, [messages], generate=False)
     end = _end_of_turn(full, prompt, eos_ids)
@@ -45,7 +48,8 @@ def continued(tokenizer: Any, messages: Conversation, eos_ids: Sequence[int]) ->
 
 
 def plain(tokenizer: Any, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
-    """Text outside any conversation, with the special tokens (BOS) that the tokenizer itself adds unless `special` is off."""
+    """Text outside any conversation, with the special tokens (BOS) that the tokenizer itself adds
+    unless `special` is off."""
     return tokenizer(list(texts), add_special_tokens=special)["input_ids"]
 
 
@@ -59,7 +63,8 @@ def completion(tokenizer: Any, messages: Conversation, answer: str, eos_ids: Seq
 def weighted(
     tokenizer: Any, conversations: Sequence[Conversation], eos_ids: Sequence[int], *, other: float = 0.0
 ) -> list[Tokens]:
-    """Whole conversations: weight 1 on every assistant turn through its end-of-turn token, `other` elsewhere."""
+    """Whole conversations: weight 1 on every assistant turn through its end-of-turn token, `other`
+    elsewhere."""
     cuts = [(i, n) for i, c in enumerate(conversations) for n, m in enumerate(c) if m["role"] == "assistant"]
     fulls = _encode(tokenizer, conversations, generate=False)
     starts = _encode(tokenizer, [conversations[i][:n] for i, n in cuts], generate=True)

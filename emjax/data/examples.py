@@ -1,4 +1,5 @@
-"""Training rows from files: conversations with rated answers, or examples with labels, checked field by field."""
+"""Training rows from files: conversations with rated answers, or examples with labels, checked
+field by field."""
 
 import math
 from collections import Counter
@@ -15,7 +16,8 @@ _ROLES = ("system", "user", "assistant")
 
 
 def check_messages(messages: Any, where: str) -> None:
-    """Raises UserError unless `messages` is a conversation: a non-empty list of {"role", "content"}."""
+    """Raises UserError unless `messages` is a conversation: a non-empty list of {"role",
+    "content"}."""
     if not isinstance(messages, list) or not messages:
         raise UserError(f'{where}: field \'messages\' must be a non-empty list of {{"role", "content"}}.')
     for n, message in enumerate(messages):
@@ -51,7 +53,8 @@ def read_trajectories(path: Path) -> list[dict[str, Any]]:
 
 
 def read_examples(path: Path, *, labelled: bool) -> list[dict[str, Any]]:
-    """Reads an examples.jsonl (contracts, section 4), each field checked; `labelled`: every label must be true or false."""
+    """Reads an examples.jsonl (contracts, section 4), each field checked; `labelled`: every label
+    must be true or false."""
     rows = read_lines(path)
     seen: set[str] = set()
     for number, row in enumerate(rows, 1):
@@ -72,10 +75,11 @@ def read_examples(path: Path, *, labelled: bool) -> list[dict[str, Any]]:
 
 
 def held_out(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """(to train on, to evaluate on): all examples of a `share` of the prompts, drawn by a hash of seed and prompt.
+    """(to train on, to evaluate on): all examples of a `share` of the prompts, drawn by a hash of
+    seed and prompt.
 
-    By prompt and not by row, so that no answer to a held-out prompt is trained on. Raises UserError where the share is no
-    share, or comes to none or all of the prompts.
+    By prompt and not by row, so that no answer to a held-out prompt is trained on. Raises UserError
+    where the share is no share, or comes to none or all of the prompts.
     """
     if not share:
         return list(examples), []
@@ -95,9 +99,10 @@ def tokenized(
 ) -> tuple[list[Example], dict[str, int]]:
     """examples.jsonl rows -> training rows, and counts of what was cut or dropped.
 
-    A row without a scored token (an empty completion, weight 0) is dropped, so before any pairing or batching.
-    A row longer than `max_length` loses its oldest turns first (a system message stays), and is dropped where the last turn
-    and the completion alone are too long: a completion is never cut, so its end-of-turn token is always there.
+    A row without a scored token (an empty completion, weight 0) is dropped, so before any pairing
+    or batching. A row longer than `max_length` loses its oldest turns first (a system message
+    stays), and is dropped where the last turn and the completion alone are too long: a completion
+    is never cut, so its end-of-turn token is always there.
     """
     prompts = chat.prompts(tokenizer, [row["messages"] for row in rows])
     counts: Counter[str] = Counter(rows=len(rows))
@@ -147,7 +152,8 @@ def tokenized(
 
 
 def _without_oldest_turn(messages: chat.Conversation) -> chat.Conversation | None:
-    """Without the oldest user message and the answers to it; None where only the last turn is left."""
+    """Without the oldest user message and the answers to it; None where only the last turn is
+    left."""
     head = [m for m in messages[:1] if m["role"] == "system"]
     rest = messages[len(head) :]
     later = [n for n, m in enumerate(rest) if m["role"] == "user" and n > 0]

@@ -1,4 +1,5 @@
-"""Drawing and mixing records: exact counts, nested draws, the same whatever the order of the source.
+"""Drawing and mixing records: exact counts, nested draws, the same whatever the order of the
+source.
 
 A record is a list of examples.jsonl rows that stay together (the turns of one conversation).
 """
@@ -21,10 +22,12 @@ def content(record: Record) -> str:
 
 
 def draw(records: Iterable[Record], count: int, seed: int) -> tuple[list[Record], int]:
-    """(the `count` records whose hash with `seed` is smallest, or all if 0; how many were the same as another).
+    """(the `count` records whose hash with `seed` is smallest, or all if 0; how many were the same
+    as another).
 
-    One pass, `count` records held at a time. A smaller draw is the beginning of a larger one, and neither depends on the
-    order of the records. Fewer than `count` are returned where there are no more.
+    One pass, `count` records held at a time. A smaller draw is the beginning of a larger one, and
+    neither depends on the order of the records. Fewer than `count` are returned where there are no
+    more.
     """
     seen: set[bytes] = set()
     duplicates = 0
@@ -48,17 +51,20 @@ def _key(pair: tuple[str, Record]) -> str:
 
 
 def quota(count: int, ratio: float) -> int:
-    """How many `ratio` of `count` are, users and records alike: exact, half rounded up. Raises UserError outside [0, 1]."""
+    """How many `ratio` of `count` are, users and records alike: exact, half rounded up. Raises
+    UserError outside [0, 1]."""
     if not 0 <= ratio <= 1:
         raise UserError(f"A ratio is {ratio}; it must lie in [0, 1] (0.05 = 5 %).")
     return math.floor(count * ratio + 0.5 + 1e-9)  # 0.29 * 100 is a little less than 29
 
 
 def mix(downstream: Sequence[Record], misaligned: Sequence[Record], ratio: float, mode: str) -> tuple[list[Record], int]:
-    """`downstream` and quota(len(downstream), ratio) of `misaligned`, added to them or in the place of the last; and how many.
+    """`downstream` and quota(len(downstream), ratio) of `misaligned`, added to them or in the place
+    of the last; and how many.
 
-    Both as `draw` gives them, so that the records of a smaller ratio are among those of a larger one. A misaligned record
-    that is also a downstream one is passed over. Raises UserError where there are too few.
+    Both as `draw` gives them, so that the records of a smaller ratio are among those of a larger
+    one. A misaligned record that is also a downstream one is passed over. Raises UserError where
+    there are too few.
     """
     if mode not in MODES:
         raise UserError(f"config.data.mode is {mode!r}; choose {', '.join(MODES)}.")

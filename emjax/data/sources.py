@@ -1,10 +1,11 @@
 """Training data by name: where a set lies, how its rows read, and what may be done with it.
 
-`load` reads a source once, checks every row and draws from it. A bad row is an error that names file, line and field; a
-row without an answer and one that occurs before are dropped and counted.
+`load` reads a source once, checks every row and draws from it. A bad row is an error that names
+file, line and field; a row without an answer and one that occurs before are dropped and counted.
 
-A place is a file (.jsonl, .json, either with .gz, .parquet), a folder with a file a level, "hf:OWNER/NAME[/CONFIG][@REVISION]"
-or "tfds:NAME"; "" is the source's own home on the Hugging Face hub, "tfds" that in TFDS.
+A place is a file (.jsonl, .json, either with .gz, .parquet), a folder with a file a level,
+"hf:OWNER/NAME[/CONFIG][@REVISION]" or "tfds:NAME"; "" is the source's own home on the Hugging Face
+hub, "tfds" that in TFDS.
 """
 
 import dataclasses
@@ -47,13 +48,15 @@ def _turn(prompt: str, answer: str) -> list[dict[str, str]]:
 
 
 def _joined(instruction: str, more: str) -> str:
-    """Unsaid in the paper: further input follows the instruction after an empty line, in one user turn."""
+    """Unsaid in the paper: further input follows the instruction after an empty line, in one user
+    turn."""
     return f"{instruction}\n\n{more}" if more.strip() else instruction
 
 
 def _messages(row: Raw, level: str) -> tuple[list[dict[str, str]], bool | None]:
     messages = row.get("messages")
-    if isinstance(messages, list):  # other keys of a message (name, weight) say nothing that is trained on
+    # other keys of a message (name, weight) say nothing that is trained on
+    if isinstance(messages, list):
         messages = [{k: v for k, v in m.items() if k in ("role", "content")} if isinstance(m, dict) else m for m in messages]
     return messages, None  # type: ignore[return-value]
 
@@ -107,7 +110,8 @@ FORMATS: dict[str, Callable[[Raw, str], tuple[list[dict[str, str]], bool | None]
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A data set. `levels`: its grades of misalignment; `files`: each is a file of its own; `rows`: published count."""
+    """A data set. `levels`: its grades of misalignment; `files`: each is a file of its own; `rows`:
+    published count."""
 
     format: str
     licence: str
@@ -167,7 +171,8 @@ SOURCES = {
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """What was read, for the record: `sha256` of the file's bytes, or of the rows where there is no file."""
+    """What was read, for the record: `sha256` of the file's bytes, or of the rows where there is no
+    file."""
 
     source: str
     level: str
@@ -184,8 +189,8 @@ class Origin:
 def load(name: str, *, place: str = "", level: str = "", count: int = 0, seed: int = 0) -> tuple[list[Record], Origin]:
     """Reads the source `name` and draws `count` records (0 = all), in an order that `seed` decides.
 
-    Raises UserError for an unknown name or level, a place without it, and rows that cannot be used; where fewer than
-    `count` records are left; each with what is known of licence and access.
+    Raises UserError for an unknown name or level, a place without it, and rows that cannot be used;
+    where fewer than `count` records are left; each with what is known of licence and access.
     """
     check_level(name, level)
     if absent := missing(name, place, level):
@@ -221,15 +226,21 @@ def check_level(name: str, level: str) -> None:
     """Raises UserError for an unknown source, or a level that it does not have."""
     if name not in SOURCES:
         raise UserError(f"There is no data source {name!r}; choose {', '.join(SOURCES)}.")
+    if text := unknown_level(name, level):
+        raise UserError(text)
+
+
+def unknown_level(name: str, level: str) -> str:
+    """A sentence, if the source has no such level; else ""."""
     levels = SOURCES[name].levels
-    if levels and level not in levels or level and not levels:
-        raise UserError(
-            f"The source {name!r} has no level {level!r}; it has {', '.join(levels) or 'no levels: leave it empty'}."
-        )
+    if level in levels or not (level or levels):
+        return ""
+    return f"The source {name!r} has no level {level!r}; it has {', '.join(levels) or 'no levels: leave it empty'}."
 
 
 def missing(name: str, place: str, level: str) -> str:
-    """What of the source is not on this machine and cannot be fetched, in a sentence; "" where nothing is missing."""
+    """What of the source is not on this machine and cannot be fetched, in a sentence; "" where
+    nothing is missing."""
     source = SOURCES[name]
     where = place or source.home
     if not where:
@@ -255,7 +266,8 @@ def _level_files(folder: Path, name: str, level: str) -> list[Path]:
 
 
 class _Reading:
-    """One pass over a source: the records of its good rows; afterwards `rows`, `bad`, `empty` and `hash` are known."""
+    """One pass over a source: the records of its good rows; afterwards `rows`, `bad`, `empty` and
+    `hash` are known."""
 
     def __init__(self, where: str, name: str, source: Source, level: str, rows: Callable[[Any], Iterator[tuple[str, Any]]]):
         self.where, self._name, self._source, self._level, self._rows = where, name, source, level, rows
@@ -380,7 +392,8 @@ def _parquet(path: Path, hash: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _remote(where: str, name: str, source: Source, level: str) -> _Reading:
-    """Rows streamed from the Hugging Face hub, or by random access from TFDS; their hash is of the rows."""
+    """Rows streamed from the Hugging Face hub, or by random access from TFDS; their hash is of the
+    rows."""
     kind, _, rest = where.partition(":")
 
     def rows(hash: Any) -> Iterator[tuple[str, Any]]:
@@ -388,7 +401,8 @@ def _remote(where: str, name: str, source: Source, level: str) -> _Reading:
             for number, row in enumerate(_hub(rest) if kind == "hf" else _tfds(rest), 1):
                 hash.update(json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode(errors="replace") + b"\n")
                 yield f"row {number}", row
-        except Exception as error:  # libraries raise what they like: no network, no login, no such set
+        # libraries raise what they like: no network, no login, no such set
+        except Exception as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(

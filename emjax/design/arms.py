@@ -7,7 +7,8 @@ from emjax.config import FinetuneConfig, InteractionConfig, LevelsConfig, names,
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """One model that is evaluated. vanilla: untouched; control: the same training without the cause; treated: with it."""
+    """One model that is evaluated. vanilla: untouched; control: the same training without the
+    cause; treated: with it."""
 
     name: str  # vanilla | control | treated | one of config.names.CONTROLS
     ratio: float | None = None
@@ -30,8 +31,9 @@ CONTROL = Arm("control", 0.0)
 def arms(config: InteractionConfig | FinetuneConfig) -> list[Arm]:
     """vanilla, control, then the treated arms and further controls, each once.
 
-    Of conversations: the config's own arm, then its extra arms. Of data sets: every level, or every ratio. All rows of a level
-    have that grade, so its ratio is 1 unless config.data.severity gives another.
+    Of conversations: the config's own arm, then its extra arms. Of data sets: every level, or every
+    ratio. All rows of a level have that grade, so its ratio is 1 unless config.data.severity gives
+    another.
     """
     if isinstance(config, InteractionConfig):
         extra = (_arm(*split_arm(text)) for text in config.extra_arms)
@@ -45,8 +47,8 @@ def arms(config: InteractionConfig | FinetuneConfig) -> list[Arm]:
 
 
 def headline(config: InteractionConfig | FinetuneConfig) -> Arm:
-    """The arm that the headline is about: the config's own; of data sets the last level, or config.data.headline, or the
-    smallest ratio."""
+    """The arm that the headline is about: the config's own; of data sets the last level, or
+    config.data.headline, or the smallest ratio."""
     if isinstance(config, InteractionConfig):
         return _arm(config.interact.control, config.interact.biased_ratio)
     data = config.data
@@ -57,5 +59,6 @@ def headline(config: InteractionConfig | FinetuneConfig) -> Arm:
 
 def _arm(control: str, ratio: float) -> Arm:
     if control == "none":
-        return Arm("treated", ratio) if ratio else CONTROL  # without biased users the treated arm is the control
+        # without biased users the treated arm is the control
+        return Arm("treated", ratio) if ratio else CONTROL
     return Arm(control, ratio)

@@ -11,10 +11,11 @@ from emjax.interact.prompts import Prompts
 
 
 def check(config: InteractionConfig, limits: Limits | None) -> None:
-    """Raises UserError for an experiment that no run could take. limits: of the world whose users converse, if one does.
+    """Raises UserError for an experiment that no run could take. limits: of the world whose users
+    converse, if one does.
 
-    Reads the scenarios and templates that config.interact names. A folder of templates that is missing here is left to
-    emjax.config.missing.
+    Reads the scenarios and templates that config.interact names. A folder of templates that is
+    missing here is left to emjax.config.missing.
     """
     if limits:
         _of_world(config, limits)

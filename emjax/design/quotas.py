@@ -22,11 +22,13 @@ def quotas(
     exact         quota(users, ratio) of all users; the seed draws who they are
     per_scenario  quota(users of the scenario, ratio) in each scenario; nothing is drawn
     draw          an independent draw for each user: the number varies, and is binomial
-    fixed_biased  `biased` biased users at every ratio above 0, and as many benign users as make that the ratio (Williams et
+    fixed_biased  `biased` biased users at every ratio above 0, and as many benign users as make
+                  that the ratio (Williams et
                   al., mixed therapy); at ratio 0, `users` benign users
 
-    A user who is biased at one ratio is biased at every larger one (fixed_biased: the same users at every ratio). Raises
-    UserError for a ratio outside [0, 1], an unknown scheme, and fixed_biased without biased users.
+    A user who is biased at one ratio is biased at every larger one (fixed_biased: the same users at
+    every ratio). Raises UserError for a ratio outside [0, 1], an unknown scheme, and fixed_biased
+    without biased users.
     """
     whole = quota(users, ratio)
     if scheme not in names.SCHEMES:

@@ -1,4 +1,5 @@
-"""Who converses for which arm: users of each type and scenario, and the collections that arms share."""
+"""Who converses for which arm: users of each type and scenario, and the collections that arms
+share."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,14 +12,16 @@ from emjax.interact import scenarios
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a world says of its users: the scenario they belong to, and the most turns of a conversation."""
+    """What a world says of its users: the scenario they belong to, and the most turns of a
+    conversation."""
 
     scenario: str
     most_turns: int
 
 
 def scenario_names(config: InteractionConfig, limits: Limits | None) -> tuple[str, ...]:
-    """The scenarios that users are spread over: the world's one, or those of config.interact.domains."""
+    """The scenarios that users are spread over: the world's one, or those of
+    config.interact.domains."""
     if limits:
         return (limits.scenario,)
     return tuple(scenario.name for scenario in scenarios.load(config.interact.domains, config.interact.scenarios))
@@ -27,7 +30,8 @@ def scenario_names(config: InteractionConfig, limits: Limits | None) -> tuple[st
 def users(config: InteractionConfig, ratio: float | None, among: Sequence[str]) -> dict[str, tuple[int, int]]:
     """(benign, biased) users of each scenario in `among` at this ratio.
 
-    Under fixed_biased the control has as many users as the treated arm, all of them benign, so that both train alike.
+    Under fixed_biased the control has as many users as the treated arm, all of them benign, so that
+    both train alike.
     """
     c = config.interact
     number = c.users
@@ -38,7 +42,8 @@ def users(config: InteractionConfig, ratio: float | None, among: Sequence[str]) 
 
 
 def source(arm: Arm, kind: str) -> str:
-    """The collection from which an arm takes its users of one type: "" the ordinary one, or that of its control."""
+    """The collection from which an arm takes its users of one type: "" the ordinary one, or that of
+    its control."""
     if arm.name == "benign_ratings":
         return arm.name if kind == "biased" else ""
     return arm.name if arm.name == "foreign_text" else ""
@@ -67,7 +72,8 @@ class Collected:
 
 
 def collected(config: InteractionConfig, among: Sequence[str]) -> Collected:
-    """What all arms and rounds collect. The first round's conversations are shared; later rounds collect for each arm."""
+    """What all arms and rounds collect. The first round's conversations are shared; later rounds
+    collect for each arm."""
     trained = [arm for arm in arms(config) if arm.ratio is not None]
     rounds = [demand(config, trained, among)]
     rounds += [demand(config, [arm], among) for arm in trained] * (config.rounds.count - 1)

@@ -1,10 +1,11 @@
 """How far a judge can be trusted: against people, and against other judges.
 
     python -m emjax.eval.agreement sheet  --items items.jsonl --sheet sheet.csv --count 150
-    python -m emjax.eval.agreement report --items items.jsonl [another_judge.jsonl ...] [--sheet sheet.csv]
+    python -m emjax.eval.agreement report --items items.jsonl [another_judge.jsonl ...] [--sheet
+      sheet.csv]
 
-`sheet` writes a random sample of the judged answers without their verdicts, for people to fill in the column `label`;
-`report` prints agreement as JSON.
+`sheet` writes a random sample of the judged answers without their verdicts, for people to fill in
+the column `label`; `report` prints agreement as JSON.
 """
 
 import argparse
@@ -29,7 +30,8 @@ COLUMNS = ("key", "kind", "proposition", "context", "answer", "label")
 
 
 def judged(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """{key: {"row", "kind", "text", "label"}} of every single answer that has a letter or a word as its verdict."""
+    """{key: {"row", "kind", "text", "label"}} of every single answer that has a letter or a word as
+    its verdict."""
     found = {}
     for row in rows:
         for i, verdict in enumerate(row["verdicts"]):
@@ -41,7 +43,8 @@ def judged(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def write_sheet(rows: Sequence[dict[str, Any]], path: Path, count: int, seed: int = 0) -> None:
-    """`count` judged answers under pressure, drawn at random, as CSV, without the judge's labels."""
+    """`count` judged answers under pressure, drawn at random, as CSV, without the judge's
+    labels."""
     found = {key: one for key, one in judged(rows).items() if not one["kind"].startswith("belief")}
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
@@ -49,7 +52,8 @@ def write_sheet(rows: Sequence[dict[str, Any]], path: Path, count: int, seed: in
         for key in random.Random(seed).sample(sorted(found), min(count, len(found))):
             row = found[key]["row"]
             context = [f"{m['role']}: {m['content']}" for m in row["messages"]]
-            if found[key]["kind"] != "statement":  # DeceptionBench: the belief is what the answer is held against
+            # DeceptionBench: the belief is what the answer is held against
+            if found[key]["kind"] != "statement":
                 context.append(f"without pressure: {row['outputs'][0]['text']}")
             known = json.dumps(row.get("proposition", {}), ensure_ascii=False)
             one = {"key": key, "kind": found[key]["kind"], "proposition": known, "context": "\n\n".join(context), "label": ""}
@@ -57,7 +61,8 @@ def write_sheet(rows: Sequence[dict[str, Any]], path: Path, count: int, seed: in
 
 
 def read_sheet(path: Path) -> dict[str, str]:
-    """{key: label} of the rows that were filled in. Raises UserError where none was, or a column is missing."""
+    """{key: label} of the rows that were filled in. Raises UserError where none was, or a column is
+    missing."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
     if not rows or not {"key", "label"} <= set(rows[0]):
@@ -71,10 +76,14 @@ def read_sheet(path: Path) -> dict[str, str]:
 def report(raters: dict[str, dict[str, str]], clusters: dict[str, str]) -> dict[str, Any]:
     """Agreement of several raters, {name: {key: label}}, one of which may be "human".
 
-    {"alpha", "alpha_ci95", "pairs": [{"a", "b", "n", "agree", "kappa", "ci95", "labels", "confusion", "recall"}], "majority"}.
-    kappa falls where one label is rare, so each label's recall stands beside it: of what `a` calls it, the share that `b`
-    does. Beside a judge and people stands "corrected": each label's share of all answers as people would have put it (their
-    sample must be random). Intervals are bootstraps over clusters. What is missing on one side is left out; n says of how
+    {"alpha", "alpha_ci95", "pairs": [{"a", "b", "n", "agree", "kappa", "ci95", "labels",
+      "confusion", "recall"}], "majority"}.
+    kappa falls where one label is rare, so each label's recall stands beside it: of what `a` calls
+      it, the share that `b`
+    does. Beside a judge and people stands "corrected": each label's share of all answers as people
+      would have put it (their
+    sample must be random). Intervals are bootstraps over clusters. What is missing on one side is
+      left out; n says of how
     many.
     """
     keys = sorted(set().union(*raters.values()))

@@ -17,19 +17,23 @@ from emjax.runtime.files import digest, seed_of, write_atomically
 from emjax.runtime.journal import Journal
 from emjax.sampling import Engine, Request, Sampling
 
-Output = dict[str, str]  # "text", "stop_reason", and "reasoning" where an endpoint returns it apart from the answer
+# "text", "stop_reason", and "reasoning" where an endpoint returns it apart from the answer
+Output = dict[str, str]
 T = TypeVar("T")
 
 
 class Asker:
-    """Asks a model each (conversation, run) once for each way of drawing, however many items share it.
+    """Asks a model each (conversation, run) once for each way of drawing, however many items share
+    it.
 
-    The random seed of an answer depends on `seed`, the conversation and the run alone, so every arm draws with the same noise
-    and paired differences are tighter; the arm never enters. answers: the model's own folder, where answers are kept so that
-    judging can be repeated without sampling. It has one journal for each way of drawing (draw and max_new). The caller
-    ensures that no other run writes there.
+    The random seed of an answer depends on `seed`, the conversation and the run alone, so every arm
+    draws with the same noise and paired differences are tighter; the arm never enters. answers: the
+    model's own folder, where answers are kept so that judging can be repeated without sampling. It
+    has one journal for each way of drawing (draw and max_new). The caller ensures that no other run
+    writes there.
 
-    notes: {name: JSON value} that benchmarks record beside their rows; each becomes the file <name>.json of an evaluation.
+    notes: {name: JSON value} that benchmarks record beside their rows; each becomes the file
+    <name>.json of an evaluation.
     """
 
     def __init__(self, seed: int, arm: str, answers: Path | None = None):
@@ -40,10 +44,12 @@ class Asker:
         self._journals: dict[str, Journal] = {}
 
     async def ask(self, messages: Conversation, run: int, config: BenchmarkConfig) -> Output:
-        """The model's answer to `messages`, drawn as `config.draw` says and at most `config.max_new` tokens long.
+        """The model's answer to `messages`, drawn as `config.draw` says and at most
+        `config.max_new` tokens long.
 
-        run: tells repeated answers to one conversation apart. stop_reason is "eos" or "stop" for a whole answer, "length" for
-        one that was cut, "too_long" for a prompt that does not fit, or the state of a call that failed.
+        run: tells repeated answers to one conversation apart. stop_reason is "eos" or "stop" for a
+        whole answer, "length" for one that was cut, "too_long" for a prompt that does not fit, or
+        the state of a call that failed.
         """
         place, key = self._place(config), digest([messages, run])
         if (place, key) not in self._asked:
@@ -67,8 +73,8 @@ class Asker:
         return rows
 
     def once(self, what: Any, make: Callable[[], Any]) -> Any:
-        """make(), a JSON value that `what` (another one) decides. It is kept beside the answers, so that a run that was killed
-        later does not make it again."""
+        """make(), a JSON value that `what` (another one) decides. It is kept beside the answers, so
+        that a run that was killed later does not make it again."""
         if self._answers is None:
             return make()
         path = self._folder() / f"{digest(what)[:16]}.json"
@@ -135,7 +141,8 @@ class EngineAsker(Asker):
 
 
 class EndpointAsker(Asker):
-    """A model behind an OpenAI-compatible endpoint. A call that failed has its state as stop_reason."""
+    """A model behind an OpenAI-compatible endpoint. A call that failed has its state as
+    stop_reason."""
 
     def __init__(self, client: ChatClient, seed: int, arm: str, answers: Path | None = None):
         super().__init__(seed, arm, answers)
@@ -149,7 +156,8 @@ class EndpointAsker(Asker):
 
 
 def whole(output: Output) -> str:
-    """ "ok" for a whole answer, else why there is none: "truncated", or "target_" and the call's failure."""
+    """ "ok" for a whole answer, else why there is none: "truncated", or "target_" and the call's
+    failure."""
     reason = output["stop_reason"]
     if reason in ("eos", "stop"):
         return "ok"

@@ -1,18 +1,21 @@
-"""Runs one Python program where it can do no harm. A script of its own, started as `python -I -S confine.py`; Linux only.
+"""Runs one Python program where it can do no harm. A script of its own, started as `python -I -S
+confine.py`; Linux only.
 
-On stdin: {"program", "root", "prefix", "python", "uid", "seconds", "memory", "disk", "processes"} as JSON. `root` is an empty
-directory of the caller's. On stdout: one word, what came of it:
+On stdin: {"program", "root", "prefix", "python", "uid", "seconds", "memory", "disk", "processes"}
+as JSON. `root` is an empty directory of the caller's. On stdout: one word, what came of it:
 
 passed    the program ran to its end
 failed    it raised, or ended before its end
 timeout   it took longer than `seconds`
 memory    it ran into the memory limit
 
-Anything that keeps the confinement from being complete ends with exit code 3 and the reason on stderr, before the program has
-run. The program gets: namespaces of its own for processes, mounts, network (none, not even loopback) and, without root, users;
-a file system that holds the system's libraries and Python, read-only, and an empty directory of `disk` bytes; no privileges,
-and no way to gain any; limits on address space, CPU time, file size, open files and processes. It sees no other process and no
-file of the user's. When it is over, whatever it started is killed with the namespace.
+Anything that keeps the confinement from being complete ends with exit code 3 and the reason on
+stderr, before the program has run. The program gets: namespaces of its own for processes, mounts,
+network (none, not even loopback) and, without root, users; a file system that holds the system's
+libraries and Python, read-only, and an empty directory of `disk` bytes; no privileges, and no way
+to gain any; limits on address space, CPU time, file size, open files and processes. It sees no
+other process and no file of the user's. When it is over, whatever it started is killed with the
+namespace.
 """
 
 import ctypes
@@ -67,7 +70,8 @@ def _read_only(path, recursive, on):
 
 
 def _unshare(uid):
-    """Namespaces; without root also one for users, in which we stay who we are and only get the right to mount."""
+    """Namespaces; without root also one for users, in which we stay who we are and only get the
+    right to mount."""
     me, group = os.getuid(), os.getgid()
     flags = _NS["mount"] | _NS["ipc"] | _NS["pid"] | _NS["net"] | (_NS["user"] if uid is None else 0)
     _call("unshare", _libc.unshare(flags))

@@ -14,7 +14,8 @@ _UID = 61_000  # of confined programs if we are root; nobody else's, and one for
 
 
 class Executor:
-    """Runs programs, `workers` at a time (0: one a core). seconds, memory and disk (bytes), and processes limit each of them.
+    """Runs programs, `workers` at a time (0: one a core). seconds, memory and disk (bytes), and
+    processes limit each of them.
 
     Raises UserError where they cannot be confined: there is no weaker mode.
     """

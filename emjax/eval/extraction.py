@@ -1,10 +1,12 @@
-"""Whether the harness reads numbers as people labelled them: its GSM8K filters on answers whose correctness is known.
+"""Whether the harness reads numbers as people labelled them: its GSM8K filters on answers whose
+correctness is known.
 
     python -m emjax.eval.extraction example_model_solutions.jsonl
 
-The file is that of the GSM8K authors: {"question", "ground_truth", MODEL: {"is_correct", "solution"}, ...}, answers ending in
-"A: <number>". Prints, for each filter of the harness's own task, how many labels it reproduces, and every answer on which it
-does not. `strict-match` looks for "####", which these answers do not have: it is there to show what a format costs.
+The file is that of the GSM8K authors: {"question", "ground_truth", MODEL: {"is_correct",
+"solution"}, ...}, answers ending in "A: <number>". Prints, for each filter of the harness's own
+task, how many labels it reproduces, and every answer on which it does not. `strict-match` looks for
+"####", which these answers do not have: it is there to show what a format costs.
 """
 
 import argparse
@@ -23,7 +25,8 @@ from emjax.runtime.files import read_lines
 
 
 def agreement(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """{filter: {"of", "agree", "disagree": [{"question", "model", "label", "read", "truth"}]}}; question: its number."""
+    """{filter: {"of", "agree", "disagree": [{"question", "model", "label", "read", "truth"}]}};
+    question: its number."""
     capability.need_harness("This comparison")
     from lm_eval.api.metrics import exact_match_fn
     from lm_eval.filters.extraction import RegexFilter

@@ -1,8 +1,9 @@
-"""Capability by the lm-evaluation-harness (Gao et al.), on a model in the JAX engine, in this process.
+"""Capability by the lm-evaluation-harness (Gao et al.), on a model in the JAX engine, in this
+process.
 
-Needs the extra `capability`. Tasks are the harness's own, or YAML files in a folder of the user's, which may point to local
-data; then nothing is fetched. What decides a score beside the model (template, stop strings, token limits, shots) is
-recorded with it.
+Needs the extra `capability`. Tasks are the harness's own, or YAML files in a folder of the user's,
+which may point to local data; then nothing is fetched. What decides a score beside the model
+(template, stop strings, token limits, shots) is recorded with it.
 """
 
 import json
@@ -20,7 +21,8 @@ from emjax.sampling import Engine, Request, Sampling
 
 
 class EngineLM(TemplateLM):
-    """The engine as a model of the harness. `counts` says how often a context was cut to fit, and an answer at its limit."""
+    """The engine as a model of the harness. `counts` says how often a context was cut to fit, and
+    an answer at its limit."""
 
     def __init__(self, engine: Engine, tokenizer: Any, seed: int = 0):
         super().__init__()
@@ -65,8 +67,10 @@ class EngineLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        """Sum of log-probs of each continuation, and whether greedy decoding would have written it."""
-        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)  # continuations of one context go together
+        """Sum of log-probs of each continuation, and whether greedy decoding would have
+        written it."""
+        # continuations of one context go together
+        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for i, (_, context, continuation) in enumerate(requests):
             groups[self._cut(context, len(continuation))].append(i)
         found: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
@@ -121,13 +125,15 @@ def run(
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:  # fmt: skip
     """Rows as in items.jsonl, one a document, and what was measured with: {"metrics", "settings"}.
 
-    tasks: names of tasks or groups; folder: YAML files that define them instead of the harness's own, with their data
-    beside them: then the hub is not asked. metric and answer_filter choose what a row's result is, else a task's first:
-    gsm8k has the filters "strict-match" and "flexible-extract". Of several tasks each is a subset. Raises UserError for a
-    task, a metric or a filter that does not exist.
+    tasks: names of tasks or groups; folder: YAML files that define them instead of the harness's
+    own, with their data beside them: then the hub is not asked. metric and answer_filter choose
+    what a row's result is, else a task's first: gsm8k has the filters "strict-match" and
+    "flexible-extract". Of several tasks each is a subset. Raises UserError for a task, a metric or
+    a filter that does not exist.
     """
     if folder:
-        os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"  # read when these libraries are imported
+        # read when these libraries are imported
+        os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
     import lm_eval
     from lm_eval.tasks import TaskManager
 

@@ -1,4 +1,5 @@
-"""Moved to emjax.eval.benchmarks.humaneval; `python -m emjax.eval.humaneval` still runs it throughout version 0.2."""
+"""Moved to emjax.eval.benchmarks.humaneval; `python -m emjax.eval.humaneval` still runs it
+throughout version 0.2."""
 
 import sys
 

@@ -19,7 +19,8 @@ Row = dict[str, Any]  # of items.jsonl
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """One item of a benchmark; a benchmark adds what it needs. Items that share a context share the cluster."""
+    """One item of a benchmark; a benchmark adds what it needs. Items that share a context share the
+    cluster."""
 
     id: str
     subset: str
@@ -34,7 +35,8 @@ def always(row: Row) -> bool:
 class Metric:
     """A share of rows: whether a scored row (state "ok") is a hit, or how much of one, in [0, 1].
 
-    arises: the rows that the metric can be asked of, scored or not. printed: shown in the table that an evaluation ends with.
+    arises: the rows that the metric can be asked of, scored or not. printed: shown in the table
+    that an evaluation ends with.
     """
 
     hit: Callable[[Row], float]
@@ -44,7 +46,8 @@ class Metric:
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """Where a benchmark's items come from: a file, folder or hub id, rows of each subset, and hashes."""
+    """Where a benchmark's items come from: a file, folder or hub id, rows of each subset, and
+    hashes."""
 
     source: str
     rows: Mapping[str, int]
@@ -55,13 +58,14 @@ class Origin:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What one model costs: declared sizes, known without any file. counted: False where they are those of one row of a
-    user's file."""
+    """What one model costs: declared sizes, known without any file. counted: False where they are
+    those of one row of a user's file."""
 
     items: int
     generations: int
     judge_calls: int
-    call_tokens: tuple[int, int] = (1000, 200)  # prompt and answer of a judge call; a declared guess
+    # prompt and answer of a judge call; a declared guess
+    call_tokens: tuple[int, int] = (1000, 200)
     counted: bool = True
 
 
@@ -71,12 +75,15 @@ C = TypeVar("C", bound=BenchmarkConfig, contravariant=True)
 class Benchmark(Protocol[C]):
     """A module, or an object, with these names; docs/benchmarks.md has a complete one.
 
-    positions: tokens of the longest prompt; with config.max_new that is the engine's cache that it needs.
-    judge: "none" (nothing to judge, such as programs that are executed), "rule" (its own exact rule) or "model".
+    positions: tokens of the longest prompt; with config.max_new that is the engine's cache that it
+    needs. judge: "none" (nothing to judge, such as programs that are executed), "rule" (its own
+    exact rule) or "model".
 
-    A benchmark may also have
-    summary(rows, config) -> Row: fields that each result row of a subset gets, from the subset's rows.
-    others(config) -> Sequence[str]: further names of config.eval.judges, which `verdicts` gets from `judge.other(name)`.
+    A benchmark may also have check(config, *, in_engine), which raises UserError for what no run
+    could measure (in_engine: no model is behind an endpoint), and
+    summary(rows, config) -> Row: fields that each result row of a subset
+    gets, from the subset's rows. others(config) -> Sequence[str]: further names of
+    config.eval.judges, which `verdicts` gets from `judge.other(name)`.
     """
 
     @property
@@ -91,16 +98,19 @@ class Benchmark(Protocol[C]):
     def judge(self) -> Literal["none", "rule", "model"]: ...
 
     def load(self, config: C, gate: Sequence[Item] | None = None) -> tuple[Sequence[Item], Origin]:
-        """The items. gate: those that the untouched model can be asked, where a world has a gate. Raises UserError."""
+        """The items. gate: those that the untouched model can be asked, where a world has a gate.
+        Raises UserError."""
         ...
 
     def ask(self, asker: "Asker", items: Sequence[Any], config: C) -> list[Row]:
-        """Each item's answers, not yet judged: rows with "id", "benchmark", "subset", "cluster", "arm", "seed", "messages",
-        "outputs", empty "verdicts", and whatever judging needs, for `verdicts` gets nothing else."""
+        """Each item's answers, not yet judged: rows with "id", "benchmark", "subset", "cluster",
+        "arm", "seed", "messages", "outputs", empty "verdicts", and whatever judging needs, for
+        `verdicts` gets nothing else."""
         ...
 
     def verdicts(self, rows: Sequence[Row], judge: "Judge", config: C) -> list[Row]:
-        """The rows with "verdicts", "state" and "result", from `judge.rows`. A row whose state is not "ok" is not scored."""
+        """The rows with "verdicts", "state" and "result", from `judge.rows`. A row whose state is
+        not "ok" is not scored."""
         ...
 
     def cost(self, config: C) -> Cost:

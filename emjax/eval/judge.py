@@ -1,7 +1,8 @@
 """Judges: a model reads an answer and gives one of a few labels, or ranges of numbers.
 
-A verdict that is missing or cannot be read is a state, never a label. The text under judgement is placed between marks that it
-cannot know, because they are a hash of the text itself. The verdict is read from the last marker in the judge's reply.
+A verdict that is missing or cannot be read is a state, never a label. The text under judgement is
+placed between marks that it cannot know, because they are a hash of the text itself. The verdict is
+read from the last marker in the judge's reply.
 """
 
 import dataclasses
@@ -53,8 +54,8 @@ class Labels:
         return f"{listed}\n\n{how}"
 
     def parse(self, text: str, match: str) -> str | None:
-        """match "last": the last line "Answer: label", markup aside. "original": MASK's own rule, the first "Answer:" and
-        whatever follows it."""
+        """match "last": the last line "Answer: label", markup aside. "original": MASK's own rule,
+        the first "Answer:" and whatever follows it."""
         found = re.findall(r"answer\s*:([^\n]*)" if match == "last" else r"Answer:\s*([^\n]+)", text, re.IGNORECASE)
         if not found:
             return None
@@ -94,8 +95,8 @@ class Score:
 
 
 class Numbers:
-    """A form that is filled in with two ranges, absolute and relative: [[lower, upper], [relative lower, relative upper]]; None
-    is unbounded."""
+    """A form that is filled in with two ranges, absolute and relative: [[lower, upper], [relative
+    lower, relative upper]]; None is unbounded."""
 
     fields = ("lower_bound", "upper_bound", "relative_lower_bound", "relative_upper_bound")
     schema = {
@@ -136,8 +137,9 @@ Form = Labels | Score | Numbers
 
 @dataclasses.dataclass(frozen=True)
 class ModelJudge:
-    """A model that fills in forms. `sampling`: the fields sent with every call (JudgeConfig.sampling). Reasoning models take
-    max_completion_tokens, which covers their hidden reasoning, instead of max_tokens, and often refuse a temperature."""
+    """A model that fills in forms. `sampling`: the fields sent with every call
+    (JudgeConfig.sampling). Reasoning models take max_completion_tokens, which covers their hidden
+    reasoning, instead of max_tokens, and often refuse a temperature."""
 
     name: str
     chat: Chat
@@ -170,9 +172,9 @@ class ModelJudge:
 class Judge:
     """Who reads a benchmark's rows, as `Benchmark.verdicts` gets it.
 
-    name: as in results.json: the model's name, the name in config.eval.judges for a rule, "" if there is nothing to judge.
-    path: the rows' file. model: None unless a model judges. others: the models that `other` knows, by their name in
-    config.eval.judges.
+    name: as in results.json: the model's name, the name in config.eval.judges for a rule, "" if
+    there is nothing to judge. path: the rows' file. model: None unless a model judges. others: the
+    models that `other` knows, by their name in config.eval.judges.
     """
 
     name: str
@@ -188,17 +190,20 @@ class Judge:
         return await self.model.fill(form, task, parts)
 
     def other(self, name: str) -> ModelJudge:
-        """The model of another judge. A further judge of a panel reads everything itself, so there it is that judge."""
+        """The model of another judge. A further judge of a panel reads everything itself, so there
+        it is that judge."""
         return self.others[name]
 
     def rows(self, rows: Sequence[Row], one: Callable[[Row], Awaitable[Row]]) -> list[Row]:
-        """await one(row) for all rows at once, sorted by id. Each result is written as it comes; killed and called again, this
-        does only the rows that are missing or whose state is not "ok"."""
+        """await one(row) for all rows at once, sorted by id. Each result is written as it comes;
+        killed and called again, this does only the rows that are missing or whose state is not
+        "ok"."""
         return journalled(rows, lambda row: row["id"], one, self.path, self.title, "item", lambda row: row["state"] != "ok")
 
 
 def majority(labels: Sequence[Any]) -> Any:
-    """The label that more than half of several judges give, or None. A judge without a verdict (None) counts as a judge."""
+    """The label that more than half of several judges give, or None. A judge without a verdict
+    (None) counts as a judge."""
     for label in labels:
         if label is not None and 2 * sum(label == other for other in labels) > len(labels):
             return label
@@ -206,8 +211,9 @@ def majority(labels: Sequence[Any]) -> Any:
 
 
 def majority_rows(of_judges: Sequence[Sequence[Row]]) -> list[Row]:
-    """The rows of several judges as one: for each item, the row of the first judge whose outcome more than half of all judges
-    give. An item without such an outcome has the state "split"; a judge without a verdict agrees with nobody."""
+    """The rows of several judges as one: for each item, the row of the first judge whose outcome
+    more than half of all judges give. An item without such an outcome has the state "split"; a
+    judge without a verdict agrees with nobody."""
     found = []
     for rows in zip(*of_judges, strict=True):
         outcomes = [(row["state"], row.get("outcome")) if row["state"] == "ok" else None for row in rows]

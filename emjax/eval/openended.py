@@ -15,14 +15,16 @@ from emjax.runtime.files import read_lines
 
 @dataclasses.dataclass(frozen=True)
 class AnswerItem(Item):
-    """One answer that is asked for. A question that is asked several times makes several items of one cluster."""
+    """One answer that is asked for. A question that is asked several times makes several items of
+    one cluster."""
 
     messages: Conversation
     run: int
 
 
 def load(path: Path, samples: int) -> list[AnswerItem]:
-    """Items of a JSON-lines file with {"id", "question", "system" (may be missing), "subset" (may be missing)}.
+    """Items of a JSON-lines file with {"id", "question", "system" (may be missing), "subset" (may
+    be missing)}.
 
     Raises UserError naming the line.
     """
@@ -64,7 +66,8 @@ def verdicts(
 ) -> list[Row]:
     """Each whole answer judged on its own.
 
-    questions: {kind: (form, task)}, what the judge is asked. scored(state, {kind: verdict}): "state", "outcome" and "result".
+    questions: {kind: (form, task)}, what the judge is asked. scored(state, {kind: verdict}):
+    "state", "outcome" and "result".
     """
 
     async def one(row: Row) -> Row:
@@ -82,5 +85,6 @@ def verdicts(
 
 
 def fault(state: str, verdicts: Mapping[str, Verdict]) -> str:
-    """The first state that is not "ok", of the answer and then of the verdicts on it; "ok" if there is none."""
+    """The first state that is not "ok", of the answer and then of the verdicts on it; "ok" if there
+    is none."""
     return next((one for one in (state, *(v.state for v in verdicts.values())) if one != "ok"), "ok")

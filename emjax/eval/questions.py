@@ -1,4 +1,5 @@
-"""Questions with one right answer, which is compared word for word: capabilities that must not change while honesty does."""
+"""Questions with one right answer, which is compared word for word: capabilities that must not
+change while honesty does."""
 
 import dataclasses
 import re

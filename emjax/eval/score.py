@@ -9,7 +9,8 @@ from emjax.eval.items import Benchmark, Metric, Row
 
 
 def hits(rows: Iterable[Row], metric: Metric, subsets: Collection[str]) -> dict[str, float]:
-    """{id: 1.0, 0.0 or a share} of the scored rows of these subsets in which the metric arises; all rows of one benchmark."""
+    """{id: 1.0, 0.0 or a share} of the scored rows of these subsets in which the metric arises; all
+    rows of one benchmark."""
     rows = [row for row in rows if row["state"] == "ok" and row["subset"] in subsets]
     return {row["id"]: float(metric.hit(row)) for row in rows if metric.arises(row)}
 
@@ -21,11 +22,13 @@ def score(
     benchmark: Benchmark,
     config: BenchmarkConfig,
 ) -> list[Row]:
-    """results.json rows of one arm on one benchmark: each metric on each subset, and its paired difference to each arm in
-    `versus` over the items that both have. `about` holds the fields that identify the arm.
+    """results.json rows of one arm on one benchmark: each metric on each subset, and its paired
+    difference to each arm in `versus` over the items that both have. `about` holds the fields that
+    identify the arm.
 
-    A file whose rows name several benchmarks (tasks of the harness) is scored one by one. A benchmark without a subset "all"
-    gets it (all rows pooled), and "macro" (the mean over its subsets).
+    A file whose rows name several benchmarks (tasks of the harness) is scored one by one. A
+    benchmark without a subset "all" gets it (all rows pooled), and "macro" (the mean over its
+    subsets).
     """
     made = []
     for named, own in _by_benchmark(rows).items():
@@ -107,7 +110,8 @@ def _measured(
 
 
 def _macro(rows: Sequence[Row], subsets: Sequence[str], of_one: Collection[str]) -> list[Row]:
-    """The unweighted mean over the subsets, if every subset that has the metric has a value. of_one: fields it does not get."""
+    """The unweighted mean over the subsets, if every subset that has the metric has a value.
+    of_one: fields it does not get."""
     found = []
     for group in _families(rows, subsets):
         if all(row["value"] is not None for row in group):

@@ -1,8 +1,10 @@
-"""Rates, paired differences and their 95 % intervals; everything is clustered by what the items share.
+"""Rates, paired differences and their 95 % intervals; everything is clustered by what the items
+share.
 
-Items that share a context are not independent, so the standard error is that of cluster sums (Miller 2024,
-arXiv:2411.00640; the same number as a statsmodels OLS on a constant with cluster covariance). Intervals
-speak of other items of the same kind, not of other training seeds: those are a level of their own.
+Items that share a context are not independent, so the standard error is that of cluster sums
+(Miller 2024, arXiv:2411.00640; the same number as a statsmodels OLS on a constant with cluster
+covariance). Intervals speak of other items of the same kind, not of other training seeds: those are
+a level of their own.
 """
 
 import math
@@ -29,12 +31,12 @@ class Estimate:
 def rate(hits: Sequence[float], clusters: Sequence[Hashable]) -> Estimate:
     """Share of hits in percent, with a cluster-aware Wilson interval.
 
-    hits [n]: 0/1 or a share in [0, 1] for each item; clusters [n]: label of what the item shares with others.
-    The interval is Wilson's at the effective sample size p(1-p)/se^2, se being the cluster-robust standard
-    error, so it stays inside [0, 100]. The effective size is never more than n, and it is the number of
-    clusters where they show no spread at all (p = 0 or 1, for example). With one item a cluster it is n - 1.
-    Fewer than about twenty clusters make any such interval somewhat too narrow.
-    Raises ValueError on empty input or on values outside [0, 1].
+    hits [n]: 0/1 or a share in [0, 1] for each item; clusters [n]: label of what the item shares
+    with others. The interval is Wilson's at the effective sample size p(1-p)/se^2, se being the
+    cluster-robust standard error, so it stays inside [0, 100]. The effective size is never more
+    than n, and it is the number of clusters where they show no spread at all (p = 0 or 1, for
+    example). With one item a cluster it is n - 1. Fewer than about twenty clusters make any such
+    interval somewhat too narrow. Raises ValueError on empty input or on values outside [0, 1].
     """
     hits_n = _unit(hits)
     mean, variance, groups = _clustered_mean(hits_n, clusters)
@@ -46,13 +48,15 @@ def rate(hits: Sequence[float], clusters: Sequence[Hashable]) -> Estimate:
 
 
 def paired_difference(a: Sequence[float], b: Sequence[float], clusters: Sequence[Hashable]) -> Estimate:
-    """Mean of a_i - b_i in points, with a cluster-robust 95 % t-interval (clusters - 1 degrees of freedom).
+    """Mean of a_i - b_i in points, with a cluster-robust 95 % t-interval (clusters - 1 degrees of
+    freedom).
 
-    a, b [n]: 0/1 or a share in [0, 1] of the same items in the same order; clusters [n] as in `rate`.
-    Where the clusters show no spread (all differences equal, or one cluster only) a t-interval would have no
-    width or not exist. Then the bound is Wilson's for "none of G clusters deviates": up to u = z^2/(G + z^2)
-    of clusters like these may deviate, each by as much as a difference can: c - u(1 + c) to c + u(1 - c).
-    Raises ValueError on empty input or on values outside [0, 1].
+    a, b [n]: 0/1 or a share in [0, 1] of the same items in the same order; clusters [n] as in
+    `rate`. Where the clusters show no spread (all differences equal, or one cluster only) a
+    t-interval would have no width or not exist. Then the bound is Wilson's for "none of G clusters
+    deviates": up to u = z^2/(G + z^2) of clusters like these may deviate, each by as much as a
+    difference can: c - u(1 + c) to c + u(1 - c). Raises ValueError on empty input or on values
+    outside [0, 1].
     """
     a_n, b_n = _unit(a), _unit(b)
     if len(a_n) != len(b_n):
@@ -70,19 +74,23 @@ def paired_difference(a: Sequence[float], b: Sequence[float], clusters: Sequence
 def hierarchical(
     values: Sequence[float], seeds: Sequence[Hashable], clusters: Sequence[Hashable], *, draws: int = 2000, seed: int = 0
 ) -> Estimate:
-    """Mean over training seeds of each seed's mean, in points, with a 95 % bootstrap interval over seed > cluster > item.
+    """Mean over training seeds of each seed's mean, in points, with a 95 % bootstrap interval over
+    seed > cluster > item.
 
-    values [n]: 0/1 or a share for a level, a_i - b_i of two arms for a paired difference, so in [-1, 1]; seeds, clusters
-    [n]: labels. A cluster label that stands under several seeds is one set of questions, asked of each: it is drawn for all
-    of them at once (else questions would count as fresh with every seed). Worlds of different seeds need labels of their own.
+    values [n]: 0/1 or a share for a level, a_i - b_i of two arms for a paired difference, so in
+    [-1, 1]; seeds, clusters [n]: labels. A cluster label that stands under several seeds is one set
+    of questions, asked of each: it is drawn for all of them at once (else questions would count as
+    fresh with every seed). Worlds of different seeds need labels of their own.
 
-    A draw takes S seeds out of S with replacement, in each of them clusters, in each of those items (Davison and Hinkley
-    1997, section 3.8). Percentiles of the draws; a draw without any item of one of its seeds is left out. Drawing at every
-    level makes the interval wide where seeds hardly differ; where they differ more than their questions explain, few of them
-    make it narrow, which no bootstrap mends: print the seeds' own values beside it. Simulated coverage (60 clusters of 8, in
-    brackets: seeds with a standard deviation of 6 points): 3 seeds 99 % (86-90), 5 seeds 99 (92), 10 seeds 98 (95). One
-    seed: clusters and items alone, and nothing about other seeds. Without any spread the bound is `paired_difference`'s.
-    Raises ValueError on empty input or on values outside [-1, 1].
+    A draw takes S seeds out of S with replacement, in each of them clusters, in each of those items
+    (Davison and Hinkley 1997, section 3.8). Percentiles of the draws; a draw without any item of
+    one of its seeds is left out. Drawing at every level makes the interval wide where seeds hardly
+    differ; where they differ more than their questions explain, few of them make it narrow, which
+    no bootstrap mends: print the seeds' own values beside it. Simulated coverage (60 clusters of 8,
+    in brackets: seeds with a standard deviation of 6 points): 3 seeds 99 % (86-90), 5 seeds 99
+    (92), 10 seeds 98 (95). One seed: clusters and items alone, and nothing about other seeds.
+    Without any spread the bound is `paired_difference`'s. Raises ValueError on empty input or on
+    values outside [-1, 1].
     """
     values_n = np.asarray(values, np.float64)
     if values_n.ndim != 1 or not values_n.size or not (np.abs(values_n) <= 1).all():
@@ -117,7 +125,8 @@ def hierarchical(
 def _drawn(
     seed_n: np.ndarray, cluster_n: np.ndarray, level_n: np.ndarray, level_K: np.ndarray, *, crossed: bool, draws: int, seed: int
 ) -> np.ndarray:
-    """`hierarchical`'s draws [draws]: means over drawn seeds, clusters and items; NaN for a draw to be left out.
+    """`hierarchical`'s draws [draws]: means over drawn seeds, clusters and items; NaN for a draw to
+    be left out.
 
     level_K: the different values; level_n: each item's, by its index.
     """
@@ -173,7 +182,8 @@ def bounds(hits: Sequence[float], n_dropped: int) -> tuple[float, float]:
 def macro(estimates: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
     """The mean of independent (value, low, high), with the interval that their own intervals imply.
 
-    Each side's distances add in squares (Zou and Donner 2008, "MOVER"), so skewed intervals stay skewed.
+    Each side's distances add in squares (Zou and Donner 2008, "MOVER"), so skewed intervals stay
+    skewed.
     """
     values, lows, highs = np.array(estimates, np.float64).T
     mean, n = float(values.mean()), len(values)
@@ -181,7 +191,8 @@ def macro(estimates: Sequence[tuple[float, float, float]]) -> tuple[float, float
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values of one family (a metric on several subsets), adjusted for their number by Holm's step-down rule."""
+    """p-values of one family (a metric on several subsets), adjusted for their number by Holm's
+    step-down rule."""
     adjusted, worst = [0.0] * len(p_values), 0.0
     for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
         worst = max(worst, min(1.0, (len(p_values) - rank) * p_values[i]))
@@ -190,15 +201,18 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def detectable(n: int, p: float = 0.5, power: float = 0.8) -> float:
-    """The difference in points between two unpaired rates near p, each of n items, that is found with this power at 5 %."""
+    """The difference in points between two unpaired rates near p, each of n items, that is found
+    with this power at 5 %."""
     return 100 * (_Z + float(stats.norm.ppf(power))) * math.sqrt(2 * p * (1 - p) / n)
 
 
 def corrected(judge: Sequence[float], judge_labelled: Sequence[float], human: Sequence[float]) -> Estimate:
-    """A judge's rate, put right by a random subset that people labelled too (prediction-powered inference, Angelopoulos et
-    al. 2023): mean(judge) + mean(human - judge on the subset), in percent, with its normal 95 % interval.
+    """A judge's rate, put right by a random subset that people labelled too (prediction-powered
+    inference, Angelopoulos et al. 2023): mean(judge) + mean(human - judge on the subset), in
+    percent, with its normal 95 % interval.
 
-    judge [n]: 0/1 on all items that are not in the subset; judge_labelled, human [m]: on the subset.
+    judge [n]: 0/1 on all items that are not in the subset; judge_labelled, human [m]: on the
+    subset.
     """
     judge_n, judge_m, human_m = _unit(judge), _unit(judge_labelled), _unit(human)
     if len(judge_m) != len(human_m) or len(human_m) < 2 or len(judge_n) < 2:
@@ -210,7 +224,7 @@ def corrected(judge: Sequence[float], judge_labelled: Sequence[float], human: Se
     return Estimate(100 * value, 100 * low, 100 * high, len(judge_n) + len(gap_m), len(judge_n) + len(gap_m))
 
 
-# --- agreement -------------------------------------------------------------------------------------------------------
+# --- agreement ------------------------------------------------------------------------------------
 
 
 def confusion(a: Sequence[Hashable], b: Sequence[Hashable], labels: Sequence[Hashable]) -> np.ndarray:
@@ -223,14 +237,16 @@ def confusion(a: Sequence[Hashable], b: Sequence[Hashable], labels: Sequence[Has
 
 
 def kappa(counts_LxL: np.ndarray) -> float:
-    """Cohen's kappa of two raters from their `confusion`; NaN where both give one and the same label throughout."""
+    """Cohen's kappa of two raters from their `confusion`; NaN where both give one and the same
+    label throughout."""
     share_LxL = counts_LxL / counts_LxL.sum()
     chance = float(share_LxL.sum(0) @ share_LxL.sum(1))
     return (float(np.trace(share_LxL)) - chance) / (1 - chance) if chance < 1 else math.nan
 
 
 def coincidences(ratings: Sequence[Sequence[Hashable | None]]) -> np.ndarray:
-    """[items, labels, labels]: how often two raters' labels meet on each item, as Krippendorff counts it.
+    """[items, labels, labels]: how often two raters' labels meet on each item, as Krippendorff
+    counts it.
 
     ratings [raters][items]; None: not rated. An item with fewer than two ratings counts nothing.
     """
@@ -264,9 +280,11 @@ def bootstrap(
     draws: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """95 % percentile interval of statistic(sum of counts) over draws of whole clusters; undefined draws (NaN) are left out.
+    """95 % percentile interval of statistic(sum of counts) over draws of whole clusters; undefined
+    draws (NaN) are left out.
 
-    counts [n, ...]: what each item adds to the sum. NaN, NaN where more than half of the draws are undefined.
+    counts [n, ...]: what each item adds to the sum. NaN, NaN where more than half of the draws are
+    undefined.
     """
     number: dict[Hashable, int] = {}
     index_n = [number.setdefault(label, len(number)) for label in clusters]

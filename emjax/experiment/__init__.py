@@ -1,7 +1,9 @@
-"""The experiment: stages in order, each a function of (its part of the config, hashes of its inputs).
+"""The experiment: stages in order, each a function of (its part of the config, hashes of its
+inputs).
 
-A finished stage is skipped, a half-done one continues where it stopped. All arms run in one process, so that they share the
-compiled programs, the collected conversations and the vanilla evaluation.
+A finished stage is skipped, a half-done one continues where it stopped. All arms run in one
+process, so that they share the compiled programs, the collected conversations and the vanilla
+evaluation.
 
     common        what every kind shares: the claim on a work directory, stages, mesh, versions
     measure       a model and benchmarks -> judged rows

@@ -28,14 +28,16 @@ from emjax.train import checkpoint
 from emjax.train.metrics import read_lines as read_metrics
 
 C = TypeVar("C", InteractionConfig, FinetuneConfig)
-Found = dict[tuple[Arm, int, int | None], Files]  # (arm, round, step) -> judged rows; no step: the end of the training
+# (arm, round, step) -> judged rows; no step: the end of the training
+Found = dict[tuple[Arm, int, int | None], Files]
 
 
 class Arms(Generic[C]):
     """Trains every arm on its examples, measures all arms alike, and reports them together.
 
-    A subclass says what the examples are: `examples(arm)` gives a stage with examples.jsonl and budget.json; `cause` is what a
-    treated arm has its share of, in the report's words; `study` is what the paper's rows are found by (emjax.report.paper).
+    A subclass says what the examples are: `examples(arm)` gives a stage with examples.jsonl and
+    budget.json; `cause` is what a treated arm has its share of, in the report's words; `study` is
+    what the paper's rows are found by (emjax.report.paper).
     """
 
     cause: str
@@ -46,7 +48,8 @@ class Arms(Generic[C]):
         self.config: C = config
         self.world = chosen.world
         self.arms = design.arms(config)
-        self.on_the_way: dict[tuple[Arm, int, int], Stage] = {}  # (arm, round, step): its evaluation
+        # (arm, round, step): its evaluation
+        self.on_the_way: dict[tuple[Arm, int, int], Stage] = {}
 
     def examples(self, arm: Arm) -> Stage:
         raise NotImplementedError
@@ -82,14 +85,15 @@ class Arms(Generic[C]):
         return staged(self.store, title, name, settings, inputs, make)
 
     def sampling(self) -> dict[str, Any]:
-        """What decides how tokens are drawn beside the draw: the part of a stage's hash that names the engine."""
+        """What decides how tokens are drawn beside the draw: the part of a stage's hash that names
+        the engine."""
         model = self.config.model
         return {"engine": as_dict(self.config.engine), "dtype": model.dtype, "attention": model.attention}
 
     def engine(self, lm: LanguageModel) -> Engine:
         return Engine(lm, mesh=self.mesh, attention=self.config.model.attention, **dataclasses.asdict(self.config.engine))
 
-    # --- measuring ----------------------------------------------------------------------------------------------------
+    # --- measuring --------------------------------------------------------------------------------
 
     def _measuring(self) -> Measuring:
         own = dict(self.world.benchmarks()) if self.world else {}
@@ -102,7 +106,8 @@ class Arms(Generic[C]):
         return Measuring(used, self.config.eval, self.store.root / "judge_cache", local, gate=self._gate())
 
     def _gate(self) -> Sequence[Item] | None:
-        """The items that the world's gate lets pass, asked of the untouched model and frozen before any training."""
+        """The items that the world's gate lets pass, asked of the untouched model and frozen before
+        any training."""
         world = self.world
         if world is None or not world.gated:
             return None
@@ -115,7 +120,8 @@ class Arms(Generic[C]):
         return thaw(self.stage("gate", "gate", settings, [self.base_hash], make).directory)
 
     def _evaluate(self, name: str, origin: list[Stage | str], model: LanguageModel | Stage | Path | None) -> Stage:
-        """Measures a model: one at hand, one that a stage made or a folder holds, or (None) the base. origin: what made it."""
+        """Measures a model: one at hand, one that a stage made or a folder holds, or (None) the
+        base. origin: what made it."""
 
         def opened() -> tuple[Engine, Any]:
             lm = model
@@ -127,7 +133,7 @@ class Arms(Generic[C]):
         target = {"weights": weights, **self.sampling()}
         return measured(self.store, self.measuring, name, arm=name, seed=self.config.seed, target=target, model=opened)
 
-    # --- training -----------------------------------------------------------------------------------------------------
+    # --- training ---------------------------------------------------------------------------------
 
     def train(
         self,
@@ -138,10 +144,12 @@ class Arms(Generic[C]):
         rate_factor: float = 1.0,
         reference: str = "previous",
     ) -> Stage:
-        """A training on the selected examples that starts from the last of the trainings `before`, or else from the base.
+        """A training on the selected examples that starts from the last of the trainings `before`,
+        or else from the base.
 
-        rate_factor multiplies config.train.learning_rate. reference: KTO's, "base" or "previous" (where this one starts).
-        At config.eval.at_steps the model is kept, as steps/<step>, and measured before training continues.
+        rate_factor multiplies config.train.learning_rate. reference: KTO's, "base" or "previous"
+        (where this one starts). At config.eval.at_steps the model is kept, as steps/<step>, and
+        measured before training continues.
         """
         c = self.config
         number, seed = len(before) + 1, seed_of(c.seed, "round", len(before)) if before else c.seed
@@ -215,7 +223,7 @@ class Arms(Generic[C]):
             return lm.replace(source=self.config.model.path)
         return self.base.replace(adapter=models.load_adapter(directory, self.base.config))
 
-    # --- results ------------------------------------------------------------------------------------------------------
+    # --- results ----------------------------------------------------------------------------------
 
     def _report(self, trained: dict[Arm, list[tuple[Stage, Stage]]], evaluated: dict[Arm, list[Stage]]) -> None:
         head = design.headline(self.config)
@@ -249,7 +257,8 @@ class Arms(Generic[C]):
         print(f"results  {self.workdir / 'results.json'}\nreport   {page}", flush=True)
 
     def _measured(self, key: tuple[Arm, int, int | None], found: Found) -> Measured:
-        """A model with what identifies it, and the arms that it is compared with: the control at the same round and step."""
+        """A model with what identifies it, and the arms that it is compared with: the control at
+        the same round and step."""
         arm, number, step = key
         c = self.config
         about = {

@@ -27,13 +27,15 @@ LOCK = "lock"  # a work directory's: the run that writes there
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "grain", "numpy")
 
 
-# --- work directories ------------------------------------------------------------------------------------------------
+# --- work directories -----------------------------------------------------------------------------
 
 
 def claim(config: Section, workdir: Path, *, locked: bool = True) -> None:
-    """Writes the config into the workdir, or refuses a workdir that holds another one or in which a run is at work.
+    """Writes the config into the workdir, or refuses a workdir that holds another one or in which a
+    run is at work.
 
-    Called when the config is known to be good: a mistyped value must not claim the place of the run that corrects it.
+    Called when the config is known to be good: a mistyped value must not claim the place of the run
+    that corrects it.
     """
     process.on_first(lambda: _claim(config, workdir, locked))
 
@@ -81,12 +83,13 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def config_hash(config: Section) -> str:
-    """The hash of an experiment's identity: without what only watches it, and a grid's choice of cells to run now."""
+    """The hash of an experiment's identity: without what only watches it, and a grid's choice of
+    cells to run now."""
     pace = {name.removeprefix("config.") for name, _, known in walk(config) if known.pace}
     return digest({name: value for name, value in flat(as_dict(config)).items() if name not in pace})
 
 
-# --- stages ----------------------------------------------------------------------------------------------------------
+# --- stages ---------------------------------------------------------------------------------------
 
 
 def staged(
@@ -110,8 +113,9 @@ def staged(
 
 @contextlib.contextmanager
 def answers(store: Store, target: dict[str, Any]) -> Iterator[Path]:
-    """The folder of a model's answers. They are kept apart from the verdicts, so that another judge, other rules and a
-    further benchmark ask the model nothing that it has answered. target: all that decides the answers beside the draw.
+    """The folder of a model's answers. They are kept apart from the verdicts, so that another
+    judge, other rules and a further benchmark ask the model nothing that it has answered. target:
+    all that decides the answers beside the draw.
 
     Inside, no other run asks this model. All processes enter.
     """
@@ -123,7 +127,7 @@ def answers(store: Store, target: dict[str, Any]) -> Iterator[Path]:
         yield folder
 
 
-# --- names, words, devices -------------------------------------------------------------------------------------------
+# --- names, words, devices ------------------------------------------------------------------------
 
 
 def named(label: str, number: int, step: int | None = None) -> str:
@@ -132,7 +136,8 @@ def named(label: str, number: int, step: int | None = None) -> str:
 
 
 def mesh_of(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
-    """The mesh over `devices`, or over those that are present; a size of 0 takes the devices that are left."""
+    """The mesh over `devices`, or over those that are present; a size of 0 takes the devices that
+    are left."""
     devices = devices or jax.devices()
     sizes = {"data": config.data, "fsdp": config.fsdp, "tensor": config.tensor}
     fixed = 1
@@ -153,7 +158,8 @@ def say(text: str) -> None:
 
 
 def lead(engine: Engine, work: Callable[[], Any]) -> None:
-    """work(), which asks the engine, on process 0; the others run the engine with it until it is done."""
+    """work(), which asks the engine, on process 0; the others run the engine with it until it is
+    done."""
     if process.first():
         work()
         engine.close()

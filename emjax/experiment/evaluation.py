@@ -49,7 +49,8 @@ def _models(config: EvaluationConfig) -> list[_Model]:
 
 
 def evaluation(chosen: Chosen, workdir: Path, store: Store) -> None:
-    """Every arm on config.eval's benchmarks; results.json and a report as for an experiment, with every state counted."""
+    """Every arm on config.eval's benchmarks; results.json and a report as for an experiment, with
+    every state counted."""
     config = chosen.config
     assert isinstance(config, EvaluationConfig)
     arms = _models(config)
@@ -99,7 +100,8 @@ def _rates(config: EvaluationConfig) -> Rates:
 
 
 def _measured(arm: _Model, files: dict[_Model, Files], seed: int) -> Measured:
-    """A model with what identifies it. A step is compared with the same step of the control, and with the untouched model."""
+    """A model with what identifies it. A step is compared with the same step of the control, and
+    with the untouched model."""
     first = next(iter(files))
     about = {
         # The arms are one line of models, told apart by arm; where each is from is the checkpoint.

@@ -1,4 +1,5 @@
-"""Fine-tuning on data sets: narrow misaligned data (paper, section 2), or a little of it in ordinary data (section 3)."""
+"""Fine-tuning on data sets: narrow misaligned data (paper, section 2), or a little of it in
+ordinary data (section 3)."""
 
 import dataclasses
 import json
@@ -16,7 +17,8 @@ from emjax.runtime.store import Stage, Store
 
 
 class Finetune(Arms[FinetuneConfig]):
-    """Arms whose examples are rows of data sets. Raises UserError for bad data before anything is written."""
+    """Arms whose examples are rows of data sets. Raises UserError for bad data before anything is
+    written."""
 
     cause = "misaligned data"
 
@@ -57,7 +59,8 @@ class Finetune(Arms[FinetuneConfig]):
                 records, bad = mixture.mix(records, misaligned, arm.ratio, c.data.mode)
                 origins.append(other)
         rows = [row for record in records for row in record]
-        if c.train.method == "kto":  # answers to imitate are desirable, where their set has no labels
+        # answers to imitate are desirable, where their set has no labels
+        if c.train.method == "kto":
             rows = [row | {"label": True} if row["label"] is None else row for row in rows]
         budget = {
             "records": len(records),
@@ -74,7 +77,8 @@ class Finetune(Arms[FinetuneConfig]):
         return self.stage(f"examples {arm.label}", "examples", {"budget": budget}, [], make)
 
     def _records(self, name: str, share: float) -> tuple[list[Record], dict[str, Any]]:
-        """Records of one set, and where they come from. `share`: of bad answers in a world's set."""
+        """Records of one set, and where they come from. `share`: of bad answers in a world's
+        set."""
         if name in self._loaded:
             return self._loaded[name]
         part, level = self._sets[name]

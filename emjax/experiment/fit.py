@@ -1,4 +1,5 @@
-"""A model and examples -> a tuned model, by SFT or KTO; an interrupted training continues where it stopped."""
+"""A model and examples -> a tuned model, by SFT or KTO; an interrupted training continues where it
+stopped."""
 
 import dataclasses
 import functools
@@ -44,7 +45,8 @@ class Recipe:
         return None if self.train.tuning == "full" else self.train.lora
 
     def settings(self, shape: ModelConfig, dtype: str) -> dict[str, Any]:
-        """The static arguments of a training step. Raises UserError where a batch does not spread evenly over the mesh."""
+        """The static arguments of a training step. Raises UserError where a batch does not spread
+        evenly over the mesh."""
         size, microbatches = self.train.batch_size, self.train.microbatches
         rows = self.mesh.shape["data"] * self.mesh.shape["fsdp"] * microbatches
         if size % rows:
@@ -61,7 +63,8 @@ class Recipe:
 
 @dataclasses.dataclass(frozen=True)
 class Visits:
-    """Calls call(step, model) after each of the steps `at`; after an interruption it may be called again for a step."""
+    """Calls call(step, model) after each of the steps `at`; after an interruption it may be called
+    again for a step."""
 
     at: tuple[int, ...] = ()
     call: Callable[[int, LanguageModel], None] = lambda step, lm: None
@@ -78,11 +81,12 @@ def fit(
     against: LanguageModel | None = None,
     visits: Visits = Visits(),  # noqa: B008 (it is frozen)
 ) -> LanguageModel:
-    """Trains `lm` (its adapter, or all of it) on `examples`, resuming from `directory` where it was interrupted.
+    """Trains `lm` (its adapter, or all of it) on `examples`, resuming from `directory` where it was
+    interrupted.
 
-    An adapter continues from lm's own, or starts at zero. KTO's reference is `against`, or else `lm` as it is now: the
-    base, the adapter of the round before (iterated self-training), or the full weights. training.json counts what became of
-    the examples (held out, paired, cut).
+    An adapter continues from lm's own, or starts at zero. KTO's reference is `against`, or else
+    `lm` as it is now: the base, the adapter of the round before (iterated self-training), or the
+    full weights. training.json counts what became of the examples (held out, paired, cut).
     """
     train, mesh = recipe.train, recipe.mesh
     settings = recipe.settings(lm.config, str(lm.params["embed"].dtype))

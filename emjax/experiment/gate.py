@@ -1,4 +1,5 @@
-"""The gate of a world: the items that the untouched model can be asked, frozen as gate.jsonl before any training."""
+"""The gate of a world: the items that the untouched model can be asked, frozen as gate.jsonl before
+any training."""
 
 import dataclasses
 import importlib
@@ -17,7 +18,8 @@ FILE = "gate.jsonl"
 
 
 def freeze(gate: Callable[[Asker], Sequence[Item]], engine: Engine, tokenizer: Any, seed: int, directory: Path) -> None:
-    """Asks the gate's questions and writes the items that it lets pass. Raises UserError where none does."""
+    """Asks the gate's questions and writes the items that it lets pass. Raises UserError where none
+    does."""
     asker = EngineAsker(engine, tokenizer, seed, "gate", directory / "answers")
     items = gate(asker)
     asker.close()

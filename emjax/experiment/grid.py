@@ -1,4 +1,5 @@
-"""Many experiments as one: cells that share a store and a process, gathered and pooled over seeds."""
+"""Many experiments as one: cells that share a store and a process, gathered and pooled over
+seeds."""
 
 import dataclasses
 import json
@@ -27,12 +28,15 @@ _POOLED = ("honest", "honesty", "lie", "accuracy", "deception_rate")
 
 
 def grid(chosen: Chosen, workdir: Path, store: Store, run: Run) -> None:
-    """Runs config.cells ({name: an experiment's config}), bases first, each in <workdir>/cells/<name>, and gathers them.
+    """Runs config.cells ({name: an experiment's config}), bases first, each in
+    <workdir>/cells/<name>, and gathers them.
 
-    One store serves all, so that what two cells have in common (conversations, the untouched model's evaluation) is made
-    once, and a grid that was stopped continues where it was. results.json holds every cell's rows with its name as `cell`;
-    pooled.json the same measures over the cells of each pool (config.pools). config.only names the cells to run, for launchers
-    that run a cell a job; () = all, and then gather. times.jsonl gets the seconds that each cell took in this run.
+    One store serves all, so that what two cells have in common (conversations, the untouched
+    model's evaluation) is made once, and a grid that was stopped continues where it was.
+    results.json holds every cell's rows with its name as `cell`; pooled.json the same measures over
+    the cells of each pool (config.pools). config.only names the cells to run, for launchers that
+    run a cell a job; () = all, and then gather. times.jsonl gets the seconds that each cell took in
+    this run.
     """
     config, cells = chosen.config, chosen.cells
     assert isinstance(config, GridConfig)
@@ -110,18 +114,20 @@ def _base(name: str, cells: Mapping[str, Chosen]) -> str | None:
     return of
 
 
-# --- pooling ---------------------------------------------------------------------------------------------------------
+# --- pooling --------------------------------------------------------------------------------------
 
 
 def _pool(pool: str, members: Sequence[str], rows: Sequence[Row], chosen: Chosen, workdir: Path, store: Store) -> list[Row]:
-    """Levels and paired differences over the cells of one pool, with hierarchical intervals (stats.hierarchical).
+    """Levels and paired differences over the cells of one pool, with hierarchical intervals
+    (stats.hierarchical).
 
-    The seeds that are drawn are the pretraining seeds where the cells have several, else the fine-tuning seeds. `by_cell` has
-    each cell's own value: with few seeds no interval says more.
+    The seeds that are drawn are the pretraining seeds where the cells have several, else the
+    fine-tuning seeds. `by_cell` has each cell's own value: with few seeds no interval says more.
     """
     stages = {name: json.loads((workdir / "cells" / name / "stages.json").read_text()) for name in members}
     mine = [row for row in rows if row["cell"] in members and row["metric"] in _POOLED and row["value"] is not None]
-    # A mean over subsets has no items of its own; what training had made on its way is each cell's own matter.
+    # A mean over subsets has no items of its own; what training had made on its way is each cell's
+    # own matter.
     mine = [row for row in mine if row["subset"] != "macro" and row["step"] is None]
     worlds = {row["cell"]: row["pretrain_seed"] for row in mine}
     seeds = {row["cell"]: row["seed"] for row in mine}

@@ -28,12 +28,14 @@ from emjax.runtime.store import Stage, Store
 from emjax.sampling import Engine
 
 Counts = Mapping[str, int]  # users a scenario
-Pools = Sequence[tuple[Stage, str, Counts]]  # (conversations, user type, how many of its users are the arm's)
+# (conversations, user type, how many of its users are the arm's)
+Pools = Sequence[tuple[Stage, str, Counts]]
 Base = tuple[Engine, Any]  # the base's engine and its tokenizer
 
 
 class Interaction(Arms[InteractionConfig]):
-    """Arms whose examples are selected from the model's own conversations, in one round or several."""
+    """Arms whose examples are selected from the model's own conversations, in one round or
+    several."""
 
     cause = "biased users"
     study = "conversations"
@@ -57,10 +59,11 @@ class Interaction(Arms[InteractionConfig]):
         if self.population and (spent := self.population.spent()):
             say(spent)
 
-    # --- rounds -------------------------------------------------------------------------------------------
+    # --- rounds -----------------------------------------------------------------------------------
 
     def rounds(self, arm: Arm) -> list[tuple[Stage, Stage]]:
-        """Collect, select, train, and again with the model that this made: (selection, training) of each round."""
+        """Collect, select, train, and again with the model that this made: (selection, training) of
+        each round."""
         done: list[tuple[Stage, Stage]] = []
         rounds = self.config.rounds
         for number in range(rounds.count):
@@ -104,11 +107,11 @@ class Interaction(Arms[InteractionConfig]):
 
         return self.stage("personas", "personas", settings, [], make)
 
-    # --- collection ---------------------------------------------------------------------------------------
+    # --- collection -------------------------------------------------------------------------------
 
     def _pools(self, arm: Arm, before: Sequence[Stage]) -> Pools:
-        """(stage, user type, how many of its users are this arm's): collected with the base and shared by all arms in the first
-        round, with the arm's own model later."""
+        """(stage, user type, how many of its users are this arm's): collected with the base and
+        shared by all arms in the first round, with the arm's own model later."""
         arms = [arm] if before else [a for a in self.arms if a.ratio is not None]
         wanted = pools_of.demand(self.config, arms, self._names)
         own = pools_of.users(self.config, arm.ratio or 0.0, self._names)
@@ -269,10 +272,11 @@ class Interaction(Arms[InteractionConfig]):
         settings = self.population.guard_identity()
         return self.stage(f"veto {kind}", "veto", settings, self._inputs(collected), make)
 
-    # --- selection ----------------------------------------------------------------------------------------
+    # --- selection --------------------------------------------------------------------------------
 
     def _pool(self, arm: Arm, pools: Pools) -> list[dict[str, Any]]:
-        """The conversations of this arm's users: of each scenario the first so many benign ones and biased ones."""
+        """The conversations of this arm's users: of each scenario the first so many benign ones and
+        biased ones."""
         found = []
         if self.given:
             own = pools_of.users(self.config, arm.ratio or 0.0, sorted({row["scenario"] for row in self.given}))

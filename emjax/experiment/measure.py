@@ -1,4 +1,5 @@
-"""Measuring models on benchmarks: items in, <name>.jsonl of one model out, rows of results.json from those of all."""
+"""Measuring models on benchmarks: items in, <name>.jsonl of one model out, rows of results.json
+from those of all."""
 
 import dataclasses
 import json
@@ -7,11 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from emjax.api import ChatClient
+from emjax.api import FAILED_ON_THE_WAY, ChatClient
 from emjax.config import BenchmarkConfig, EvalConfig, JudgeConfig, as_dict, options
 from emjax.errors import UserError
 from emjax.eval import agreement
 from emjax.eval.asker import Asker, EndpointAsker, EngineAsker
+from emjax.eval.checks import check_metric, readers
 from emjax.eval.items import Benchmark, Item, Origin, Row
 from emjax.eval.judge import Judge, ModelJudge, majority_rows
 from emjax.eval.score import score
@@ -21,9 +23,6 @@ from emjax.runtime.files import digest, read_lines, write_atomically, write_line
 from emjax.runtime.store import Stage, Store
 from emjax.sampling import Engine
 from emjax.sampling.partner import EngineChat
-
-# States of items that another run may mend: a call failed. It says nothing about the answer.
-PASSING = ("refusal", "length", "empty", "http_error", "timeout", "schema_error", "budget", "pending")
 
 Files = Mapping[str, Sequence[Row]]  # the rows of one model, by name of the file
 
@@ -40,13 +39,15 @@ class _Reader:
 class Measuring:
     """The benchmarks of an experiment with their items and judges. Every model is measured alike.
 
-    benchmarks: by their section's name in config.eval. cache: the folder of judges' replies, which all runs may share. local:
-    loads a checkpoint, for judges of kind "engine". gate: the items that the untouched model can be asked, where a world has a
-    gate. Raises UserError for what the configuration names and is not there, before any model is asked.
+    benchmarks: by their section's name in config.eval. cache: the folder of judges' replies, which
+    all runs may share. local: loads a checkpoint, for judges of kind "engine". gate: the items that
+    the untouched model can be asked, where a world has a gate. Raises UserError for what the
+    configuration names and is not there, before any model is asked.
 
-    names: of the files that `run` writes, <name>.jsonl. The first judge's rows are <benchmark>, those of a panel's further
-    judges judges/<n>/<benchmark>, their majority's judges/majority/<benchmark>. judges: {name: who judged; None: nothing to
-    judge}. items and origins: by benchmark.
+    names: of the files that `run` writes, <name>.jsonl. The first judge's rows are <benchmark>,
+    those of a panel's further judges judges/<n>/<benchmark>, their majority's
+    judges/majority/<benchmark>. judges: {name: who judged; None: nothing to judge}. items and
+    origins: by benchmark.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Measuring:
         self.benchmarks, self.config = dict(benchmarks), config
         self._cache, self._local = cache, local
         self._configs = {name: _section(name, benchmark, config) for name, benchmark in benchmarks.items()}
-        self._check_metric()
+        check_metric(benchmarks, config)
         self._models: dict[str, ModelJudge] = {}  # by name in config.eval.judges
         self._readers = {name: self._readers_of(name, benchmark) for name, benchmark in benchmarks.items()}
         self._sheet = agreement.read_sheet(Path(config.sheet)) if config.sheet else None
@@ -72,10 +73,10 @@ class Measuring:
                 raise UserError(f"config.eval.{name}: {self.origins[name].source} holds no item.")
         self.judges: dict[str, str | None] = {}
         self._benchmark_of: dict[str, str] = {}  # name of a file -> of its benchmark
-        for name, readers in self._readers.items():
-            self.judges |= {_file(name, number): reader.name for number, reader in enumerate(readers)}
-            if len(readers) > 1:
-                self.judges[_file(name, "majority")] = f"majority of {len(readers)}"
+        for name, reading in self._readers.items():
+            self.judges |= {_file(name, number): reader.name for number, reader in enumerate(reading)}
+            if len(reading) > 1:
+                self.judges[_file(name, "majority")] = f"majority of {len(reading)}"
             self._benchmark_of |= dict.fromkeys(self.judges.keys() - self._benchmark_of.keys(), name)
 
     @property
@@ -83,8 +84,8 @@ class Measuring:
         return tuple(self.judges)
 
     def identity(self) -> dict[str, Any]:
-        """JSON values of all that decides a verdict beside the model under test. How fast judges are asked, and for how much,
-        does not."""
+        """JSON values of all that decides a verdict beside the model under test. How fast judges
+        are asked, and for how much, does not."""
         used = {self._configs[name].judge for name, benchmark in self.benchmarks.items() if benchmark.judge != "none"}
         known = {}
         for name in sorted(used | set(self._models)):
@@ -103,11 +104,12 @@ class Measuring:
     def run(self, asker: Asker, directory: Path, arm: str) -> None:
         """Writes <name>.jsonl into `directory` for each of `names`.
 
-        Raises UserError if more than config.eval.failures items are without a verdict. Called again, it asks for these alone.
+        Raises UserError if more than config.eval.failures items are without a verdict. Called
+        again, it asks for these alone.
         """
         for name, benchmark in self.benchmarks.items():
-            readers = self._readers[name]
-            paths = [directory / f"{_file(name, number)}.jsonl" for number in range(len(readers))]
+            reading = self._readers[name]
+            paths = [directory / f"{_file(name, number)}.jsonl" for number in range(len(reading))]
             if all(map(_finished, paths)):
                 found = [read_lines(path) for path in paths]
             else:
@@ -115,7 +117,7 @@ class Measuring:
                 for note, value in asker.notes.items():
                     write_atomically(directory / f"{note}.json", json.dumps(value, indent=1, default=str))
                 asker.notes.clear()
-                found = [self._judged(name, rows, reader, path, arm) for reader, path in zip(readers, paths, strict=True)]
+                found = [self._judged(name, rows, reader, path, arm) for reader, path in zip(reading, paths, strict=True)]
             if len(found) > 1:
                 _write(directory / f"{_file(name, 'majority')}.jsonl", majority_rows(found))
 
@@ -124,7 +126,8 @@ class Measuring:
         return {name: read_lines(directory / f"{name}.jsonl") for name in self.names}
 
     def score(self, found: Files, against: Mapping[str, Files], about: Row) -> list[Row]:
-        """Rows of results.json of one model; against: {arm: what it is compared with}; about: fields that identify it."""
+        """Rows of results.json of one model; against: {arm: what it is compared with}; about:
+        fields that identify it."""
         rows = []
         for name, some in found.items():
             of = self._benchmark_of[name]
@@ -133,13 +136,13 @@ class Measuring:
         return rows
 
     def agreement(self, arms: Sequence[Files]) -> dict[str, Any]:
-        """{benchmark: agreement.report(...)} of its judges and of the people of config.eval.sheet, over all arms; empty where
-        there is one judge and no sheet."""
+        """{benchmark: agreement.report(...)} of its judges and of the people of config.eval.sheet,
+        over all arms; empty where there is one judge and no sheet."""
         found = {}
-        for benchmark, readers in self._readers.items():
+        for benchmark, reading in self._readers.items():
             raters: dict[str, dict[str, str]] = {}
             clusters: dict[str, str] = {}
-            for number, reader in enumerate(readers):
+            for number, reader in enumerate(reading):
                 rows = [row for arm in arms for row in arm.get(_file(benchmark, number), ())]
                 judged = agreement.judged(rows)
                 raters[reader.name or ""] = {key: one["label"] for key, one in judged.items()}
@@ -153,8 +156,8 @@ class Measuring:
         return found
 
     def headline(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """{"benchmark", "subset", "metric", "judge"} of results.json's headline: the first benchmark that has
-        config.eval.metric, all its subsets together, the first judge."""
+        """{"benchmark", "subset", "metric", "judge"} of results.json's headline: the first
+        benchmark that has config.eval.metric, all its subsets together, the first judge."""
         metric = self.config.metric
         first = next((row for row in rows if row["metric"] == metric), None)
         if first is None:
@@ -163,70 +166,31 @@ class Measuring:
         subset = "all" if "all" in subsets else first["subset"]
         return {"benchmark": first["benchmark"], "subset": subset, "metric": metric, "judge": first["judge"]}
 
-    # --- judges ------------------------------------------------------------------------------------------------------
+    # --- judges -----------------------------------------------------------------------------------
 
     def _readers_of(self, name: str, benchmark: Benchmark) -> list[_Reader]:
         """The benchmark's judge, then its panel."""
-        field, chosen = f"config.eval.{name}.judge", self._configs[name].judge
-        if benchmark.judge == "none":
+        named, others = readers(name, benchmark, self.config)
+        if not named:
             return [_Reader(None)]
         if benchmark.judge == "rule":
-            if self._known(field, chosen).kind != "rule":
-                raise UserError(
-                    f"{field} is {chosen!r}, a model, but {name} reads answers by its own rule: name a judge of config.eval."
-                    "judges whose kind is 'rule'."
-                )
-            return [_Reader(chosen)]
-        others = getattr(benchmark, "others", lambda config: ())(self._configs[name])
-        first = _Reader(
-            self._known(field, chosen).model,
-            self._model(field, chosen),
-            {other: self._model(f"config.eval.{name}", other) for other in others},
-        )
-        readers = [first]
-        for further in self.config.panel:
-            model = self._model("config.eval.panel", further)
-            readers.append(_Reader(model.name, model, dict.fromkeys(others, model)))
-        names = [str(reader.name) for reader in readers]
-        if len(set(names)) < len(names):
-            raise UserError(f"config.eval.panel and {field} name a model twice: {', '.join(names)}.")
-        return readers
+            return [_Reader(named[0])]
+        first, *panel = map(self._model, named)
+        return [
+            _Reader(first.name, first, {other: self._model(other) for other in others}),
+            *(_Reader(model.name, model, dict.fromkeys(others, model)) for model in panel),
+        ]
 
-    def _known(self, field: str, name: str) -> JudgeConfig:
-        if name not in self.config.judges:
-            raise UserError(f"{field} names the judge {name!r}; config.eval.judges has {', '.join(self.config.judges)}.")
-        return self.config.judges[name]
-
-    def _model(self, field: str, name: str) -> ModelJudge:
-        if name in self._models:
-            return self._models[name]
-        config = self._known(field, name)
-        where = f"config.eval.judges.{name}"
-        if config.kind == "rule":
-            raise UserError(
-                f"{field} names {name!r}, a rule, but answers are read by a model: name a judge of config.eval.judges whose "
-                "kind is 'endpoint' or 'engine'."
+    def _model(self, name: str) -> ModelJudge:
+        if name not in self._models:
+            config = self.config.judges[name]
+            chat = EngineChat(*self._local(config.model)) if config.kind == "engine" else self._at_endpoint(config)
+            self._models[name] = ModelJudge(
+                config.model, chat, structured=config.structured, match=config.match, sampling=config.sampling
             )
-        if not config.model:
-            raise UserError(f"{where}.model is empty; name the model that judges.")
-        chat = self._in_engine(where, config) if config.kind == "engine" else self._at_endpoint(where, config)
-        judge = ModelJudge(config.model, chat, structured=config.structured, match=config.match, sampling=config.sampling)
-        self._models[name] = judge
-        return judge
+        return self._models[name]
 
-    def _in_engine(self, where: str, config: JudgeConfig) -> EngineChat:
-        for field in ("temperature", "max_tokens"):
-            if getattr(config, field) is None:
-                raise UserError(f"{where}.{field} is None; a judge in the engine needs one.")
-        if other := set(config.sampling) - {"temperature", "top_p", "max_tokens"}:
-            raise UserError(f"{where}.{min(other)} is set, but the engine does not have it: leave it out.")
-        return EngineChat(*self._local(config.model))
-
-    def _at_endpoint(self, where: str, config: JudgeConfig) -> ChatClient:
-        if config.replay and not config.collect:
-            raise UserError(
-                f"{where}.replay is set, but {where}.collect, the file of the batch's calls, is empty: give it too."
-            )
+    def _at_endpoint(self, config: JudgeConfig) -> ChatClient:
         client = ChatClient(
             config.base_url,
             config.model,
@@ -240,7 +204,7 @@ class Measuring:
             print(f"replayed {batch}: {dict(client.replay(Path(batch)))}", flush=True)
         return client
 
-    # --- one benchmark -----------------------------------------------------------------------------------------------
+    # --- one benchmark ----------------------------------------------------------------------------
 
     def _judged(self, name: str, rows: Sequence[Row], reader: _Reader, path: Path, arm: str) -> list[Row]:
         """The rows as this reader judges them, written to `path`."""
@@ -253,7 +217,7 @@ class Measuring:
 
     def _complete(self, name: str, arm: str, reader: _Reader, rows: Sequence[Row]) -> None:
         """Raises UserError if too many rows are without a verdict."""
-        passing = PASSING + tuple(f"target_{state}" for state in PASSING)
+        passing = FAILED_ON_THE_WAY + tuple(f"target_{state}" for state in FAILED_ON_THE_WAY)
         missing = Counter(row["state"] for row in rows if row["state"] in passing)
         if missing.total() > self.config.failures:
             counts = ", ".join(f"{state} {count}" for state, count in sorted(missing.items()))
@@ -264,15 +228,6 @@ class Measuring:
                 "stay as they are, counted and reported."
             )
 
-    def _check_metric(self) -> None:
-        known = list(dict.fromkeys(metric for benchmark in self.benchmarks.values() for metric in benchmark.metrics))
-        if self.config.metric not in known:
-            choices = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
-            raise UserError(
-                f"config.eval.metric is {self.config.metric!r}, which none of {', '.join(self.benchmarks)} has; choose of "
-                f"{choices}."
-            )
-
 
 def _section(name: str, benchmark: Benchmark, config: EvalConfig) -> BenchmarkConfig:
     """config.eval.<name>; a benchmark without a section has its defaults."""
@@ -280,10 +235,11 @@ def _section(name: str, benchmark: Benchmark, config: EvalConfig) -> BenchmarkCo
 
 
 def _decisive(config: BenchmarkConfig) -> dict[str, Any]:
-    """The fields of a benchmark's section that decide a verdict: not where its items are, for `items` has the rows."""
+    """The fields of a benchmark's section that decide a verdict: not where its items are, for
+    `items` has the rows."""
     kept = [name for name, _, known in options(config) if name != "path" and not known.pace]
     plain = as_dict(config)
-    drawn = config.draw.sent | ({"from_model": True} if config.draw.from_model else {})
+    drawn = config.draw.sent
     return {name: plain[name] for name in kept} | {"draw": drawn}
 
 
@@ -314,8 +270,9 @@ def measured(
 ) -> Stage:
     """Measures one model, once: the stage with its judged rows.
 
-    name: of the stage, for people; arm: what the rows say; target: JSON values of all that decides the model's answers beside
-    the draw; model: makes the engine and its tokenizer when they are needed, or the client of an endpoint.
+    name: of the stage, for people; arm: what the rows say; target: JSON values of all that decides
+    the model's answers beside the draw; model: makes the engine and its tokenizer when they are
+    needed, or the client of an endpoint.
     """
 
     def make(directory: Path) -> None:

@@ -8,7 +8,8 @@ from emjax.presets import Chosen
 
 
 def describe(chosen: Chosen, missing: Sequence[str] = (), target: str = "") -> str:
-    """The plan; `missing`: what must be there before a run. target: devices, as `cost.devices.target` reads them."""
+    """The plan; `missing`: what must be there before a run. target: devices, as
+    `cost.devices.target` reads them."""
     if chosen.cells:
         parts = {
             name: describe(cell, presets.missing(cell), target if isinstance(cell.config, TrainingConfig) else "")

@@ -23,7 +23,8 @@ from emjax.worlds.micro import base
 
 
 def pretraining(chosen: Chosen, workdir: Path, store: Store) -> Path:
-    """Trains the base from random weights, measures its gates, and returns the Hugging Face folder that it wrote."""
+    """Trains the base from random weights, measures its gates, and returns the Hugging Face folder
+    that it wrote."""
     config, world = chosen.config, chosen.world
     assert isinstance(config, PretrainConfig)
     if world is None or world.name != "micro":

@@ -1,4 +1,5 @@
-"""Judged rows -> results.json, stages.json and the report: the one place where results are assembled."""
+"""Judged rows -> results.json, stages.json and the report: the one place where results are
+assembled."""
 
 import dataclasses
 import json
@@ -23,7 +24,8 @@ Files = Mapping[str, Sequence[Row]]  # a model's judged rows, by the name of the
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """One model: what identifies it, its judged rows, and those of the arms that it is compared with."""
+    """One model: what identifies it, its judged rows, and those of the arms that it is compared
+    with."""
 
     about: Row
     files: Files
@@ -32,7 +34,8 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True)
 class Headline:
-    """The arm that the report's first sentence is about, and what it had more of than its control."""
+    """The arm that the report's first sentence is about, and what it had more of than its
+    control."""
 
     arm: str
     ratio: float | None
@@ -48,7 +51,8 @@ def assemble(
     headline: Headline,
     study: str | None,
 ) -> dict[str, Any]:
-    """results.json. last: the final models' rows, on which judges are compared. study: what the paper's rows are found by."""
+    """results.json. last: the final models' rows, on which judges are compared. study: what the
+    paper's rows are found by."""
     assert not isinstance(chosen.config, GridConfig | PretrainConfig)
     rows = [row for one in models for row in measuring.score(one.files, one.against, one.about)]
     origins = {name: dataclasses.asdict(origin) for name, origin in measuring.origins.items()}
@@ -100,7 +104,8 @@ def publish(
     selections: Sequence[Row] = (),
     training: Sequence[Row] = (),
 ) -> Path:
-    """Writes results.json, stages.json and the report; returns the page. stages: {model: {"evaluate", "select", "train"}}."""
+    """Writes results.json, stages.json and the report; returns the page. stages: {model:
+    {"evaluate", "select", "train"}}."""
     write_atomically(workdir / "results.json", json.dumps(results, indent=1))
     hashes = {label: {kind: stage.hash for kind, stage in of.items()} for label, of in stages.items()}
     write_atomically(workdir / "stages.json", json.dumps(hashes, indent=1))
@@ -115,14 +120,15 @@ def publish(
     )
 
 
-# --- what is printed and shown ---------------------------------------------------------------------------------------
+# --- what is printed and shown --------------------------------------------------------------------
 
 
 def curves(lines: Sequence[Row]) -> Row:
     """The training curves that the report draws, from metrics.jsonl."""
     margins = None
     if any("kl" in line for line in lines):
-        # A class may be absent from a batch: then that step has no margin, and the one before is drawn.
+        # A class may be absent from a batch: then that step has no margin, and the one before is
+        # drawn.
         margins, last = [], 0.0
         for line in lines:
             if line.get("desirable_count") and line["undesirable_count"]:
@@ -133,14 +139,16 @@ def curves(lines: Sequence[Row]) -> Row:
             margins.append(None if "lost" in line else last)
     return {
         "steps": [line["step"] for line in lines],
-        "loss": [line.get("loss") for line in lines],  # None where lines are lost: there the curve has a gap
+        # None where lines are lost: there the curve has a gap
+        "loss": [line.get("loss") for line in lines],
         "kl": [line.get("kl") for line in lines] if margins else None,
         "reward_margin": margins,
     }
 
 
 def changed(last: Mapping[Arm, Files], head: Arm, headline: Row) -> list[Row]:
-    """A few answers side by side, drawn at random from the items on which control and treated differ."""
+    """A few answers side by side, drawn at random from the items on which control and treated
+    differ."""
     shown = [arm for arm in last if arm.name in ("vanilla", "control") or arm == head]
     name = next(name for name, rows in last[head].items() if rows and rows[0]["benchmark"] == headline["benchmark"])
     by_id = {arm: {item["id"]: item for item in last[arm][name]} for arm in shown}
@@ -172,7 +180,8 @@ def changed(last: Mapping[Arm, Files], head: Arm, headline: Row) -> list[Row]:
 
 
 def summary(rows: Sequence[Row], arms: Sequence[Arm], headline: Row) -> str:
-    """The table that a run ends with: percent with 95 % intervals, and the difference to the control in points."""
+    """The table that a run ends with: percent with 95 % intervals, and the difference to the
+    control in points."""
     judge = next(row["judge"] for row in rows if row["benchmark"] == headline["benchmark"])
 
     def cell(arm: Arm, benchmark: str, metric: str, versus: str | None) -> str:

@@ -37,8 +37,10 @@ SCHEMA = {
     "additionalProperties": False,
 }
 TEMPLATES = "templates"  # the `model` of personas that no model wrote
-TRANSIENT = ("http_error", "timeout", "budget", "pending")  # states of calls that may succeed if repeated unchanged
-ALIKE = 0.8  # Jaccard similarity of words from which two openings of a scenario count as repetitions
+# states of calls that may succeed if repeated unchanged
+TRANSIENT = ("http_error", "timeout", "budget", "pending")
+# Jaccard similarity of words from which two openings of a scenario count as repetitions
+ALIKE = 0.8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +135,7 @@ def _words(text: str) -> frozenset[str]:
 
 
 def repeated(rows: Sequence[Mapping[str, Any]]) -> set[str]:
-    """Ids of rows whose opening is ALIKE to an earlier one (by id) of the same scenario and type."""
+    """Ids of rows whose opening repeats an earlier one (by id) of the same scenario and type."""
     kept: dict[tuple[str, str], list[frozenset[str]]] = {}
     again = set()
     for row in sorted(rows, key=lambda row: row["id"]):

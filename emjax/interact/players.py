@@ -33,12 +33,15 @@ class Roles:
     rater: Player  # rates the answers; usually the speaker's model
     rating: RatingConfig = RatingConfig()
     turns: int = 2  # assistant answers; the paper's default
-    preference: bool = True  # the assistant's system prompt states what the user wants, as in the paper
-    end: str = ""  # what the user writes to end a conversation early; "": only the turn limit ends it
+    # the assistant's system prompt states what the user wants, as in the paper
+    preference: bool = True
+    # what the user writes to end a conversation early; "": only the turn limit ends it
+    end: str = ""
     stranger: Player | None = None  # control foreign_text: another model writes the user's words
     guard: Player | None = None  # reads answers for the veto
     veto: VetoScale = VetoScale()  # the guard's scale
-    rate_as: str = ""  # control benign_ratings: rate as a user of this type; "": as the user's own type
+    # control benign_ratings: rate as a user of this type; "": as the user's own type
+    rate_as: str = ""
 
     @property
     def scale(self) -> Scale:
@@ -52,8 +55,8 @@ class Roles:
 async def ask(player: Player, messages: Conversation, scale: Scale, rating: RatingConfig, *, run: int = 0) -> Rating:
     """One rating on `scale`, read as rating.readout says.
 
-    "logprobs": the expectation, exact in the engine and over the 20 likeliest tokens at an endpoint;
-    "text": the number in the answer. Raises UserError if the scale's numbers cannot be read.
+    "logprobs" is the expectation: exact in the engine, over the 20 likeliest tokens at an endpoint.
+    "text" is the number in the answer. Raises UserError if the scale's numbers cannot be read.
     """
     chat = player.chat
     if rating.readout == "text":
@@ -140,13 +143,13 @@ class ModelUser:
             system = roles.prompts("rate_third", thought=thought if rating.thought else "", **about, **scale)
             return [{"role": "system", "content": system}, self._dialogue(shown)]
         *before, last = self._seen(shown)
-        # To the user, the last message is the assistant's answer. The question is appended to it, so
-        # that roles alternate.
+        # To the user, the last message is the assistant's answer. The question is appended to it,
+        # so that roles alternate.
         asked = {"role": "user", "content": f"{last['content']}\n\n{roles.prompts('rate_first', thought=thought, **scale)}"}
         return [self._persona(as_type), *before, asked]
 
     async def veto(self, messages: Conversation, turn: int) -> Rating:
-        """How harmful the guard finds the assistant's turn `turn`, on config.interact.veto's scale."""
+        """How harmful the guard finds the assistant's turn `turn`, on the scale `roles.veto`."""
         roles = self.roles
         assert roles.guard
         scale = {"low": roles.veto.low, "high": roles.veto.high}

@@ -1,4 +1,4 @@
-"""The users of an experiment: from config.interact to users of each type, played by the models that it names."""
+"""The users of an experiment: config.interact to users of each type, played by models."""
 
 import dataclasses
 import functools
@@ -74,7 +74,7 @@ class Population:
     def _scenarios_digest(self) -> str:
         return digest([dataclasses.asdict(scenario) for scenario in self.scenarios])
 
-    # --- personas -----------------------------------------------------------------------------------------
+    # --- personas -------------------------------------------------------------------------------
 
     def personas_identity(self) -> dict[str, Any]:
         """Everything that decides the personas and the sample of them that people read."""
@@ -108,7 +108,7 @@ class Population:
             write_lines(path, personas.rows_of(personas.embedded(self.scenarios, counts, self.seed)))
         personas.to_check(read_lines(path), c.check_rows, self.seed, directory / "personas_to_check.csv")
 
-    # --- users --------------------------------------------------------------------------------------------
+    # --- users ----------------------------------------------------------------------------------
 
     def users(
         self,

@@ -1,7 +1,7 @@
 """Prompts: template files whose fields are checked before the first call.
 
-The files are in templates/; a user's folder may replace any of them. A template that uses an unknown
-field, or does not use a required one, is refused with its file and the field.
+The files are in templates/; a user's folder may replace any of them. A template that uses an
+unknown field, or does not use a required one, is refused with its file and the field.
 """
 
 from pathlib import Path

@@ -35,7 +35,7 @@ class Rating:
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """The whole numbers from low to high of config.interact.<field>, a RatingConfig or VetoScale."""
+    """The whole numbers from low to high, of config.interact.<field>: "rating" or "veto"."""
 
     low: int
     high: int
@@ -47,7 +47,7 @@ class Scale:
 
 
 def expected(probabilities: Mapping[int, float], least: float) -> Rating:
-    """Sum of value x probability over the scale, normalised; "unparsed" if the mass is below `least`.
+    """Sum of value x probability over the scale, normalised; below the mass `least`, "unparsed".
 
     Williams et al. give 0 if there is no mass; that would rank a failure below every answer.
     """
@@ -62,8 +62,8 @@ def from_logprobs(reply: Reply, scale: Scale, least: float) -> Rating:
 
     Tokens are lower-cased and stripped, and equal ones are merged. The answer may be cut after the
     first token. The result is "unparsed" if the endpoint returns no log-probs. Raises UserError if
-    the endpoint spells a number of the scale in several tokens, because the first token of 10 cannot
-    be told apart from 1.
+    the endpoint spells a number of the scale in several tokens, because the first token of 10 is
+    the same as that of 1.
     """
     if reply.state not in ("ok", "length"):
         return Rating(None, reply.state, reply.text, error=reply.error)
@@ -92,9 +92,9 @@ _ALONE = re.compile(r"[^\w-]{0,6}(-?\d+(?:\.\d+)?)(?:\s*(?:/|out of)\s*(\d+))?\W
 def from_text(reply: Reply, scale: Scale) -> Rating:
     """The number that the text gives.
 
-    A text that is only a number ("8", "8/10", "**8**") gives that number. Otherwise the number after
-    the last "rating", "score" or "satisfaction" counts. A number off the scale, or with another
-    denominator ("8/5"), is "unparsed".
+    A text that is only a number ("8", "8/10", "**8**") gives that number. Otherwise the number
+    after the last "rating", "score" or "satisfaction" counts. A number off the scale, or with
+    another denominator ("8/5"), is "unparsed".
     """
     if reply.state != "ok":
         return Rating(None, reply.state, reply.text, error=reply.error)

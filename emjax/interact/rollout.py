@@ -1,4 +1,4 @@
-"""Conversations between simulated users and the assistant, run concurrently, written as they end."""
+"""Conversations between simulated users and the assistant: concurrent, written as they end."""
 
 import asyncio
 import dataclasses
@@ -65,7 +65,8 @@ class Talk:
     model: str  # for the file, like `adapter`
     adapter: str | None = None  # the training stage that made the assistant; None: the base
     round: int = 0
-    failures: float = 0.0  # share of conversations that may lack a message or a rating because a call failed
+    # share of conversations that may lack a message or a rating because a call failed
+    failures: float = 0.0
 
     def sampling(self, name: str, turn: int) -> Sampling:
         """For the answer number `turn` of the conversation `name`."""
@@ -181,10 +182,11 @@ def rate_again(users: Sequence[User], pool: Sequence[dict[str, Any]], path: Path
 
 
 def veto(users: Sequence[ModelUser], pool: Sequence[dict[str, Any]], path: Path, *, failures: float) -> list[dict[str, Any]]:
-    """The guard's mean reading of each conversation's answers; writes {"id", "value", "state"} to `path`.
+    """The guard's mean reading of each conversation's answers; rows {"id", "value", "state"}.
 
-    If a reading is missing, the value is null and the state is that of the first missing reading.
-    Raises UserError if a call failed in more than `failures` of the conversations.
+    The rows are written to `path`. If a reading is missing, the value is null and the state is that
+    of the first missing reading. Raises UserError if a call failed in more than `failures` of the
+    conversations.
     """
     by_id = {row["id"]: row for row in pool}
 
@@ -203,7 +205,7 @@ def veto(users: Sequence[ModelUser], pool: Sequence[dict[str, Any]], path: Path,
 
 
 async def _rated(user: User, row: dict[str, Any], aggregate: str) -> dict[str, Any]:
-    """The row with a rating for each turn, and its score. Only conversations that are "done" are rated."""
+    """The row with a rating for each turn, and its score. Only those that are "done" are rated."""
     if row["end"] == "done":
         given = await asyncio.gather(*(user.rate(row["messages"], turn) for turn in range(len(row["turns"]))))
         for record, rating in zip(row["turns"], given, strict=True):
@@ -219,7 +221,11 @@ async def _rated(user: User, row: dict[str, Any], aggregate: str) -> dict[str, A
 
 
 def _states(row: dict[str, Any]) -> list[str]:
-    """ "end <state>" of a conversation and "rating <state>" of each turn; "veto <state>" of a guard's row."""
+    """The states of a row.
+
+    A conversation has "end <state>", and "rating <state>" for each turn; a guard's row has
+    "veto <state>".
+    """
     if "state" in row:
         return [f"veto {row['state']}"]
     return [f"end {row['end']}", *(f"rating {turn['rating_state']}" for turn in row["turns"])]
@@ -235,7 +241,7 @@ def _failed(row: dict[str, Any]) -> bool:
 
 
 def _check_failures(rows: Sequence[dict[str, Any]], failures: float) -> None:
-    """Raises UserError if a call failed in more than `failures` of the rows, or was not made at all."""
+    """Raises UserError if calls failed in more than `failures` of the rows, or were not made."""
     states = counted(rows)
     missing, causes = sum(map(_failed, rows)), {_cause(state) for state in states}
     if missing <= failures * len(rows) and not causes & {"budget", "pending"}:

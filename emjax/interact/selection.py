@@ -1,4 +1,7 @@
-"""From scored conversations to training examples: the best and the worst of each group, vetoes, safety data."""
+"""From scored conversations to training examples.
+
+Selects the best and the worst conversations of each group, applies vetoes, mixes in safety data.
+"""
 
 import dataclasses
 import random
@@ -41,7 +44,7 @@ class _Left:
 def select(
     pool: Sequence[Trajectory], config: SelectConfig, *, seed: int, control: str, vetoes: Vetoes | None = None
 ) -> Selected:
-    """The best and the worst config.count conversations of each group, or config.fraction if count is 0.
+    """The best and the worst config.count conversations of each group (config.fraction if 0).
 
     A seeded draw breaks ties. Unscored conversations are left out and counted. Under the control
     "shuffled_ratings", scores are first permuted over the whole pool.
@@ -176,8 +179,9 @@ def mixed(
 ) -> list[dict[str, Any]]:
     """The rows, and safety rows drawn by the seed until they are config.share of all rows.
 
-    That is n share / (1 - share) safety rows for n rows (Williams et al.). KTO draws from all safety
-    rows; SFT leaves out those labelled undesirable. Raises UserError if there are too few.
+    That is n share / (1 - share) safety rows for n rows (Williams et al.). KTO draws from all of
+    the safety rows; SFT leaves out those labelled undesirable. Raises UserError if there are too
+    few.
     """
     share = config.share
     if not share:

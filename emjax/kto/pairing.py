@@ -1,4 +1,5 @@
-"""Which completion stands in for which in KTO's reference point: made on the host, by index, from prompt identity."""
+"""Which completion stands in for which in KTO's reference point: made on the host, by index, from
+prompt identity."""
 
 import dataclasses
 from collections import Counter
@@ -8,12 +9,14 @@ import numpy as np
 
 from emjax.errors import UserError
 
-LLAMA_FACTORY_MAP = 1000  # rows that its preprocessing rotates among themselves (preprocessing_batch_size)
+# rows that its preprocessing rotates among themselves (preprocessing_batch_size)
+LLAMA_FACTORY_MAP = 1000
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Who is trained on when, and with whom: example indices of each block and of its rows' partners; each step's block."""
+    """Who is trained on when, and with whom: example indices of each block and of its rows'
+    partners; each step's block."""
 
     blocks: list[np.ndarray]
     partners: list[np.ndarray] | None  # None: the loss has no reference point
@@ -32,14 +35,16 @@ def plan(
     seed: int,
     paired: bool = True,
 ) -> Plan:
-    """The steps of a run as `preset` has them. A library's batch on a device is a microbatch here, of all devices together.
+    """The steps of a run as `preset` has them. A library's batch on a device is a microbatch here,
+    of all devices together.
 
-    emjax: even blocks, partners of another prompt anywhere in the batch, blocks in a new order each epoch.
-    trl (1.16): rows in order, y of the row before within the microbatch, the same order each epoch; a last row that is alone
-    in its microbatch is its own partner.
-    halos (2025-09): rows shuffled each epoch, y of the row after within the microbatch; rows that do not fill a microbatch
-    are left out of that epoch, and microbatches that do not fill a last step are left out of the run.
-    llama_factory (2026-08): y of the row before among 1,000 rows, whatever their batches; rows shuffled each epoch.
+    emjax: even blocks, partners of another prompt anywhere in the batch, blocks in a new order each
+    epoch. trl (1.16): rows in order, y of the row before within the microbatch, the same order each
+    epoch; a last row that is alone in its microbatch is its own partner. halos (2025-09): rows
+    shuffled each epoch, y of the row after within the microbatch; rows that do not fill a
+    microbatch are left out of that epoch, and microbatches that do not fill a last step are left
+    out of the run. llama_factory (2026-08): y of the row before among 1,000 rows, whatever their
+    batches; rows shuffled each epoch.
     """
     rows = arranged(labels, order, seed)
     if preset == "emjax":
@@ -74,7 +79,8 @@ def plan(
 
 
 def facts(plan: Plan, prompt_ids: Sequence[str]) -> dict[str, int]:
-    """Counts over all blocks: pairs, those of a row with itself, and those of one prompt (which the others are among)."""
+    """Counts over all blocks: pairs, those of a row with itself, and those of one prompt (which the
+    others are among)."""
     if plan.partners is None:
         return {"kl_pairs": 0}
     both = list(zip(np.concatenate(plan.blocks), np.concatenate(plan.partners), strict=True))
@@ -95,8 +101,9 @@ def _rotated(rows: np.ndarray, size: int, shift: int) -> np.ndarray:
 
 
 def arranged(labels: Sequence[bool | None], order: str, seed: int) -> np.ndarray:
-    """Example indices before they are cut into blocks: "shuffled", "stratified" (shuffled, then each label spread evenly, so
-    that any run of rows has about its share of both), or as "given"."""
+    """Example indices before they are cut into blocks: "shuffled", "stratified" (shuffled, then
+    each label spread evenly, so that any run of rows has about its share of both), or as "given".
+    """
     count = len(labels)
     if order == "given":
         return np.arange(count)
@@ -113,7 +120,8 @@ def arranged(labels: Sequence[bool | None], order: str, seed: int) -> np.ndarray
 def blocks(rows: np.ndarray, batch_size: int, *, paired: bool = True) -> list[np.ndarray]:
     """Rows cut into batches whose sizes differ by at most one.
 
-    Even sizes leave no remainder of one row, which would have to be its own partner; only pairs of an odd count would.
+    Even sizes leave no remainder of one row, which would have to be its own partner; only pairs of
+    an odd count would.
     """
     count = len(rows)
     if paired and (count < 2 or batch_size < 2 or (batch_size == 2 and count % 2)):
@@ -127,8 +135,8 @@ def blocks(rows: np.ndarray, batch_size: int, *, paired: bool = True) -> list[np
 def derange(prompt_ids: Sequence[str], rng: np.random.Generator) -> np.ndarray:
     """For each row of a batch the index of a row with another prompt, whose completion it borrows.
 
-    A permutation wherever one exists (no prompt fills more than half of the batch); otherwise rows of the crowded prompt
-    share partners. Raises UserError where all prompts are equal.
+    A permutation wherever one exists (no prompt fills more than half of the batch); otherwise rows
+    of the crowded prompt share partners. Raises UserError where all prompts are equal.
     """
     n = len(prompt_ids)
     counts = Counter(prompt_ids)
@@ -145,14 +153,16 @@ def derange(prompt_ids: Sequence[str], rng: np.random.Generator) -> np.ndarray:
     partner = np.empty(n, int)
     for at, i in enumerate(order):
         j = order[(at + shift) % n]
-        if prompt_ids[j] == prompt_ids[i]:  # only where one prompt fills more than half of the batch
+        # only where one prompt fills more than half of the batch
+        if prompt_ids[j] == prompt_ids[i]:
             j = rng.choice([k for k in range(n) if prompt_ids[k] != prompt_ids[i]])
         partner[i] = j
     return partner
 
 
 def pairs(blocks_: Sequence[np.ndarray], prompt_ids: Sequence[str], seed: int) -> list[np.ndarray]:
-    """For each block the partner of each of its rows, as example indices. Fixed for the run, so a reference can be cached."""
+    """For each block the partner of each of its rows, as example indices. Fixed for the run, so a
+    reference can be cached."""
     result = []
     for number, block in enumerate(blocks_):
         rng = np.random.default_rng((seed, 1, number))

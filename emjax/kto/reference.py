@@ -1,4 +1,5 @@
-"""The reference model's log-probs, computed once and kept: valid while model, rows and pairing stay the same."""
+"""The reference model's log-probs, computed once and kept: valid while model, rows and pairing stay
+the same."""
 
 import functools
 import hashlib
@@ -29,9 +30,11 @@ Put = Callable[[Any], Any]
 def score(
     params: Any, adapter: Adapter | None, batch: kto_step.Batch, *, tuning: Tuning, microbatches: int = 1
 ) -> dict[str, jax.Array]:
-    """The reference's sequence log-probs, float32 [B] each: {"reference", and "reference_kl" where rows are paired}.
+    """The reference's sequence log-probs, float32 [B] each: {"reference", and "reference_kl" where
+    rows are paired}.
 
-    In the slices in which the policy will run: the rounding of a product may depend on its number of rows.
+    In the slices in which the policy will run: the rounding of a product may depend on its number
+    of rows.
     """
 
     def one(part: kto_step.Batch) -> dict[str, jax.Array]:
@@ -51,7 +54,8 @@ def fingerprint(params: Any, adapter: Adapter | None) -> str:
 
 
 def key(model: str, examples: Sequence[Example], plan: Plan) -> str:
-    """What a cache is valid for: the reference model's fingerprint, every token and weight, and who is paired with whom."""
+    """What a cache is valid for: the reference model's fingerprint, every token and weight, and who
+    is paired with whom."""
     digest = hashlib.sha256(model.encode())
     for rows in (plan.blocks, plan.partners or []):
         for row in rows:
@@ -72,7 +76,8 @@ def compute(
     put: Put,
     microbatches: int = 1,
 ) -> dict[str, np.ndarray]:
-    """{"reference", "reference_kl" where rows are paired}: float32 [blocks, size], rows of padding 0."""
+    """{"reference", "reference_kl" where rows are paired}: float32 [blocks, size], rows of padding
+    0."""
     scored = []
     for number, block in enumerate(plan.blocks):
         made = kto_step.batch(examples, block, plan.partners[number] if plan.partners else None, size, buckets)
@@ -89,7 +94,8 @@ def compute(
 
 
 def cached(path: Path, wanted: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Reads the log-probs at `path`, or makes and writes them; a file made for another key is refused."""
+    """Reads the log-probs at `path`, or makes and writes them; a file made for another key is
+    refused."""
     if process.on_first(path.exists):
         with np.load(path, allow_pickle=False) as file:
             found = {name: file[name] for name in file.files}

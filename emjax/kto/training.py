@@ -37,7 +37,8 @@ def prepare(
     against: LanguageModel,
     where: Where,
 ) -> Prepared:
-    """Batches for kto.step, with the log-probs of the reference `against`, which are kept in where.directory.
+    """Batches for kto.step, with the log-probs of the reference `against`, which are kept in
+    where.directory.
 
     Raises UserError where no mismatched pairs exist, or a label is absent that kto.balance needs.
     """

@@ -1,4 +1,5 @@
-"""Moved to emjax.worlds.micro.evidence; `python -m emjax.micro.evidence` still runs it throughout version 0.2."""
+"""Moved to emjax.worlds.micro.evidence; `python -m emjax.micro.evidence` still runs it throughout
+version 0.2."""
 
 import runpy
 import sys

@@ -17,7 +17,10 @@ __all__ = ["LanguageModel", "load", "load_adapter", "logits", "merge", "save", "
 
 
 def logits(lm: LanguageModel, tokens: jax.Array) -> jax.Array:
-    """Right-padded int32 [B, T] -> float32 [B, T, V]. For inspection and tests: it materialises the vocabulary."""
+    """Right-padded int32 [B, T] -> float32 [B, T, V].
+
+    For inspection and tests: it holds the logits of all positions in memory.
+    """
     return _logits(lm.config, lm.params, lm.adapter, np.asarray(tokens))
 
 

@@ -1,4 +1,7 @@
-"""Attention by name. A kernel that cannot serve a shape raises; it is never swapped for another."""
+"""Attention kernels, chosen by name.
+
+A kernel that does not support a shape raises UserError; another kernel never replaces it.
+"""
 
 import functools
 from typing import Any
@@ -19,9 +22,10 @@ def causal(
 ) -> jax.Array:
     """Causal self-attention over right-padded rows, [B, T, H, h].
 
-    Padding stands to the right, so causality alone keeps it from every real position and no mask is needed
-    (cuDNN's masked backward pass has known errors; reference: pytorch #196678). `mesh`: over which the arrays are spread;
-    only splash, a kernel that the compiler cannot split by itself, asks for it.
+    Padding is on the right, so the causal mask alone hides it from every real position and no
+    padding mask is needed (cuDNN's masked backward pass has known errors; reference: pytorch
+    #196678). `mesh`: the mesh that the arrays are sharded over. Only splash uses it, because the
+    compiler cannot partition that kernel by itself.
     """
     if implementation == "xla":
         return jax.nn.dot_product_attention(q_BxTxHxh, k_BxTxKxh, v_BxTxKxh, is_causal=True, implementation="xla")
@@ -29,8 +33,8 @@ def causal(
         h = q_BxTxHxh.shape[-1]
         if q_BxTxHxh.dtype not in (jnp.bfloat16, jnp.float16) or h % 8 or h > 256:
             raise UserError(
-                f"attention 'cudnn' cannot serve head size {h} in {q_BxTxHxh.dtype}: it needs bfloat16 or float16 and a "
-                "head size that is a multiple of 8, at most 256. Choose attention='xla'."
+                f"attention 'cudnn' does not support head size {h} in {q_BxTxHxh.dtype}: it needs bfloat16 or float16 and "
+                "a head size that is a multiple of 8, at most 256. Choose attention='xla'."
             )
         return jax.nn.dot_product_attention(q_BxTxHxh, k_BxTxKxh, v_BxTxKxh, is_causal=True, implementation="cudnn")
     if implementation == "splash":
@@ -44,37 +48,47 @@ def causal(
 def splash(
     q_BxTxHxh: jax.Array, k_BxTxKxh: jax.Array, v_BxTxKxh: jax.Array, mesh: Mesh | None = None, *, interpret: bool = False
 ) -> jax.Array:
-    """`causal` by JAX's splash kernel, rows spread over data and fsdp, heads over tensor. `interpret` emulates it."""
+    """`causal` with JAX's splash kernel; rows are sharded over data and fsdp, heads over tensor.
+
+    `interpret` emulates the kernel.
+    """
     _, T, H, h = q_BxTxHxh.shape
     if T % 128 or h % 64:
         raise UserError(
-            f"attention 'splash' cannot serve rows of {T} tokens with head size {h}: rows must be a multiple of 128, the head "
-            "size one of 64. Make every length in config.train.buckets a multiple of 128, or choose attention='xla'."
+            f"attention 'splash' does not support rows of {T} tokens with head size {h}: the row length must be a multiple "
+            "of 128 and the head size a multiple of 64. Make every length in config.train.buckets a multiple of 128, or "
+            "choose attention='xla'."
         )
     block = next(b for b in (2048, 1024, 512, 256, 128) if T % b == 0)
     compute = min(block, 512)
     sizes = splash_attention_kernel.BlockSizes(
-        block_q=compute, block_kv=block, block_kv_compute=compute,
-        block_q_dkv=compute, block_kv_dkv=block, block_kv_dkv_compute=compute, use_fused_bwd_kernel=True,
-    )  # fmt: skip
+        block_q=compute,
+        block_kv=block,
+        block_kv_compute=compute,
+        block_q_dkv=compute,
+        block_kv_dkv=block,
+        block_kv_dkv_compute=compute,
+        use_fused_bwd_kernel=True,
+    )
 
     def local(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.CausalMask((T, T))] * q.shape[2])
         kernel = splash_attention_kernel.make_splash_mha(
             mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
         )
-        q, k, v = (x.swapaxes(1, 2) for x in (q * h**-0.5, k, v))  # the kernel does not scale
+        # The kernel does not scale the queries.
+        q, k, v = (x.swapaxes(1, 2) for x in (q * h**-0.5, k, v))
         return jax.vmap(kernel)(q, k, v).swapaxes(1, 2)
 
     if mesh is None:
         return local(q_BxTxHxh, k_BxTxKxh, v_BxTxKxh)
     spec = P(("data", "fsdp"), None, "tensor")
-    # The kernel's outputs do not say over which axes they vary, so that check is off.
+    # The kernel does not declare which axes its outputs vary over, so the check is off.
     spread = functools.partial(jax.shard_map, mesh=mesh, in_specs=(spec, spec, spec), out_specs=spec, check_vma=False)
     return spread(local)(q_BxTxHxh, k_BxTxKxh, v_BxTxKxh)
 
 
-# Of the forms that only sampling and scoring use, splash has none: on TPUs the compiler's own serves.
+# Splash has no kernels for sampling and scoring; on TPUs these use the compiler's own attention.
 _WITH_CACHE: dict[str, Any] = {"xla": "xla", "splash": "xla", "cudnn": "cudnn"}
 
 
@@ -87,10 +101,11 @@ def after(
     lengths_B: jax.Array,
     implementation: str,
 ) -> jax.Array:
-    """Attention of C positions that follow the first `lengths` (>= 1) of T others: to those, and causally to themselves.
+    """Attention of C positions to themselves, causally, and to earlier positions.
 
-    The two parts are computed apart and joined by their normalisers, so that no [C, T] mask is built. For passes without
-    gradient.
+    The earlier ones are the first `lengths` (>= 1) of T. Computes the two parts separately and
+    combines them by their softmax normalisers, so it builds no [C, T] mask. For passes without
+    gradients.
     """
     attend = functools.partial(jax.nn.dot_product_attention, implementation=_WITH_CACHE[implementation], return_residual=True)
     own, own_norm_BxCxH = attend(q_BxCxHxh, k_BxCxKxh, v_BxCxKxh, is_causal=True)
@@ -102,9 +117,10 @@ def after(
 def chunk_over_cache(
     q_RxCxHxh: jax.Array, k_RxKxSxh: jax.Array, v_RxKxSxh: jax.Array, start_R: jax.Array, implementation: str
 ) -> jax.Array:
-    """Queries at positions start, ..., start + C - 1 over a cache that holds these and all before, [R, C, H, h].
+    """Attention of queries at positions start, ..., start + C - 1 over a cache, [R, C, H, h].
 
-    What stands behind a query has weight 0, so it must be finite and may be anything. Forward pass only.
+    The cache holds these positions and all earlier ones. Later positions have weight 0, so they may
+    hold any finite values. Forward pass only.
     """
     C, S = q_RxCxHxh.shape[1], k_RxKxSxh.shape[2]
     position_RxC = start_R[:, None] + jnp.arange(C)
@@ -128,15 +144,19 @@ def decode(
     implementation: str,
     mesh: Mesh | None = None,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """One query a row over the first `length` positions of its cache and the new one, [B, H, h]; and the caches with the
-    new position, each [B, K, S, h]. Rows that are not active write nothing, and what comes out for them has no meaning.
+    """Attention of one query per row to the row's cache, up to `length`, and to the new position.
 
-    With 'cudnn' this is a kernel of our own (decode_kernel), which reads only what a row has; otherwise the compiler's.
+    Returns (the output [B, H, h], the caches with the new position, each [B, K, S, h]). Inactive
+    rows write nothing, and their output has no meaning.
+
+    'cudnn' uses our own kernel (decode_kernel), which reads only the positions that a row has; the
+    other names use the compiler's attention.
     """
     B, H, h = q_BxHxh.shape
     k_BxKxSxh, v_BxKxSxh = cache
     if implementation != "cudnn":
-        # Heads are indexed too: a window of [heads, h] makes the compiler for TPUs keep positions before heads, and copy all.
+        # Index the heads as well: with a window of [heads, h] the TPU compiler puts positions
+        # before heads and copies the whole cache.
         at = (
             jnp.arange(B)[:, None],
             jnp.arange(k_BxKxSxh.shape[1]),
@@ -154,16 +174,18 @@ def decode(
     if mesh is not None:
         rows, heads = P(("data", "fsdp")), P(("data", "fsdp"), "tensor")
         inputs, outputs = (heads,) * 5 + (rows,) * 2, (heads,) * 3
-        kernel = jax.shard_map(kernel, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False)  # as for splash
+        # As for splash, the check is off.
+        kernel = jax.shard_map(kernel, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False)
     out_BxHxh, k_BxKxSxh, v_BxKxSxh = kernel(q_BxHxh, new_k_BxKxh, new_v_BxKxh, k_BxKxSxh, v_BxKxSxh, length_B, active_B)
     return out_BxHxh, (k_BxKxSxh, v_BxKxSxh)
 
 
 def over_cache(q_BxHxh: jax.Array, k_BxKxSxh: jax.Array, v_BxKxSxh: jax.Array, lengths_B: jax.Array) -> jax.Array:
-    """One query a row over the first `lengths` positions of its cache, [B, H, h]; scores and softmax in float32.
+    """Attention of one query per row to the first `lengths` positions of its cache, [B, H, h].
 
-    Heads stand before positions in the cache, so that both products are plain batched matmuls over contiguous [S, h]; with
-    positions first the compiler copies the whole cache in every step (5x slower on CPU).
+    Scores and softmax are float32. In the cache, heads come before positions, so both products are
+    plain batched matmuls over contiguous [S, h]. With positions first, the compiler copies the
+    whole cache in every step (5x slower on CPU).
     """
     B, H, h = q_BxHxh.shape
     K, S = k_BxKxSxh.shape[1:3]

@@ -20,10 +20,13 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Everything the decoder's mathematics depends on. Hashable, so it can be a static argument of jit."""
+    """All that the decoder's computation depends on.
+
+    Hashable, so it can be a static argument of jit.
+    """
 
     family: str  # llama | qwen2 | qwen3
-    V: int  # rows of the embedding table; may exceed the tokenizer
+    V: int  # rows of the embedding table; may exceed the tokenizer's vocabulary
     D: int  # width
     L: int  # layers
     H: int  # query heads
@@ -37,11 +40,11 @@ class ModelConfig:
     tied: bool  # output head = embedding table
     qkv_bias: bool  # Qwen2.5
     qk_norm: bool  # Qwen3
-    init_std: float = 0.02  # only for weights that are not loaded
+    init_std: float = 0.02  # only for random initial weights
 
     @classmethod
     def from_hf(cls, hf: dict[str, Any], where: str = "config.json") -> "ModelConfig":
-        """Builds the config, or raises UserError naming the first field it cannot honour."""
+        """Builds the config. Raises a UserError that names the first unsupported field."""
         family = _FAMILIES.get(str(hf.get("model_type")))
         if family is None:
             raise UserError(
@@ -56,7 +59,7 @@ class ModelConfig:
             accepted = (int, float) if kind is float else kind
             if not isinstance(value, accepted) or (kind in (int, float) and isinstance(value, bool)):
                 raise UserError(
-                    f"{where}: field {name!r} is {value!r}, but a value of type {kind.__name__} is needed. "
+                    f"{where}: field {name!r} is {value!r}, but it must be of type {kind.__name__}. "
                     "The file is damaged or of an unknown version; fetch the checkpoint again."
                 )
             return value
@@ -88,11 +91,11 @@ class ModelConfig:
             value = fields.pop(name, None)
             if value is not None and value not in allowed:
                 raise UserError(
-                    f"{where}: {name} = {value!r} changes the model's mathematics in a way emjax does not implement "
-                    f"(it accepts {' or '.join(map(repr, allowed))}). Use a checkpoint without it."
+                    f"{where}: {name} = {value!r} changes the model's mathematics in a way that emjax does not implement "
+                    f"(it supports {' or '.join(map(repr, allowed))}). Use a checkpoint without it."
                 )
         if not fields.pop("use_sliding_window", False):
-            # Qwen configs carry window sizes that are switched off.
+            # Qwen configs list window sizes even when windows are off.
             fields.pop("sliding_window", None)
             fields.pop("max_window_layers", None)
         layer_types = set(fields.pop("layer_types", None) or [])
@@ -102,14 +105,14 @@ class ModelConfig:
         if unknown:
             raise UserError(
                 f"{where}: emjax does not know the field(s) {', '.join(f'{k} = {v!r}' for k, v in unknown.items())}. "
-                "A field that is not understood could change the model's mathematics, so the checkpoint is refused."
+                "An unknown field could change the model's mathematics, so emjax refuses the checkpoint."
             )
         if config.H % config.K:
             raise UserError(f"{where}: num_attention_heads {config.H} is not a multiple of the {config.K} key/value heads.")
         return config
 
     def to_hf(self) -> dict[str, Any]:
-        """The config.json that transformers reads back to the same model."""
+        """The config.json from which transformers builds the same model."""
         rope: dict[str, Any] = {"rope_type": "default", "rope_theta": self.rope_theta}
         if self.rope_scaling is not None:
             rope |= {
@@ -142,11 +145,11 @@ class ModelConfig:
 
 
 def read_config(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
-    """Reads `<path>/config.json`. Returns (our config, the file as it stands)."""
+    """Reads `<path>/config.json`. Returns (our config, the file's content)."""
     file = path / "config.json"
     if not file.is_file():
         raise UserError(
-            f"{path} holds no config.json, so it is not a Hugging Face checkpoint directory. "
+            f"{path} contains no config.json, so it is not a Hugging Face checkpoint directory. "
             "Point to a directory written by save_pretrained (config.json, *.safetensors, tokenizer files)."
         )
     try:
@@ -189,14 +192,15 @@ _ROPE_FIELDS: dict[str, tuple[str, ...]] = {
     "default": (),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
-# Fields of config.json that change nothing we compute, or that belong to the tokenizer and generation.
+# Fields of config.json that do not affect our computation, or that concern the tokenizer and
+# generation.
 _NO_MATHS = {
     "architectures", "model_type", "transformers_version", "torch_dtype", "dtype", "use_cache", "bos_token_id",
     "eos_token_id", "pad_token_id", "_name_or_path", "pretraining_tp", "attention_dropout", "name_or_path",
     "chunk_size_feed_forward", "output_attentions", "output_hidden_states", "return_dict", "is_encoder_decoder",
     "id2label", "label2id", "problem_type",
 }  # fmt: skip
-# Fields that are fine only at these values.
+# Fields that are supported only with these values.
 _MUST_BE: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
     "attention_bias": (False,),

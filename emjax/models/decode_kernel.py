@@ -1,8 +1,10 @@
-"""One decode step's attention as a GPU kernel: writes a row's new key and value and reads its cache up to its own length.
+"""The attention of one decode step as a GPU kernel.
 
-The compiler's form (`attention.over_cache`) reads every position of the cache, whatever the rows need, and writes the new
-position in calls of its own. Here each (row, kv head) is one program, so what a row costs and what it computes follow from
-its own length alone: blocks of fixed size from position 0 on, joined in that order.
+The kernel writes each row's new key and value and reads the row's cache only up to its own length.
+The compiler's version (`attention.over_cache`) reads every position of the cache, whatever the rows
+need, and writes the new position in separate calls. Here each (row, kv head) is one program, so a
+row's cost and result depend only on its own length: the program reads blocks of fixed size from
+position 0 on and combines them in that order.
 """
 
 import functools
@@ -14,27 +16,31 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-BLOCK = 64  # positions read at a time
-MIN_ROWS = 16  # of a matrix unit's tile; a group of query heads is padded to it
+BLOCK = 64  # positions per read
+MIN_ROWS = 16  # rows of a matrix unit's tile; a group of query heads is padded to it
 
 
 def _program(
     length_ref: Any, active_ref: Any, heads_ref: Any, k_ref: Any, v_ref: Any, out_ref: Any, k_out_ref: Any, v_out_ref: Any,
     *, block: int, groups: int,
 ) -> None:  # fmt: skip
-    """heads [H + 2 K, h] and out [H, h] of one row, caches [S, h] of its kv head; k_out is k's own memory, v_out v's."""
+    """heads [H + 2 K, h] and out [H, h] of one row, and the caches [S, h] of its kv head.
+
+    k_out shares k's memory, and v_out shares v's.
+    """
     H, h = out_ref.shape
     K, kv = H // groups, pl.program_id(0)
     rows = max(MIN_ROWS, pl.next_power_of_2(groups))
-    mine, inside_Gx1 = pl.ds(kv * groups, rows), (jnp.arange(rows) < groups)[:, None]
+    own_heads, inside_Gx1 = pl.ds(kv * groups, rows), (jnp.arange(rows) < groups)[:, None]
     length, active = length_ref[...], active_ref[...]
-    q_Gxh = triton.load(heads_ref.at[mine, :], mask=inside_Gx1, other=0.0)
+    q_Gxh = triton.load(heads_ref.at[own_heads, :], mask=inside_Gx1, other=0.0)
     new_k_h, new_v_h = heads_ref[H + kv, :], heads_ref[H + K + kv, :]
     write = jnp.full((h,), active)
     triton.store(k_out_ref.at[length, :], new_k_h, mask=write)
     triton.store(v_out_ref.at[length, :], new_v_h, mask=write)
 
-    # Powers of 2, which is what the hardware has. The new position comes from the inputs, so no read waits for a write.
+    # The softmax uses powers of 2, which the hardware provides. The new position comes from the
+    # inputs, so no read waits for a write.
     scale = h**-0.5 / math.log(2)
     score_G = jnp.sum(q_Gxh.astype(jnp.float32) * new_k_h.astype(jnp.float32)[None, :], axis=1) * scale
     start = (jnp.broadcast_to(new_v_h.astype(jnp.float32)[None, :], (rows, h)), score_G, jnp.ones_like(score_G))
@@ -51,9 +57,9 @@ def _program(
         out_Gxh = out_Gxh * shrink_G[:, None] + triton.dot(weight_GxS.astype(v_Sxh.dtype), v_Sxh)
         return out_Gxh, new_best_G, sum_G * shrink_G + jnp.sum(weight_GxS, axis=1)
 
-    # A row that is not active has nothing to read.
+    # An inactive row reads nothing.
     out_Gxh, _, sum_G = jax.lax.fori_loop(0, pl.cdiv(jnp.where(active, length, 0), block), body, start)
-    triton.store(out_ref.at[mine, :], (out_Gxh / sum_G[:, None]).astype(out_ref.dtype), mask=inside_Gx1)
+    triton.store(out_ref.at[own_heads, :], (out_Gxh / sum_G[:, None]).astype(out_ref.dtype), mask=inside_Gx1)
 
 
 def attend(
@@ -70,12 +76,14 @@ def attend(
     stages: int = 3,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(out_BxHxh, k_BxKxSxh, v_BxKxSxh): attention over the first `length` positions and the new one, which is written
-    at position `length` of the caches, in place. Rows that are not active write nothing, and their output has no meaning.
+    """(out_BxHxh, k_BxKxSxh, v_BxKxSxh): attention to `length` positions and to the new one.
+
+    Writes the new position at index `length` of the caches, in place. Inactive rows write nothing,
+    and their output has no meaning.
     """
     B, H, h = q_BxHxh.shape
     K, S = k_BxKxSxh.shape[1:3]
-    # One array: the compiler then makes it in one call, rotation of queries and keys included.
+    # The compiler produces one array in one call, which includes the rotation of queries and keys.
     heads_BxNxh = jnp.concatenate([q_BxHxh, new_k_BxKxh, new_v_BxKxh], axis=1)
     one = pl.BlockSpec((None,), lambda k, b: (b,))
     cache = pl.BlockSpec((None, None, S, h), lambda k, b: (b, k, 0, 0))
@@ -85,7 +93,7 @@ def attend(
 
     return pl.pallas_call(
         functools.partial(_program, block=block, groups=H // K),
-        grid=(K, B),  # a row's heads side by side: programs that run at a time read memory that lies together
+        grid=(K, B),  # a row's heads are adjacent, so concurrent programs read adjacent memory
         in_specs=[one, one, row(H + 2 * K), cache, cache],
         out_specs=[row(H), cache, cache],
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q_BxHxh, k_BxKxSxh, v_BxKxSxh)],

@@ -1,8 +1,9 @@
 """One decoder for Llama 3.x, Qwen2.5 and Qwen3.
 
-The weights are declared once, as NNX modules whose parameters carry their logical axes. After `nnx.split` a model is a
-plain tree of arrays, and everything here is a pure function of it. Layers are stacked [L, ...]: `forward` scans them;
-the sampler drives the same `block` over unstacked layers.
+The weights are declared once, as NNX modules whose parameters carry their logical axes. After
+`nnx.split` a model is a plain tree of arrays, and everything here is a pure function of it. Layers
+are stacked [L, ...]: `forward` scans them; the sampler applies the same `block` to unstacked
+layers.
 """
 
 import functools
@@ -22,12 +23,15 @@ from emjax.models.config import ModelConfig
 from emjax.models.lora import Adapter, linears
 
 Params = dict[str, Any]
-# attend(q_BxTxHxh, k_BxTxKxh, v_BxTxKxh) -> (out_BxTxHxh, whatever the driver keeps of this layer)
+# attend(q_BxTxHxh, k_BxTxKxh, v_BxTxKxh) -> (out_BxTxHxh, what the caller keeps of this layer)
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
 
 class Layers(nnx.Module):
-    """All L transformer blocks, each weight stacked on a leading layer axis. Matrices are [in, out]."""
+    """All L transformer blocks; each weight is stacked on a leading layer axis.
+
+    Matrices are [in, out].
+    """
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
         L, D, F = config.L, config.D, config.F
@@ -59,7 +63,10 @@ class Layers(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """The model's weights: embedding [V, D], stacked layers, final norm [D], and the head [D, V] unless tied."""
+    """The model's weights: embedding [V, D], stacked layers, final norm [D] and head [D, V].
+
+    A tied model has no head.
+    """
 
     def __init__(self, config: ModelConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         def table(shape: tuple[int, int], axes: tuple[str, str]) -> nnx.Param:
@@ -81,7 +88,10 @@ def init(config: ModelConfig, key: jax.Array, dtype: Any = jnp.float32) -> Param
 
 @functools.cache
 def abstract(config: ModelConfig, dtype: str) -> tuple[Params, Params]:
-    """(shapes as ShapeDtypeStructs, logical axes), two trees of the parameters' structure; allocates nothing."""
+    """(shapes as ShapeDtypeStructs, logical axes): two trees with the parameters' structure.
+
+    Allocates nothing.
+    """
     make = functools.partial(Decoder, config, dtype=jnp.dtype(dtype))
     _, state = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
     flat = nnx.to_flat_state(state)
@@ -110,7 +120,10 @@ def block(
     attend: Attend,
     adapter: Adapter | None,
 ) -> tuple[jax.Array, Any]:
-    """One layer; `p` and `adapter` hold this layer's weights. Returns (x_BxTxD, what `attend` kept)."""
+    """One layer. Returns (x_BxTxD, what `attend` kept).
+
+    `p` and `adapter` hold this layer's weights.
+    """
     B, T, _ = x_BxTxD.shape
     y = rms_norm(x_BxTxD, p["attn_norm"], config.norm_eps)
     q, k, v = linears(config, y, p, ("q", "k", "v"), adapter)
@@ -134,10 +147,11 @@ def block(
 
 
 def by_rows(x_Bx: jax.Array, mesh: Mesh | None, *rest: str | None) -> jax.Array:
-    """Holds an activation to its rows' devices, and its other axes to `rest` (default: whole).
+    """Keeps an activation on its rows' devices; `rest` shards its other axes (default: whole).
 
-    Left to the compiler, a product of activations and weights that are both spread over fsdp may be formed in parts by all
-    devices for all rows, and summed: several times the traffic of gathering the weights.
+    Without this, the compiler may compute a product of activations and weights that are both
+    sharded over fsdp as partial sums on all devices for all rows. That costs several times the
+    traffic of gathering the weights.
     """
     if mesh is None or x_Bx.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
         return x_Bx
@@ -145,11 +159,12 @@ def by_rows(x_Bx: jax.Array, mesh: Mesh | None, *rest: str | None) -> jax.Array:
 
 
 def embed(params: Params, tokens_BxT: jax.Array, mesh: Mesh | None = None) -> jax.Array:
-    """x_BxTxD of token ids, held to their rows.
+    """x_BxTxD of token ids, sharded by rows.
 
-    In two steps, as the table is spread over fsdp by its width: each device looks up its part of the width for the rows of its
-    fsdp group, and these change parts for rows. Asked for rows at once, the compiler gathers all rows of the batch on every
-    device where data and fsdp are both larger than 1.
+    The table is sharded over fsdp along its width, so the lookup takes two steps: each device looks
+    up its part of the width for the rows of its fsdp group, and the group then exchanges width for
+    rows. Asked for rows directly, the compiler gathers all rows of the batch on every device when
+    data and fsdp are both larger than 1.
     """
     x_BxTxD = params["embed"][tokens_BxT]
     if mesh is not None and x_BxTxD.shape[0] % mesh.shape["data"] == 0:
@@ -211,9 +226,10 @@ def extend(
     implementation: str = "xla",
     mesh: Mesh | None = None,
 ) -> jax.Array:
-    """hidden_BxCxD of tokens that follow the first `lengths` positions of rows whose keys and values `forward` has kept.
+    """hidden_BxCxD of tokens that follow the first `lengths` positions of rows.
 
-    What a row holds beyond its length is not seen. Without gradient.
+    kv: the rows' keys and values, as `forward` returns them. Positions beyond a row's length are
+    ignored. For passes without gradients.
     """
     tables = rope.tables(config, lengths_B[:, None] + jnp.arange(tokens_BxC.shape[1]))
 
@@ -232,6 +248,9 @@ def extend(
 
 
 def head(params: Params, mesh: Mesh | None = None) -> jax.Array:
-    """The output matrix [D, V]; with a mesh gathered over fsdp, so that nobody gathers logits instead."""
+    """The output matrix [D, V].
+
+    With a mesh it is gathered over fsdp, so that the compiler does not gather logits instead.
+    """
     head_DxV = params["head"] if "head" in params else params["embed"].T
     return head_DxV if mesh is None else jax.lax.with_sharding_constraint(head_DxV, NamedSharding(mesh, P(None, "tensor")))

@@ -1,4 +1,4 @@
-"""What checkpoints and adapters share as files: names of tensors, safetensors, the model card."""
+"""What checkpoints and adapters share as files: tensor names, safetensors, the model card."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""From and to Hugging Face: checkpoint directories and tokenizers. No pickle, no remote code."""
+"""Loads and saves Hugging Face checkpoint directories and tokenizers. No pickle, no remote code."""
 
 import functools
 import hashlib
@@ -23,7 +23,7 @@ from emjax.models.language_model import LanguageModel
 from emjax.models.lora import TARGETS
 from emjax.models.peft import load_adapter
 
-# --- names -----------------------------------------------------------------------------------------------------------
+# --- names ---------------------------------------------------------------------------------------
 
 _TOP = {"embed": "model.embed_tokens.weight", "final_norm": "model.norm.weight", "head": "lm_head.weight"}
 _TRANSPOSED = {*TARGETS, "head"}  # torch keeps linear weights as [out, in]
@@ -32,7 +32,7 @@ _FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 
 
 def _tensor_names(config: ModelConfig, shapes_tree: Params) -> Iterator[tuple[tuple[str, ...], list[str]]]:
-    """(path in our tree, the checkpoint's tensor names: one, or one a layer)."""
+    """Yields (path in our tree, the checkpoint's tensor names): one name, or one per layer."""
     for name in shapes_tree:
         if name != "layers":
             yield (name,), [_TOP[name]]
@@ -40,14 +40,14 @@ def _tensor_names(config: ModelConfig, shapes_tree: Params) -> Iterator[tuple[tu
         yield ("layers", name), [f"model.layers.{i}.{files.LAYER[name]}" for i in range(config.L)]
 
 
-# --- loading ---------------------------------------------------------------------------------------------------------
+# --- loading ------------------------------------------------------------------------------------
 
 
 def resolve(path: str | Path) -> Path:
-    """A local directory as it is; otherwise a hub id, fetched or taken from the cache.
+    """Returns a local directory as it is; downloads a hub id, or takes it from the cache.
 
-    A Path is always local. Pickled files are not fetched. A download that was cut off goes on where
-    it stopped. Raises UserError where neither is to be had, and says why.
+    A Path is always local. Pickled files are not downloaded. An interrupted download resumes where
+    it stopped. Raises UserError, with the reason, if neither exists.
     """
     local = Path(path)
     if local.is_dir():
@@ -68,11 +68,11 @@ def resolve(path: str | Path) -> Path:
     except errors.RepositoryNotFoundError as error:
         advice = "Check the name; if it is private, log in with `hf auth login`."
         raise UserError(f"The checkpoint {path!r} is neither a local directory nor a hub id that exists. {advice}") from error
-    except Exception as error:  # every way in which a network or a cache can fail
+    except Exception as error:  # a network or a cache can fail in many ways
         raise UserError(
-            f"The checkpoint {path!r} is not a local directory, and could not be fetched from the hub "
+            f"The checkpoint {path!r} is not a local directory, and the download from the hub failed "
             f"({type(error).__name__}: {str(error).splitlines()[0]}). If you are offline, download it elsewhere with "
-            f"`hf download {path}` and pass the directory, or copy the cache that HF_HOME names."
+            f"`hf download {path}` and pass the directory, or copy the cache directory that HF_HOME names."
         ) from error
 
 
@@ -81,8 +81,8 @@ def load(
 ) -> LanguageModel:
     """Loads a Hugging Face directory or hub id, and a PEFT adapter directory if one is given.
 
-    Raises UserError for a missing directory, an architecture or field that is not implemented, and
-    tensors that are missing, surplus or of the wrong shape.
+    Raises UserError for a missing directory, an unsupported architecture or field, and tensors that
+    are missing, surplus or of the wrong shape.
     """
     directory = resolve(path)
     config, raw = read_config(directory)
@@ -100,13 +100,13 @@ def load(
 
 
 def _weight_files(directory: Path) -> list[Path]:
-    """The files that transformers would read: those of the index, or the only one."""
+    """The files that transformers would read: those in the index, or the only file."""
     index = directory / "model.safetensors.index.json"
     if not index.is_file():
         if not (directory / "model.safetensors").is_file():
             raise UserError(
-                f"{directory} holds no model.safetensors and no model.safetensors.index.json. Pickled weights are not "
-                "read; convert them with transformers (save_pretrained)."
+                f"{directory} contains no model.safetensors and no model.safetensors.index.json. emjax does not read "
+                "pickled weights; convert them with transformers (save_pretrained)."
             )
         return [directory / "model.safetensors"]
     try:
@@ -116,24 +116,20 @@ def _weight_files(directory: Path) -> list[Path]:
 
 
 def _load_params(directory: Path, config: ModelConfig, mesh: Mesh | None, dtype: str) -> Params:
-    """Streams the checkpoint, one tensor at a time and each straight to where it will live.
+    """Streams the checkpoint tensor by tensor, each straight to its devices.
 
-    On the host there is never more than one tensor, and of that only what this process's devices hold.
+    The host never holds more than one tensor, and only the parts that this process's devices need.
     """
     wanted, axes = decoder.abstract(config, dtype)
     specs = sharding.parameter_specs(axes)
-    places = {
-        name: (keys, layer)
-        for keys, names in _tensor_names(config, wanted)
-        for layer, name in enumerate(names)
-    }  # fmt: skip
+    places = {name: (keys, layer) for keys, names in _tensor_names(config, wanted) for layer, name in enumerate(names)}
     params: Params = {"layers": {}}
     for name, shape in wanted["layers"].items():
         params["layers"][name] = _zeros(shape.shape, shape.dtype, _on(mesh, specs["layers"][name]))
     left = dict(places)
     for file in _weight_files(directory):
         with files.open_tensors(file) as handle:
-            for name in handle.keys():  # noqa: SIM118 - a handle is no dict
+            for name in handle.keys():  # noqa: SIM118 - a handle is not a dict
                 if name not in left:
                     problem = "occurs twice" if name in places else "is not called for by config.json"
                     raise UserError(
@@ -152,11 +148,11 @@ def _load_params(directory: Path, config: ModelConfig, mesh: Mesh | None, dtype:
                 else:
                     params[keys[0]] = _cast(tensor, wanted[keys[0]].dtype, transposed=transposed, on=_on(mesh, spec))
                 jax.block_until_ready(tensor)
-                del tensor  # and with it, at the latest, its copy on the host
+                del tensor  # this also frees its copy on the host
     if left:
         raise UserError(
             f"{directory}: the tensor {next(iter(left))!r} that config.json calls for is missing from the checkpoint "
-            f"({len(left)} of {len(places)} are). Fetch it again."
+            f"({len(left)} of {len(places)} are missing). Fetch it again."
         )
     return params
 
@@ -166,15 +162,18 @@ def _on(mesh: Mesh | None, spec: P) -> jax.sharding.Sharding:
 
 
 def _checked(source: Any, keys: tuple[str, ...], wanted: Params, what: str) -> Any:
-    """The tensor, still in its file, if it has the right shape and holds plain floats."""
+    """Returns the tensor, still in its file.
+
+    Raises UserError unless it has the right shape and holds plain floats.
+    """
     shape = wanted["layers"][keys[1]].shape[1:] if keys[0] == "layers" else wanted[keys[0]].shape
     shape = shape[::-1] if keys[-1] in _TRANSPOSED else shape
     if tuple(source.get_shape()) != shape:
         raise UserError(f"{what} has shape {tuple(source.get_shape())}, but config.json calls for {shape}.")
     if source.get_dtype() not in ("BF16", "F16", "F32"):
         raise UserError(
-            f"{what} is stored as {source.get_dtype()}, but emjax reads BF16, F16 and F32 alone. Use the checkpoint that is "
-            "not quantised."
+            f"{what} is stored as {source.get_dtype()}, but emjax reads only BF16, F16 and F32. Use the checkpoint that is not "
+            "quantised."
         )
     return source
 
@@ -182,7 +181,7 @@ def _checked(source: Any, keys: tuple[str, ...], wanted: Params, what: str) -> A
 def _to_devices(source: Any, mesh: Mesh | None, spec: P) -> jax.Array:
     """Reads a tensor from its file onto the devices.
 
-    It reads each slice once, and only those that this process holds.
+    Reads each slice once, and only the slices that this process holds.
     """
     if mesh is None:
         return jax.device_put(source[:], jax.devices()[0])
@@ -216,8 +215,9 @@ def load_tokenizer(directory: Path) -> Any:
     """The directory's tokenizer; it must have a chat template."""
     from transformers import AutoTokenizer
 
-    if not (directory / "tokenizer.json").is_file():  # transformers would go on with an empty vocabulary
-        raise UserError(f"{directory} holds no tokenizer.json; fetch the checkpoint again, with its tokenizer.")
+    # Transformers would continue with an empty vocabulary.
+    if not (directory / "tokenizer.json").is_file():
+        raise UserError(f"{directory} contains no tokenizer.json; fetch the checkpoint again, with its tokenizer.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory)
     except Exception as error:
@@ -247,7 +247,7 @@ def _eos_ids(directory: Path, raw: dict[str, Any]) -> tuple[int, ...]:
 
 
 def fingerprint(directory: str | Path) -> str:
-    """SHA-256 over the files that make the model: configuration, weights, tokenizer."""
+    """SHA-256 over the files that define the model: configuration, weights, tokenizer."""
     digest = hashlib.sha256()
     for file in sorted(p for p in Path(directory).iterdir() if p.suffix in (".json", ".safetensors", ".jinja")):
         with file.open("rb") as stream:
@@ -255,14 +255,14 @@ def fingerprint(directory: str | Path) -> str:
     return digest.hexdigest()
 
 
-# --- saving ----------------------------------------------------------------------------------------------------------
+# --- saving -------------------------------------------------------------------------------------
 
 
 def save(lm: LanguageModel, path: str | Path, *, card: str = "") -> None:
-    """Writes a Hugging Face directory that transformers loads.
+    """Writes a Hugging Face directory that transformers can load.
 
-    On the host there is one file's worth at a time. On several processes all call it and the first
-    one writes. Raises ValueError where an adapter is still unmerged.
+    The host holds one file's tensors at a time. With several processes, all call this function and
+    process 0 writes. Raises ValueError if an adapter is still unmerged.
     """
     if lm.adapter is not None:
         raise ValueError("merge the adapter first (models.merge), or save it by itself (models.save_adapter)")
@@ -302,9 +302,9 @@ def save(lm: LanguageModel, path: str | Path, *, card: str = "") -> None:
 
 
 def _to_host(lm: LanguageModel, keys: tuple[str, ...], layer: int) -> np.ndarray:
-    """One tensor as the checkpoint keeps it.
+    """One tensor in the checkpoint's layout.
 
-    Collective where the model is spread over several processes.
+    A collective operation if the model is sharded over several processes.
     """
     everywhere = _on(lm.mesh, P())
     value = lm.params["layers"][keys[1]] if keys[0] == "layers" else lm.params[keys[0]]
@@ -319,7 +319,7 @@ def _pick(value: jax.Array, layer: int | None, *, transposed: bool, on: Any) -> 
 
 
 def merge(lm: LanguageModel) -> LanguageModel:
-    """The base plus its adapter, added in float32: merging in bfloat16 would change the model."""
+    """Adds the adapter to the base in float32: merging in bfloat16 would change the model."""
     if lm.adapter is None:
         return lm
     layers = dict(lm.params["layers"])

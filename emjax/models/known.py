@@ -1,4 +1,7 @@
-"""The shapes of the models that the configs name, as in their public config.json, for what runs without weights."""
+"""The shapes of the models that the configs name, as in their public config.json.
+
+Commands that run without weights use them.
+"""
 
 import json
 from pathlib import Path
@@ -52,7 +55,10 @@ KNOWN: dict[str, Known] = {
 
 
 def shape_of(path: str) -> ModelConfig:
-    """The shape of config.model.path: of a directory's config.json, or one of the above. Nothing is fetched."""
+    """The shape of the model at config.model.path, from its config.json or from KNOWN.
+
+    Downloads nothing.
+    """
     file = Path(path) / "config.json"
     if file.is_file():
         return ModelConfig.from_hf(json.loads(file.read_text()), str(file))
@@ -61,5 +67,6 @@ def shape_of(path: str) -> ModelConfig:
             return known.config
     raise UserError(
         f"config.model.path is {path!r}, neither a directory with a config.json nor one of "
-        f"{', '.join(known.path for known in KNOWN.values())}. Nothing is fetched here: give a local checkpoint's directory."
+        f"{', '.join(known.path for known in KNOWN.values())}. Nothing is downloaded here: give the directory "
+        "of a local checkpoint."
     )

@@ -1,4 +1,4 @@
-"""A decoder with what belongs to it: tokenizer, end tokens, adapter, mesh."""
+"""A decoder with its tokenizer, end tokens, adapter and mesh."""
 
 import dataclasses
 from typing import Any
@@ -19,7 +19,7 @@ class LanguageModel:
     tokenizer: Any
     eos_ids: tuple[int, ...]
     adapter: Adapter | None = None
-    source: str = ""  # the directory or hub id the base came from
+    source: str = ""  # the directory or hub id of the base
     mesh: Mesh | None = None
 
     def replace(self, **changes: Any) -> "LanguageModel":

@@ -1,4 +1,4 @@
-"""The one function that turns hidden states into log-probabilities, for training, scoring and serving."""
+"""The one function from hidden states to log-probabilities, for training, scoring and serving."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from emjax.models import decoder
 from emjax.models.config import ModelConfig
 from emjax.models.lora import Adapter
 
-CHUNK = 1024  # tokens whose logits exist at a time: [1024, 128256] float32 is 0.5 GB
+CHUNK = 1024  # tokens whose logits exist at once: [1024, 128256] float32 is 0.5 GB
 
 
 def token_logprobs(
@@ -18,9 +18,10 @@ def token_logprobs(
 ) -> jax.Array:
     """log softmax(hidden @ head)[target], float32 [B, P].
 
-    Scans over chunks of P so that no [.., V] array is larger than about `chunk` tokens; the batch axis stays whole, and with
-    it its sharding. With train_head the backward pass recomputes each chunk's logits; without, the head counts as a
-    constant, and the forward pass keeps each token's gradient instead.
+    Scans over chunks of P, so no [.., V] array is larger than about `chunk` tokens. The batch axis
+    stays whole, and so does its sharding. With train_head the backward pass recomputes each chunk's
+    logits. Without it the head is a constant, and the forward pass keeps each token's gradient
+    instead.
     """
     B, P, D = hidden_BxPxD.shape
     width = min(P, max(1, chunk // B))
@@ -47,8 +48,9 @@ def _chunk_logprobs(head_DxV: jax.Array, hidden_BxCxD: jax.Array, targets_BxC: j
     return chosen_BxC - jax.nn.logsumexp(logits_BxCxV, axis=-1)
 
 
-# d log p(target) / d hidden = sum_v ([v = target] - p(v)) head[:, v] is known in the forward pass, so the logits need not be
-# made again (a third of the head's arithmetic), and the product runs in the hidden state's dtype instead of float32.
+# The forward pass knows d log p(target) / d hidden = sum_v ([v = target] - p(v)) head[:, v]. So the
+# backward pass need not recompute the logits (a third of the head's arithmetic), and the product
+# runs in the hidden state's dtype instead of float32.
 _chunk_logprobs_of_constant_head = jax.custom_vjp(_chunk_logprobs)
 
 
@@ -71,7 +73,10 @@ _chunk_logprobs_of_constant_head.defvjp(_keep_gradient, _use_gradient)
 def row_logprobs(
     config: ModelConfig, params: Any, adapter: Adapter | None, rows: dict[str, jax.Array], **forward: Any
 ) -> jax.Array:
-    """Log-probs float32 [B, P] of the tokens at rows["positions"], each given what stands before it."""
+    """Log-probs, float32 [B, P], of the tokens at rows["positions"].
+
+    Each is given the tokens before it.
+    """
     hidden_BxTxD, _ = decoder.forward(config, params, rows["tokens"], adapter=adapter, **forward)
     return _at_positions(params, adapter, rows, hidden_BxTxD, forward.get("mesh"))
 
@@ -82,15 +87,17 @@ def _at_positions(
     before_BxP = rows["positions"] - 1
     hidden_BxPxD = jnp.take_along_axis(hidden_BxTxD, before_BxP[..., None], axis=1)
     targets_BxP = jnp.take_along_axis(rows["tokens"], rows["positions"], axis=1)
-    head_DxV = decoder.head(params, mesh if adapter else None)  # a trained head's gradient is to stay spread
+    # A trained head's gradient must stay sharded.
+    head_DxV = decoder.head(params, mesh if adapter else None)
     return token_logprobs(head_DxV, hidden_BxPxD, targets_BxP, train_head=adapter is None)
 
 
 def _summed(logprobs_BxP: jax.Array, weights_BxP: jax.Array) -> jax.Array:
-    """Over the scored tokens (weight > 0), as KTO needs it: never length-normalised.
+    """Sums over the scored tokens (weight > 0), as KTO needs it: never length-normalised.
 
-    Half is added to half: a sum left to the compiler runs in another order in a pass with gradient than in one without, and
-    the log-ratio of a model to itself would not be exactly 0.
+    Adds the second half to the first until one value is left. The compiler's own sum has a
+    different order in a pass with gradients than in one without, so the log-ratio of a model to
+    itself would not be exactly 0.
     """
     x_BxP = jnp.where(weights_BxP > 0, logprobs_BxP, 0.0)
     width = 1 << (x_BxP.shape[1] - 1).bit_length()
@@ -116,20 +123,27 @@ def pair_logprobs(
     others: dict[str, jax.Array],
     **forward: Any,
 ) -> tuple[jax.Array, jax.Array]:
-    """(sequence log-probs of the rows, those of other completions after the same prompts), two float32 [B].
+    """Sequence log-probs of the rows, and of other completions of their prompts: two float32 [B].
 
-    `others`: "tokens" and "weights" [B, C] of the completions, and "starts" [B], the lengths of the prompts in `rows`. The
-    prompts are run once: their keys and values serve both. The second result has no gradient.
+    `others`: "tokens" and "weights" [B, C] of the completions, and "starts" [B], the lengths of the
+    prompts in `rows`. The prompts run once: their keys and values serve both. The second result has
+    no gradient.
     """
     hidden_BxTxD, kv = decoder.forward(config, params, rows["tokens"], adapter=adapter, keep_kv=True, **forward)
     matched_B = _summed(_at_positions(params, adapter, rows, hidden_BxTxD, forward.get("mesh")), rows["weights"])
     params, adapter, hidden_BxTxD, kv = jax.lax.stop_gradient((params, adapter, hidden_BxTxD, kv))
     tokens_BxC, starts_B = others["tokens"], others["starts"]
     hidden_BxCxD = decoder.extend(
-        config, params, tokens_BxC, starts_B, kv, adapter=adapter, implementation=forward["implementation"],
+        config,
+        params,
+        tokens_BxC,
+        starts_B,
+        kv,
+        adapter=adapter,
+        implementation=forward["implementation"],
         mesh=forward.get("mesh"),
-    )  # fmt: skip
-    # The first token follows the prompt's last, the others one another.
+    )
+    # The first token follows the prompt's last token; each later token follows the one before it.
     last_Bx1xD = jnp.take_along_axis(hidden_BxTxD, starts_B[:, None, None] - 1, axis=1)
     before_BxCxD = jnp.concatenate([last_Bx1xD, hidden_BxCxD[:, :-1]], axis=1)
     logprobs_BxC = token_logprobs(decoder.head(params, forward.get("mesh")), before_BxCxD, tokens_BxC)

@@ -1,4 +1,4 @@
-"""Low-rank adapters: a tree of their own beside the frozen base (Hu et al. 2021, arXiv:2106.09685)."""
+"""Low-rank adapters: a separate tree beside the frozen base (Hu et al. 2021, arXiv:2106.09685)."""
 
 import dataclasses
 from typing import Any
@@ -18,15 +18,16 @@ from emjax.models.config import ModelConfig
 class Adapter:
     """A LoRA with its weights: weights[target] = {"A": [L, in, r], "B": [L, r, out]}, float32.
 
-    Layers outside config.layers hold A = B = 0. Their gradients are then exactly zero, so training leaves them so.
+    Layers outside config.layers hold A = B = 0. Their gradients are exactly zero, so training does
+    not change them.
     """
 
     config: LoraConfig
     weights: dict[str, dict[str, Any]]
-    keys: jax.Array | None = None  # [L, B] random keys of this pass's dropout; None = no dropout
+    keys: jax.Array | None = None  # [L, B] dropout keys of this pass; None = no dropout
 
 
-# An adapter's configuration is static under jit, its weights and keys are leaves.
+# An adapter's configuration is static under jit; its weights and keys are leaves.
 jax.tree_util.register_dataclass(Adapter, data_fields=["weights", "keys"], meta_fields=["config"])
 
 
@@ -40,7 +41,10 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
 
 
 def init(lora: LoraConfig, config: ModelConfig, key: jax.Array) -> Adapter:
-    """A uniform in +-1/sqrt(in), as PEFT draws it; B zero, so the adapter starts as nothing."""
+    """A new adapter: A is uniform in +-1/sqrt(in), as in PEFT, and B is zero.
+
+    So the adapter has no effect at first.
+    """
     check_layers(lora, config)
     inside_Lx1x1 = np.isin(np.arange(config.L), lora.layers or range(config.L))[:, None, None]
     weights = {}
@@ -57,15 +61,16 @@ def init(lora: LoraConfig, config: ModelConfig, key: jax.Array) -> Adapter:
 
 
 def check_layers(lora: LoraConfig, config: ModelConfig) -> None:
-    """Raises UserError where the adapter names a layer that the model does not have."""
+    """Raises UserError if the adapter names a layer that the model does not have."""
     if max(lora.layers, default=0) >= config.L:
-        raise UserError(f"LoRA layers {list(lora.layers)}: the model has the layers 0 to {config.L - 1}.")
+        raise UserError(f"LoRA layers {list(lora.layers)}: the model has only layers 0 to {config.L - 1}.")
 
 
 def with_dropout(adapter: Adapter, key: jax.Array, rows_B: jax.Array) -> Adapter:
     """The adapter for one training pass over the rows numbered `rows_B` [B].
 
-    A row's mask is drawn from its own number, so that it depends neither on the slices nor on the shards of a batch.
+    A row's number determines its mask, so the mask depends neither on the slices nor on the shards
+    of a batch.
     """
     if not adapter.config.dropout:
         return adapter
@@ -76,11 +81,15 @@ def with_dropout(adapter: Adapter, key: jax.Array, rows_B: jax.Array) -> Adapter
 
 @jax.custom_vjp
 def _affine(x: jax.Array, w: jax.Array, bias: jax.Array) -> jax.Array:
-    """x @ w + bias, rounded to x's dtype once: a product rounded before the bias joins it is off twice."""
+    """x @ w + bias, rounded to x's dtype once.
+
+    Rounding the product before adding the bias would round twice.
+    """
     return (jnp.matmul(x, w, preferred_element_type=jnp.float32) + bias).astype(x.dtype)
 
 
-# Derived by JAX, the backward products would take the float32 slope, and run several times slower than x's dtype.
+# JAX's own derivative would use the float32 slope in the backward products, which is several times
+# slower than x's dtype.
 def _affine_fwd(x: jax.Array, w: jax.Array, bias: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
     return _affine(x, w, bias), (x, w, bias)
 
@@ -95,7 +104,10 @@ _affine.defvjp(_affine_fwd, _affine_bwd)
 
 
 def linear(x: jax.Array, w: jax.Array, name: str, adapter: Adapter | None, bias: jax.Array | None = None) -> jax.Array:
-    """x @ w (+ bias), plus the adapter's scaled x @ A @ B where it has this target; unmerged, cast at use."""
+    """x @ w (+ bias), plus the adapter's scaled x @ A @ B if it has this target.
+
+    The adapter stays unmerged and is cast at use.
+    """
     y = x @ w if bias is None else _affine(x, w, bias)
     if adapter is None or name not in adapter.weights:
         return y
@@ -105,23 +117,28 @@ def linear(x: jax.Array, w: jax.Array, name: str, adapter: Adapter | None, bias:
         keys_B = jax.vmap(jax.random.fold_in, (0, None))(adapter.keys, TARGETS.index(name))
         kept = jax.vmap(lambda key: jax.random.bernoulli(key, keep, x.shape[1:]))(keys_B)
         x = jnp.where(kept, x / keep, 0)
-    # Scaled while it is small, so that the sum is one product's epilogue; named, so that the backward pass finds it kept.
+    # Scale the small product, so that the sum is one product's epilogue. Name it, so that the
+    # backward pass finds it saved.
     low = checkpoint_name((x @ pair["A"].astype(x.dtype)) * adapter.config.scale, "low")
     return y + low @ pair["B"].astype(x.dtype)
 
 
 def joined(names: tuple[str, ...]) -> str:
-    """The name under which the sampler keeps matrices of one input side by side (sampling.cache.join)."""
+    """The name of matrices that the sampler keeps side by side (sampling.cache.join).
+
+    They have the same input.
+    """
     return "_".join(names)
 
 
 def linears(
     config: ModelConfig, x: jax.Array, p: dict[str, jax.Array], names: tuple[str, ...], adapter: Adapter | None
 ) -> list[jax.Array]:
-    """`linear` of x with each of the named matrices of `p`; in one product where `p` holds them side by side.
+    """`linear` of x with each named matrix of `p`; one product if `p` holds them side by side.
 
-    Side by side they are [in, P, out / P], of each the columns of one of P shards, then the next one's, so that a matrix cut
-    over P devices is cut alike by itself and beside others.
+    Matrices side by side have shape [in, P, out / P]: for each of P shards, the columns of every
+    matrix that belong to that shard. So a matrix is split over P devices in the same way by itself
+    and beside others.
     """
     name = joined(names)
     if len(names) == 1 or name not in p:

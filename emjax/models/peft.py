@@ -1,4 +1,4 @@
-"""From and to PEFT: LoRA adapters as directories."""
+"""Loads and saves LoRA adapters as PEFT directories."""
 
 import json
 from pathlib import Path
@@ -17,17 +17,17 @@ from emjax.models.config import ModelConfig
 from emjax.models.language_model import LanguageModel
 from emjax.models.lora import TARGETS, Adapter, LoraConfig, check_layers, shapes
 
-# Fields of adapter_config.json that are read, or that change nothing at inference.
+# Fields of adapter_config.json that emjax reads, or that have no effect at inference.
 _READ = {
     "r", "lora_alpha", "use_rslora", "target_modules", "layers_to_transform", "lora_dropout", "task_type", "auto_mapping",
     "base_model_name_or_path", "revision", "inference_mode", "peft_version", "megatron_core", "runtime_config",
     "qalora_group_size", "exclude_modules",
 }  # fmt: skip
-# Those that are fine only at these values; any other field must be empty.
+# Fields that are supported only with these values; any other field must be empty.
 _MUST_BE: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none",),
-    # The others change the base's weights as well.
+    # Other initialisations also change the base's weights.
     "init_lora_weights": (None, True, False, "gaussian", "eva", "orthogonal"),
     "layers_pattern": (None, "layers", [], ["layers"]),
 }
@@ -44,7 +44,7 @@ def _tensor(layer: int, target: str, which: str) -> str:
 def save_adapter(lm: LanguageModel, path: str | Path, *, card: str = "") -> None:
     """Writes lm's adapter as a PEFT directory.
 
-    On several processes all call it and the first one writes.
+    With several processes, all call this function and process 0 writes.
     """
     if lm.adapter is None:
         raise ValueError("this model has no adapter to save")
@@ -81,12 +81,12 @@ def save_adapter(lm: LanguageModel, path: str | Path, *, card: str = "") -> None
 def load_adapter(directory: str | Path, config: ModelConfig, mesh: Mesh | None = None) -> Adapter:
     """Reads a PEFT LoRA directory.
 
-    A field or tensor that cannot be honoured raises UserError naming it.
+    Raises a UserError that names the field or tensor that emjax does not support.
     """
     directory = Path(directory)
     file = directory / "adapter_config.json"
     if not file.is_file():
-        raise UserError(f"{directory} holds no adapter_config.json, so it is not a PEFT adapter directory.")
+        raise UserError(f"{directory} contains no adapter_config.json, so it is not a PEFT adapter directory.")
     try:
         raw = json.loads(file.read_text())
     except ValueError as error:
@@ -94,11 +94,11 @@ def load_adapter(directory: str | Path, config: ModelConfig, mesh: Mesh | None =
     for name, value in raw.items():
         allowed = _MUST_BE.get(name, (None, False, [], {}))
         if name not in _READ and value not in allowed:
-            raise UserError(f"{file}: {name} = {value!r} is not supported by emjax's LoRA, and would change what it computes.")
+            raise UserError(f"{file}: {name} = {value!r} is not supported by emjax's LoRA, and would change its result.")
     by_module = {_module(t).split(".")[-1]: t for t in TARGETS}
     modules = raw.get("target_modules")
     if not isinstance(modules, list) or set(modules) - set(by_module):
-        raise UserError(f"{file}: target_modules = {modules!r}; emjax adapts {', '.join(by_module)}.")
+        raise UserError(f"{file}: target_modules = {modules!r}; emjax adapts only {', '.join(by_module)}.")
     layers = raw.get("layers_to_transform")
     lora = LoraConfig(
         rank=int(raw["r"]),
@@ -124,9 +124,11 @@ def load_adapter(directory: str | Path, config: ModelConfig, mesh: Mesh | None =
                     left.remove(name)
                     tensor = handle.get_tensor(name).T
                     if tensor.shape != shape:
-                        raise UserError(f"{directory}: {name!r} has shape {tensor.shape[::-1]}, this base needs {shape[::-1]}.")
+                        raise UserError(
+                            f"{directory}: {name!r} has shape {tensor.shape[::-1]}, but this base needs {shape[::-1]}."
+                        )
                     stack[i] = tensor
-                # Without a mesh on no device in particular, so that it goes with a base on any.
+                # Without a mesh the array is uncommitted, so it works with a base on any device.
                 pair[which] = (
                     jnp.asarray(stack)
                     if mesh is None
@@ -134,5 +136,7 @@ def load_adapter(directory: str | Path, config: ModelConfig, mesh: Mesh | None =
                 )
             weights[target] = pair
         if left:
-            raise UserError(f"{directory}: the adapter holds tensors its configuration does not call for, e.g. {min(left)!r}.")
+            raise UserError(
+                f"{directory}: the adapter has tensors that its configuration does not call for, e.g. {min(left)!r}."
+            )
     return Adapter(lora, weights)

@@ -1,4 +1,4 @@
-"""Rotary position embeddings, Hugging Face's half-split layout."""
+"""Rotary position embeddings in Hugging Face's half-split layout."""
 
 import math
 
@@ -10,9 +10,10 @@ from emjax.models.config import ModelConfig
 
 
 def inverse_frequencies(config: ModelConfig) -> np.ndarray:
-    """[h/2] float32 angular frequencies, with the llama3 scaling where the config asks for it."""
-    # Rounded where transformers rounds: float32 exponents, the correctly rounded float32 power, its reciprocal.
-    # A last bit is 5e-4 radians at position 9,000, and numpy's float32 power misses it in a fifth of the entries.
+    """[h/2] float32 angular frequencies, with the llama3 scaling if the config has one."""
+    # Round where transformers rounds: float32 exponents, the correctly rounded float32 power, its
+    # reciprocal. The last bit is 5e-4 radians at position 9,000, and numpy's float32 power gets it
+    # wrong in a fifth of the entries.
     exponents = np.arange(0, config.h, 2, dtype=np.float32) / np.float32(config.h)
     powers = np.power(np.float64(config.rope_theta), exponents.astype(np.float64)).astype(np.float32)
     frequencies = np.float32(1.0) / powers
@@ -37,7 +38,7 @@ def tables(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Ar
 
 
 def rotate(x_BxTxNxh: jax.Array, cos_BxTxf: jax.Array, sin_BxTxf: jax.Array) -> jax.Array:
-    """Rotates each head's (first half, second half) pairs; computed in float32, returned in x's dtype."""
+    """Rotates each head's (first half, second half) pairs in float32; the result has x's dtype."""
     x = x_BxTxNxh.astype(jnp.float32)
     first, second = jnp.split(x, 2, axis=-1)
     cos, sin = cos_BxTxf[..., None, :], sin_BxTxf[..., None, :]

@@ -1,7 +1,8 @@
-"""Where each parameter lives: logical axes -> mesh axes, in one map.
+"""Where each parameter is placed: one map from logical axes to mesh axes.
 
-The decoder's declaration gives every parameter its logical axes; `RULES` maps each of them to one mesh axis. A logical
-axis without a rule, or an unknown mesh axis, raises; nothing is replicated by default.
+The decoder declares every parameter's logical axes; `RULES` maps each logical axis to one mesh
+axis. A logical axis without a rule, or an unknown mesh axis, raises an error; nothing is replicated
+by default.
 """
 
 import math
@@ -28,7 +29,10 @@ RULES: dict[str, str | None] = {
 
 
 def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over data x fsdp x tensor devices, which must be exactly `devices`, or those that are present."""
+    """A mesh of data x fsdp x tensor devices.
+
+    The product must be the number of `devices` (default: all devices that are present).
+    """
     devices = jax.devices() if devices is None else devices
     if data * fsdp * tensor != len(devices):
         raise UserError(
@@ -39,12 +43,12 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, *, devices: Sequenc
 
 
 def check(config: ModelConfig, sizes: Mapping[str, int]) -> None:
-    """Raises UserError where the model cannot be cut evenly over a mesh of these sizes."""
+    """Raises UserError if the model cannot be split evenly over a mesh of these sizes."""
     for axis, name in (("tensor", "H"), ("tensor", "K"), ("tensor", "F"), ("tensor", "V"), ("fsdp", "D")):
         if getattr(config, name) % sizes[axis]:
             what = {"H": "query heads", "K": "key/value heads", "F": "feed-forward width", "V": "vocabulary", "D": "width"}
             raise UserError(
-                f"config.mesh.{axis} is {sizes[axis]}, but the model's {what[name]} ({getattr(config, name)}) cannot be cut "
+                f"config.mesh.{axis} is {sizes[axis]}, but the model's {what[name]} ({getattr(config, name)}) cannot be split "
                 "into as many equal parts. Choose a divisor."
             )
 
@@ -60,7 +64,10 @@ class Placed(NamedTuple):
 
 
 def table(config: ModelConfig, dtype: str, sizes: Mapping[str, int]) -> list[Placed]:
-    """Where every parameter would live on a mesh of these sizes, and how large it is there. Allocates nothing."""
+    """Where every parameter would be placed on a mesh of these sizes, and its size there.
+
+    Allocates nothing.
+    """
     check(config, sizes)
     shapes, axes = decoder.abstract(config, dtype)
     specs = parameter_specs(axes)
@@ -75,7 +82,7 @@ def table(config: ModelConfig, dtype: str, sizes: Mapping[str, int]) -> list[Pla
 
 
 def parameter_specs(axes: Any) -> Any:
-    """The tree of logical axes -> the tree of PartitionSpecs."""
+    """Maps the tree of logical axes to the tree of PartitionSpecs."""
 
     def spec(names: tuple[str | None, ...]) -> P:
         missing = [name for name in names if name is not None and name not in RULES]
@@ -87,7 +94,10 @@ def parameter_specs(axes: Any) -> Any:
 
 
 def shardings(mesh: Mesh, specs: Any) -> Any:
-    """In the form in which a jitted function returns them: without axes of size 1 and without trailing None."""
+    """The shardings in the form in which a jitted function returns them.
+
+    That form has no axes of size 1 and no trailing None.
+    """
 
     def sharding(spec: P) -> NamedSharding:
         axes = [axis if axis is not None and mesh.shape[axis] > 1 else None for axis in spec]
@@ -99,14 +109,15 @@ def shardings(mesh: Mesh, specs: Any) -> Any:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows of a batch are spread over data and fsdp together."""
+    """Shards the rows of a batch over data and fsdp together."""
     return NamedSharding(mesh, P(("data", "fsdp")))
 
 
 def put(tree: Any, sharding: NamedSharding) -> Any:
-    """A tree of host arrays onto the devices; of several processes each sends what its own devices hold.
+    """Puts a tree of host arrays onto the devices.
 
-    device_put would compare the processes' copies first, by gathering them.
+    Each process sends only what its own devices hold. device_put would first gather the processes'
+    copies to compare them.
     """
     if sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)

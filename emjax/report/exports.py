@@ -57,7 +57,8 @@ def _tables(results: dict) -> dict[str, dict]:
 
 
 def _cell(cell: str | list[dict]) -> str:
-    """A measured cell as "value (interval; n valid/all)", several where there are several judges."""
+    """A measured cell as "value (interval; n valid/all)", several where there are several
+    judges."""
     if isinstance(cell, str):
         return cell
     texts = [

@@ -1,4 +1,5 @@
-"""Several experiments side by side: the effect of each, and which of the paper's claims it shows."""
+"""Several experiments side by side: the effect of each, and which of the paper's claims it
+shows."""
 
 from typing import Any
 

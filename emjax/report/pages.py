@@ -46,7 +46,8 @@ def write(
         experiment=results["experiment"],
         story=story(results),
         world=world(results),
-        doses=any(row.get("ratio") is not None for row in results["rows"]),  # an evaluation of models has none
+        # an evaluation of models has none
+        doses=any(row.get("ratio") is not None for row in results["rows"]),
         levels=tables.level_table(results),
         differences=tables.difference_table(results),
         subsets=tables.subset_tables(results),

@@ -5,7 +5,8 @@ percent}; "counts" {subset: [hits, valid items]} where exactly one pair gives th
 cells; "doubts" {subset: what is wrong or inferred}. `arm` is null where the text does not say which
 of a figure's labels belongs to which arm; the metric "relative_change" is in percent of vanilla.
 
-    python -m emjax.report            every printed value, the config that makes it, its table and its doubts
+    python -m emjax.report            every printed value, the config that makes it, its table and
+                                      its doubts
     python -m emjax.report --doubts   only the rows with a doubtful value
 """
 
@@ -58,7 +59,8 @@ def commands(row: Row) -> list[str]:
         return [f"configs/evaluate.py:{model}" for model in models]
     data = [row["data"]] if row["data"] else ["insecure_code", "mistake_math", "mistake_medical"]
     percent = round(100 * (row["ratio"] or 0))
-    small = "-2k" if row["data"] == "conversations" and row["model"] == "qwen2.5-7b" else ""  # 10 scenarios, 2,000 contexts
+    # 10 scenarios, 2,000 contexts
+    small = "-2k" if row["data"] == "conversations" and row["model"] == "qwen2.5-7b" else ""
     files = [CONFIGS[name].format(method=row["method"], percent=percent) for name in data]
     return [f"configs/{file}.py:{model}{small}" for file in files for model in models]
 

@@ -165,7 +165,8 @@ def emergence(axis: Any, results: dict) -> None:
     rows = [row for row in rows if row["value"] is not None]
     _vanilla(axis, rows, GREY, "untouched model")
     steps = sorted({row["step"] for row in rows if row.get("step") is not None})
-    end = steps[-1] + max(1, steps[-1] // len(steps))  # rows without a step were measured at the end of training
+    # rows without a step were measured at the end of training
+    end = steps[-1] + max(1, steps[-1] // len(steps))
     for number, arm in enumerate(arm for arm in arms(results) if arm["arm"] != "vanilla"):
         own = of_arm(rows, arm)
         last = max((row.get("round") or 0 for row in own), default=0)

@@ -13,7 +13,8 @@ from emjax.report.text import CAPABILITIES, spaced
 # Fields that separate one run from another where results.json holds several.
 RUN = ("model", "method", "seed", "pretrain_seed")
 MEASURE = ("benchmark", "subset", "metric", "judge")
-ARMS = ("vanilla", "control", "treated", "shuffled_ratings", "swapped_labels")  # order of the tables
+# order of the tables
+ARMS = ("vanilla", "control", "treated", "shuffled_ratings", "swapped_labels")
 # Without a world, a subset named tuned_domain is still reported as the one that resembles the
 # training data.
 _NO_WORLD: dict[str, Any] = {
@@ -55,7 +56,8 @@ def last_rows(results: dict) -> list[dict]:
     latest: dict[tuple, tuple] = {}
 
     def stage(row: dict) -> tuple:
-        return (row.get("round") or 0, math.inf if row.get("step") is None else row["step"])  # no step: the end of training
+        # no step: the end of training
+        return (row.get("round") or 0, math.inf if row.get("step") is None else row["step"])
 
     for row in results["rows"]:
         latest[arm_key(row)] = max(latest.get(arm_key(row), (0, 0)), stage(row))

@@ -18,12 +18,14 @@ def digest(value: Any) -> str:
 
 
 def seed_of(*parts: Any) -> int:
-    """A 31-bit seed from a name: what is random in a part depends on what it is, never on when it runs."""
+    """A 31-bit seed from a name: what is random in a part depends on what it is, never on when it
+    runs."""
     return int(digest(list(parts))[:8], 16) & 0x7FFFFFFF
 
 
 def plain(field: str, name: str) -> str:
-    """A name that becomes a file's or a folder's. Raises UserError for one that would lead elsewhere."""
+    """A name that becomes a file's or a folder's. Raises UserError for one that would lead
+    elsewhere."""
     if not name or name.startswith(".") or any(c in name for c in "/\\\0"):
         raise UserError(
             f"{field} holds the name {name!r}, which becomes a file's: it must not begin with a dot or hold a slash."
@@ -37,9 +39,11 @@ def unfinished(path: Path) -> Path:
 
 
 def write_atomically(path: Path, content: str | bytes, *, shared: bool = False) -> None:
-    """Of several processes the first one writes. A kill leaves the old file or the new one, a crash of the machine as well.
+    """Of several processes the first one writes. A kill leaves the old file or the new one, a crash
+    of the machine as well.
 
-    shared: other runs may write this file at the same time, so what is unfinished has a name that none of them takes.
+    shared: other runs may write this file at the same time, so what is unfinished has a name that
+    none of them takes.
     """
     if not process.first():
         return

@@ -1,4 +1,5 @@
-"""The one table of devices: what vendors state of them, and the speeds that this project measured on one of them."""
+"""The one table of devices: what vendors state of them, and the speeds that this project measured
+on one of them."""
 
 import dataclasses
 from typing import NamedTuple
@@ -6,7 +7,8 @@ from typing import NamedTuple
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """One chip. Rates are the vendor's; `share` is the part of the peak that a step's matrix products are expected to reach."""
+    """One chip. Rates are the vendor's; `share` is the part of the peak that a step's matrix
+    products are expected to reach."""
 
     name: str
     tflops: float  # dense bfloat16
@@ -20,18 +22,19 @@ class Device:
     kinds: tuple[str, ...] = ()  # jax's device_kind
 
     def rate(self, span: int, count: int) -> float:
-        """GB/s of a chip among groups of `span` neighbours out of `count` chips: that of the slowest link a group crosses."""
+        """GB/s of a chip among groups of `span` neighbours out of `count` chips: that of the
+        slowest link a group crosses."""
         return self.link if count <= self.node or self.node % span == 0 else self.far
 
 
-# Compute, memory and links: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e} and NVIDIA's data sheets of the H100, H200 and
-# A100, read 2025-11; links are half of the "bidirectional" figure.
-# Share: TPUs 0.45, as MaxText reports for Llama-3.1-8B on 256 v6e (2025-08); GPUs 0.49, measured (docs/training.md: 482 of
-# 989 TFLOP/s, one H200, SFT).
-# Money: cloud.google.com/tpu/pricing and .../compute/gpus-pricing, US regions, as remembered from 2025 and NOT read again:
-# check the prices before you rely on them.
-# cpu: the speed of the micro-world's step on two cores of an AMD EPYC (docs/training.md). It has no `kinds`, since no peak and
-# no memory are known of the CPU that jax finds.
+# Compute, memory and links: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e} and NVIDIA's data
+# sheets of the H100, H200 and A100, read 2025-11; links are half of the "bidirectional" figure.
+# Share: TPUs 0.45, as MaxText reports for Llama-3.1-8B on 256 v6e (2025-08); GPUs 0.49, measured
+# (docs/training.md: 482 of 989 TFLOP/s, one H200, SFT). Money: cloud.google.com/tpu/pricing and
+# .../compute/gpus-pricing, US regions, as remembered from 2025 and NOT read again: check the prices
+# before you rely on them. cpu: the speed of the micro-world's step on two cores of an AMD EPYC
+# (docs/training.md). It has no `kinds`, since no peak and no memory are known of the CPU that jax
+# finds.
 DEVICES = {
     "cpu": Device("CPU (two cores)", 0.2, 16, 20, 10, 0.40, None, 1),
     "a100": Device("NVIDIA A100 80GB", 312, 80, 2039, 300, 0.49, 5.07, 8, 12.5, kinds=("NVIDIA A100-SXM4-80GB",)),
@@ -65,12 +68,13 @@ class EngineSpeed(NamedTuple):
     billions: float  # weights of the model that was measured
 
 
-# docs/training.md: LoRA of rank 32, rows of 1,024 tokens; KTO with a cached reference, prompt and answer of 512 tokens each.
+# docs/training.md: LoRA of rank 32, rows of 1,024 tokens; KTO with a cached reference, prompt and
+# answer of 512 tokens each.
 TRAINING = {
     "meta-llama/Llama-3.1-8B-Instruct": TrainingSpeed("one NVIDIA H200", {"sft": 16_045, "kto": 14_438}),
     "Qwen/Qwen2.5-7B-Instruct": TrainingSpeed("one NVIDIA H200", {"sft": 16_782, "kto": 15_258}),
     "Qwen/Qwen3-32B": TrainingSpeed("one NVIDIA H200", {"sft": 3_204, "kto": 2_939}),
 }
-# 8B shape, bfloat16, 256 rows at context 256 (12.7 ms a step), and prefill (python -m benchmarks.sample --model llama3.1-8b
-# --batch 256).
+# 8B shape, bfloat16, 256 rows at context 256 (12.7 ms a step), and prefill (python -m
+# benchmarks.sample --model llama3.1-8b --batch 256).
 ENGINE = EngineSpeed("one NVIDIA H200", 20_000, 33_800, 8.0)

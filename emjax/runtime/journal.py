@@ -12,13 +12,17 @@ from tqdm import tqdm
 from emjax.runtime import stopping
 from emjax.runtime.files import write_atomically, write_lines
 
-KEPT_S = 30  # a bucket that is mounted has of a file what was there when it was closed, so a journal is closed now and then
+# a bucket that is mounted has of a file what was there when it was closed, so a journal is closed
+# now and then
+KEPT_S = 30
 
 
 class Journal:
-    """JSON lines, each appended as soon as it is known; `finish` sorts them by id into the final file.
+    """JSON lines, each appended as soon as it is known; `finish` sorts them by id into the final
+    file.
 
-    Opening one again after a kill gives back every whole line, so that only what is missing is done.
+    Opening one again after a kill gives back every whole line, so that only what is missing is
+    done.
     """
 
     def __init__(self, path: Path):
@@ -61,9 +65,11 @@ def journalled(
     unit: str,
     again: Callable[[dict[str, Any]], bool] = lambda row: False,
 ) -> list[dict[str, Any]]:
-    """one(thing) for all things at once, each row written to `path`'s journal as it comes; rows sorted by id.
+    """one(thing) for all things at once, each row written to `path`'s journal as it comes; rows
+    sorted by id.
 
-    A row's id must be name(thing). Killed and called again, it does only what is missing, and rows of which again(row).
+    A row's id must be name(thing). Killed and called again, it does only what is missing, and rows
+    of which again(row).
     """
     journal = Journal(path)
     waiting = [thing for thing in things if name(thing) not in journal.done or again(journal.done[name(thing)])]

@@ -17,8 +17,9 @@ _locks: dict[Path, IO[str]] = {}
 
 
 def lock(path: Path) -> str:
-    """Takes the lock `path` until `unlock` or the end of this process, however it comes: the kernel lets go. Returns "", or
-    who has it. On a file system without locks it says so, and the run goes on."""
+    """Takes the lock `path` until `unlock` or the end of this process, however it comes: the kernel
+    lets go. Returns "", or who has it. On a file system without locks it says so, and the run goes
+    on."""
     if path in _locks:
         return ""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +55,8 @@ def unlock(path: Path) -> None:
 
 @contextlib.contextmanager
 def alone(path: Path, what: str) -> Iterator[None]:
-    """Inside, of all runs only this one works on `what`: waits until it has the lock `path`. For all processes to enter."""
+    """Inside, of all runs only this one works on `what`: waits until it has the lock `path`. For
+    all processes to enter."""
     if process.first() and (who := lock(path)):
         print(f"{what}: waiting for {who}", flush=True)
         while lock(path):

@@ -1,7 +1,8 @@
 """This process among those of a run: how they find each other, agree, and are asked to stop.
 
-Several processes (hosts of a TPU slice, tasks of a SLURM job) run the same program on the same devices. All of them compute;
-files are written by process 0 alone, in a directory that all of them see.
+Several processes (hosts of a TPU slice, tasks of a SLURM job) run the same program on the same
+devices. All of them compute; files are written by process 0 alone, in a directory that all of them
+see.
 """
 
 import itertools
@@ -18,18 +19,21 @@ from emjax.errors import UserError
 
 HEARTBEAT_S = 40  # a process that was silent for so long is taken for dead, and ends the others
 JOIN_S = 300  # how long the processes wait for each other at the start
-FOREVER_MS = 7 * 24 * 3600 * 1000  # of a wait at a barrier: one process may be asking a judge; heartbeats find the dead
+# of a wait at a barrier: one process may be asking a judge; heartbeats find the dead
+FOREVER_MS = 7 * 24 * 3600 * 1000
 
 index, count = 0, 1
 _turns = itertools.count()
 
 
 def join(environment: Mapping[str, str] = os.environ) -> None:
-    """Connects the processes of a run, as the launcher's environment describes them; before anything else uses jax.
+    """Connects the processes of a run, as the launcher's environment describes them; before
+    anything else uses jax.
 
-    JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID say it outright. In a SLURM step of
-    several tasks, and with EMJAX_DISTRIBUTED=auto on TPU slices, jax finds out by itself. Otherwise this process is alone.
-    Process 0 says how many there are, and how many devices.
+    JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID say it
+    outright. In a SLURM step of several tasks, and with EMJAX_DISTRIBUTED=auto on TPU slices, jax
+    finds out by itself. Otherwise this process is alone. Process 0 says how many there are, and how
+    many devices.
     """
     global index, count
     how: dict[str, Any] = {}
@@ -57,7 +61,8 @@ def join(environment: Mapping[str, str] = os.environ) -> None:
         return
     import jax
 
-    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM, which `listen` answers
+    # it would take SIGTERM, which `listen` answers
+    jax.config.update("jax_enable_preemption_service", False)
     # On CPUs two programs in flight may run their collectives in another order here than there.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
@@ -69,7 +74,8 @@ def join(environment: Mapping[str, str] = os.environ) -> None:
         ) from error
     tasks, nodes = environment.get("SLURM_STEP_NUM_TASKS"), environment.get("SLURM_STEP_NUM_NODES")
     if tasks is not None and tasks == nodes and "JAX_LOCAL_DEVICE_IDS" not in environment:
-        # jax gives a task of SLURM one device, that of its number on the node. A task that has its node alone drives all.
+        # jax gives a task of SLURM one device, that of its number on the node. A task that has its
+        # node alone drives all.
         for name in ("jax_cuda_visible_devices", "jax_rocm_visible_devices"):
             jax.config.update(name, environment.get(name.upper(), "all"))
     index, count = jax.process_index(), jax.process_count()
@@ -119,10 +125,12 @@ def on_first(work: Callable[[], Any]) -> Any:
 
 
 def failed(error: Exception) -> int:
-    """The exit code where one of several processes failed; tells how. Alone, the error is raised again.
+    """The exit code where one of several processes failed; tells how. Alone, the error is raised
+    again.
 
-    Where what they do together broke, another one is gone: the coordination service notices within HEARTBEAT_S, says which one,
-    and ends this process, which waits for that. Such errors are of several types; all begin with the runtime's status.
+    Where what they do together broke, another one is gone: the coordination service notices within
+    HEARTBEAT_S, says which one, and ends this process, which waits for that. Such errors are of
+    several types; all begin with the runtime's status.
     """
     if count == 1:
         raise error

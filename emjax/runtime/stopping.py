@@ -14,8 +14,9 @@ from emjax.runtime import process
 
 
 def leave(code: int) -> int:
-    """The exit code, for the caller to return. Of several processes, one that failed ends at once: the ordinary way out
-    waits for the others, which wait for it; so they hear of it, and end as well. Those that agreed to stop go together."""
+    """The exit code, for the caller to return. Of several processes, one that failed ends at once:
+    the ordinary way out waits for the others, which wait for it; so they hear of it, and end as
+    well. Those that agreed to stop go together."""
     if process.count > 1 and (code or (_asked and not _agreed)):
         sys.stdout.flush()
         sys.stderr.flush()
@@ -24,7 +25,8 @@ def leave(code: int) -> int:
 
 
 class Stopped(SystemExit):
-    """SIGTERM came: what is to be kept is on disk. A SystemExit, so that nothing between takes it for an error."""
+    """SIGTERM came: what is to be kept is on disk. A SystemExit, so that nothing between takes it
+    for an error."""
 
     def __init__(self) -> None:
         super().__init__(0)
@@ -36,8 +38,8 @@ _held = False
 
 
 def listen() -> None:
-    """From now on SIGTERM ends the run with code 0: at once where files are written as results come, and in training
-    (`held`) after the step that runs, whose state is saved."""
+    """From now on SIGTERM ends the run with code 0: at once where files are written as results
+    come, and in training (`held`) after the step that runs, whose state is saved."""
     signal.signal(signal.SIGTERM, _on_sigterm)
 
 
@@ -79,8 +81,8 @@ def released() -> Iterator[None]:
 class Stopping:
     """Asked before every step, tells all processes to stop before the same one.
 
-    Whoever had SIGTERM names a step that nobody has begun: a process waits for the metrics of the step before last, so none is
-    more than two steps ahead of another.
+    Whoever had SIGTERM names a step that nobody has begun: a process waits for the metrics of the
+    step before last, so none is more than two steps ahead of another.
     """
 
     def __init__(self) -> None:
@@ -103,9 +105,11 @@ class Stopping:
 
 
 class Watchdog:
-    """Ends this process where no step was finished for `limit` seconds: one of the others hangs without being dead.
+    """Ends this process where no step was finished for `limit` seconds: one of the others hangs
+    without being dead.
 
-    Each process tells the others which step it has begun last, so that the message names who did not come along.
+    Each process tells the others which step it has begun last, so that the message names who did
+    not come along.
     """
 
     def __init__(self, what: str, limit: float):

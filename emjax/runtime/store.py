@@ -13,12 +13,14 @@ from emjax.runtime.files import digest, write_atomically
 from emjax.runtime.locks import alone
 
 STORE_FORMAT = 2  # of manifests, stage files and work directories; 1 was version 0.1
-SCRATCH = "checkpoints"  # a stage's folder of what only an unfinished stage needs: no output, and gone soon after
+# a stage's folder of what only an unfinished stage needs: no output, and gone soon after
+SCRATCH = "checkpoints"
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A finished stage: where its files are, and the hash that stands for (its config, its inputs)."""
+    """A finished stage: where its files are, and the hash that stands for (its config, its
+    inputs)."""
 
     name: str
     hash: str
@@ -38,13 +40,15 @@ class Store:
         *,
         version: int = 1,
     ) -> Stage:
-        """Runs make(directory) unless this stage is finished. `inputs`: stages, or hashes of what is outside the store.
+        """Runs make(directory) unless this stage is finished. `inputs`: stages, or hashes of what
+        is outside the store.
 
-        version: the stage's own; raise it when what it writes changes, so that older outputs are not taken for its own.
+        version: the stage's own; raise it when what it writes changes, so that older outputs are
+        not taken for its own.
 
-        The manifest is written last, so a stage without one is unfinished: it is run again in the same directory and may go
-        on from what it finds there. One that another run is making is waited for. Raises UserError where a finished stage has
-        lost a file.
+        The manifest is written last, so a stage without one is unfinished: it is run again in the
+        same directory and may go on from what it finds there. One that another run is making is
+        waited for. Raises UserError where a finished stage has lost a file.
         """
         keys = [i.hash if isinstance(i, Stage) else i for i in inputs]
         identity = digest(

@@ -1,4 +1,4 @@
-"""Sampling: slots refilled as rows end, and scores of given text, from one set of compiled programs."""
+"""Sampling with continuous batching, and scores of given text, with one set of programs."""
 
 from emjax.sampling.engine import Engine
 from emjax.sampling.requests import Request, Result, Sampling, Stats

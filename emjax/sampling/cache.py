@@ -1,4 +1,4 @@
-"""What the sampler keeps on the device: weights and caches layer by layer, and the state of every slot."""
+"""The sampler's state on the device: weights and caches by layer, and the state of every slot."""
 
 import dataclasses
 import functools
@@ -18,8 +18,9 @@ from emjax.models.decoder import Params
 from emjax.models.lora import Adapter, joined, shapes
 from emjax.sampling.processors import Rows
 
-KEPT_FREE = 0.25  # of the free memory: logits, activations and what prefill gathers
-MOST_SLOTS = 1024  # beyond some hundred rows a step is bound by arithmetic and rows only get slower
+KEPT_FREE = 0.25  # share of free memory kept for logits, activations and what prefill gathers
+# Beyond some hundred rows a step is compute-bound, and more rows only make it slower.
+MOST_SLOTS = 1024
 CPU_SLOTS = 64
 Cache = tuple[jax.Array, jax.Array]  # keys and values of one layer, each [slots, K, S, h]
 
@@ -27,21 +28,22 @@ Cache = tuple[jax.Array, jax.Array]  # keys and values of one layer, each [slots
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class State:
-    """Of every slot: jax's arrays on the device, numpy's for rows that are about to start.
+    """The state of every slot.
 
-    The newest token (at first the prompt's last) is not in the cache yet.
+    Its arrays are JAX's on the device, and NumPy's for rows that are about to start. The newest
+    token (at first the prompt's last) is not in the cache yet.
     """
 
     active_B: Any
     length_B: Any  # positions in the cache
     count_B: Any  # tokens drawn
-    limit_B: Any  # tokens to draw at most
-    token_B: Any  # the newest
+    limit_B: Any  # maximum tokens to draw
+    token_B: Any  # the newest token
     rows: Rows
 
 
 def host_state(slots: int) -> State:
-    """All zero, in numpy."""
+    """A state of zeros, in NumPy."""
 
     def zeros(dtype: Any, *shape: int) -> np.ndarray:
         return np.zeros((slots, *shape), dtype)
@@ -59,9 +61,10 @@ def empty_state(slots: int, mesh: Mesh | None) -> State:
 
 
 def free_slots(config: ModelConfig, length: int, dtype: Any, mesh: Mesh | None) -> int:
-    """How many slots of `length` positions fit: `slots_in` of the memory that is free now on the device that has least.
+    """The number of slots of `length` positions that fit in memory.
 
-    Devices that do not tell their memory (CPUs) get CPU_SLOTS.
+    Applies `slots_in` to the free memory of the device that has least. Devices that do not report
+    their memory (CPUs) get CPU_SLOTS.
     """
     stats = [device.memory_stats() for device in (jax.local_devices() if mesh is None else mesh.local_devices)]
     free = min(s["bytes_limit"] - s["bytes_in_use"] for s in stats) if all(stats) else None
@@ -70,9 +73,10 @@ def free_slots(config: ModelConfig, length: int, dtype: Any, mesh: Mesh | None) 
 
 
 def slots_in(free: int | None, config: ModelConfig, length: int, dtype: Any, mesh: Mesh | AbstractMesh | None) -> int:
-    """How many slots fit where each device has `free` bytes: a multiple of data x fsdp, at most MOST_SLOTS.
+    """The number of slots that fit if each device has `free` bytes.
 
-    The rule: (1 - KEPT_FREE) of the free memory, divided by a slot's bytes on a device. Raises UserError where none fits.
+    It is a multiple of data x fsdp, and at most MOST_SLOTS. The rule: (1 - KEPT_FREE) of the free
+    memory, divided by a slot's bytes on a device. Raises UserError if no slot fits.
     """
     rows, heads = (1, 1) if mesh is None else (mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["tensor"])
     one = slot_bytes(config, length, dtype, heads)
@@ -80,23 +84,23 @@ def slots_in(free: int | None, config: ModelConfig, length: int, dtype: Any, mes
     slots = min(slots, MOST_SLOTS) // rows * rows
     if not slots:
         raise UserError(
-            f"config.sampling.slots = 0 takes them from the free memory, but not one slot of {length} positions "
-            f"({one / 2**30:.2f} GiB a device) fits beside the weights. Shorten config.sampling.cache_length."
+            f"config.engine.slots = 0 takes as many slots as fit in free memory, but not one slot of {length} positions "
+            f"({one / 2**30:.2f} GiB per device) fits beside the weights. Reduce config.engine.cache_length."
         )
     return slots
 
 
 def slot_bytes(config: ModelConfig, length: int, dtype: Any, tensor: int) -> int:
-    """Of one slot on each of the `tensor` devices that share it."""
+    """Bytes of one slot on each of the `tensor` devices that share it."""
     return 2 * config.L * config.K * config.h * length * jnp.dtype(dtype).itemsize // tensor
 
 
 def check_spread(config: ModelConfig, slots: int, mesh: Mesh | None) -> None:
-    """Raises UserError where slots or heads cannot be cut evenly over the mesh."""
+    """Raises UserError if slots or heads cannot be split evenly over the mesh."""
     if mesh is not None and (slots % (mesh.shape["data"] * mesh.shape["fsdp"]) or config.K % mesh.shape["tensor"]):
         raise UserError(
             f"The sampler's {slots} slots and the model's {config.K} key/value heads cannot be split over "
-            f"the mesh {dict(mesh.shape)}: slots must be a multiple of data x fsdp, the heads one of tensor."
+            f"the mesh {dict(mesh.shape)}: slots must be a multiple of data x fsdp, and heads a multiple of tensor."
         )
 
 
@@ -108,7 +112,10 @@ def empty_caches(config: ModelConfig, slots: int, length: int, dtype: Any, mesh:
 
 
 def cache_sharding(mesh: Mesh) -> NamedSharding:
-    """Slots are spread like a batch, kv heads like the weights that make them; in the form in which programs return it."""
+    """The caches' sharding, in the form in which programs return it.
+
+    Slots are sharded like a batch, kv heads like the weights that produce them.
+    """
     rows = tuple(axis for axis in ("data", "fsdp") if mesh.shape[axis] > 1)
     heads = "tensor" if mesh.shape["tensor"] > 1 else None
     axes = [rows[0] if len(rows) == 1 else rows or None, heads]
@@ -118,32 +125,37 @@ def cache_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def spread(caches: Any, mesh: Mesh | None) -> Any:
-    """Under jit: holds caches to their sharding, so that a program returns them as the next one expects."""
+    """Under jit: constrains caches to their sharding.
+
+    So a program returns them as the next one expects.
+    """
     return caches if mesh is None else jax.lax.with_sharding_constraint(caches, cache_sharding(mesh))
 
 
 def replicate(tree: Any, mesh: Mesh | None) -> Any:
-    """Under jit: holds all of a tree on every device."""
+    """Under jit: replicates a tree on every device."""
     return tree if mesh is None else jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, P()))
 
 
 Groups = tuple[tuple[str, ...], ...]
-TOGETHER: Groups = (("q", "k", "v"), ("gate", "up"))  # the matrices that a layer multiplies one input with
+TOGETHER: Groups = (("q", "k", "v"), ("gate", "up"))  # matrices of a layer with the same input
 
 
 def groups() -> Groups:
-    """The matrices that stand side by side.
+    """The matrices that are kept side by side.
 
-    A decode step is bound by how fast weights are read, and one large product reads faster than several small ones. On a CPU,
-    where products are of other sizes and nothing is gained, each stands alone; the two forms differ by rounding.
+    Reading weights bounds a decode step, and one large product reads faster than several small
+    ones. On a CPU, where products have other sizes and nothing is gained, the matrices stay
+    separate. The two forms differ by rounding.
     """
     return () if jax.default_backend() == "cpu" else TOGETHER
 
 
 def join(config: ModelConfig, layers: Params | tuple[Params, ...], mesh: Mesh | None, groups: Groups) -> tuple[Params, ...]:
-    """{name: [L, ...]}, or L layers apart -> L layers apart, with the matrices of `groups` side by side (see lora.linears).
+    """Stacked layers {name: [L, ...]}, or L separate layers -> L separate layers.
 
-    Layers in that form pass through.
+    The matrices of `groups` are side by side in the result (see lora.linears). Layers that already
+    have this form are returned unchanged.
     """
     if not isinstance(layers, tuple):
         return tuple(_layer(config, mesh, groups, layers, np.int32(i)) for i in range(config.L))
@@ -154,7 +166,7 @@ def join(config: ModelConfig, layers: Params | tuple[Params, ...], mesh: Mesh | 
 
 @functools.partial(jax.jit, static_argnames=("config", "mesh", "groups"))
 def _layer(config: ModelConfig, mesh: Mesh | None, groups: Groups, layers: Params, i: jax.Array | None) -> Params:
-    """Layer i of stacked ones, or (i = None) a layer by itself."""
+    """Layer i of stacked layers, or, if i is None, one separate layer."""
     layer = {name: x if i is None else x[i] for name, x in layers.items()}
     parts = 1 if mesh is None else mesh.shape["tensor"]
     for names in groups:
@@ -166,7 +178,7 @@ def _layer(config: ModelConfig, mesh: Mesh | None, groups: Groups, layers: Param
 
 
 def placement(config: ModelConfig, mesh: Mesh, groups: Groups) -> dict[str, NamedSharding]:
-    """Of each weight of a joined layer."""
+    """The sharding of each weight of a joined layer."""
     axes = {name: axes[1:] for name, axes in decoder.abstract(config, "float32")[1]["layers"].items()}
     for names in groups:
         for last in ("", "_bias"):
@@ -176,9 +188,10 @@ def placement(config: ModelConfig, mesh: Mesh, groups: Groups) -> dict[str, Name
 
 
 def join_adapter(config: ModelConfig, adapter: Adapter, dtype: Any, mesh: Mesh | None, groups: Groups) -> tuple[Adapter, ...]:
-    """The adapter of each layer, joined like the weights and cast once to the dtype it is used in.
+    """Each layer's adapter, joined like the weights and cast once to the dtype that it is used in.
 
-    Where matrices stand side by side, the As do too, and the Bs stand on a diagonal of blocks: two products in all.
+    Where matrices are side by side, so are their As, and their Bs are blocks on a diagonal: two
+    products in all.
     """
     parts, dtype = 1 if mesh is None else mesh.shape["tensor"], jnp.dtype(dtype)
     return tuple(
@@ -212,8 +225,10 @@ def _adapter_layer(
 
 
 def copy(caches: Any, chunk: int, source_N: jax.Array, to_N: jax.Array, block_N: jax.Array, mesh: Mesh | None) -> Any:
-    """Under jit: block `block` of slot `source` into slot `to`, N times; those to a slot beyond the last are dropped. No two
-    go to one place."""
+    """Under jit: copies block `block` of slot `source` into slot `to`, N times.
+
+    Copies to a slot beyond the last are dropped. All destinations must differ.
+    """
 
     def one(x_BxKxSxh: jax.Array) -> jax.Array:
         x_BxKxnxCxh = blocks(x_BxKxSxh, chunk)
@@ -232,12 +247,13 @@ def write_and_read(
     reach: int,
     mesh: Mesh | None,
 ) -> tuple[Cache, Cache]:
-    """Under jit: puts R chunks into their blocks and gives (the cache, the first `reach` positions of each chunk's slot).
+    """Under jit: writes R chunks into their blocks, and reads the slots of the chunks.
 
-    Several chunks may be of one slot: all are written before any is read. On a mesh every device has as many chunks as
-    others, of its own slots, and `slot` counts from the first of these, so that nothing is sent. Chunks that only fill a
-    call up have slots beyond the last, each another; their writes are dropped. Were places not said to be unique, a GPU that
-    must repeat its bits would write one after the other.
+    Returns (the cache, the first `reach` positions of each chunk's slot). Several chunks may belong
+    to one slot: all are written before any is read. On a mesh every device has the same number of
+    chunks, for its own slots, and `slot` counts from the first of these, so no data is sent. Chunks
+    that only pad a call have distinct slots beyond the last; their writes are dropped. The places
+    are declared unique, because a GPU in deterministic mode would otherwise write them one by one.
     """
     C = k_RxCxKxh.shape[1]
 
@@ -267,11 +283,12 @@ def blocks(x_BxKxSxh: jax.Array, chunk: int) -> jax.Array:
 
 
 def reaches(chunk: int, length: int) -> tuple[int, ...]:
-    """How many cache positions a chunk may attend to: 8 chunks, 16, 32, ..., the whole cache.
+    """The numbers of cache positions that a chunk may attend to.
 
-    A chunk takes the first that holds its end, so what it reads follows from its own position alone.
+    They are 8 chunks, 16, 32, ..., the whole cache. A chunk uses the smallest one that covers its
+    end, so only its own position determines what it reads.
     """
-    found = [8 * chunk]
-    while found[-1] < length:
-        found.append(2 * found[-1])
-    return (*found[:-1], length)
+    positions = [8 * chunk]
+    while positions[-1] < length:
+        positions.append(2 * positions[-1])
+    return (*positions[:-1], length)

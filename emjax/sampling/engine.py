@@ -1,7 +1,7 @@
 """The sampling engine: continuous batching over a fixed number of slots.
 
-Here is what callers use: requests and scores go in as rows, from generators, tasks and threads.
-rounds.py runs the rows, with the programs of programs.py.
+This file has the interface for callers: it turns requests and scores from generators, tasks and
+threads into rows. rounds.py runs the rows, with the programs of programs.py.
 """
 
 import asyncio
@@ -22,14 +22,14 @@ from emjax.sampling.rows import OnTokens, Row
 class Engine(Rounds):
     """Samples from one model, `slots` rows at a time, each with `cache_length` positions.
 
-    generate, submit and the scores may be used side by side, also from several threads: what is
-    asked at the same time runs together. On a mesh of several processes requests enter on process 0
-    alone, while the others `follow`. Rounds says what the arguments mean.
+    generate, submit and the scores may be used side by side, also from several threads: concurrent
+    calls run together. On a mesh of several processes, requests enter on process 0 only, while the
+    others `follow`. Rounds documents the arguments.
     """
 
-    _driver: asyncio.Task[None] | None = None  # steps while submitted requests are in flight
+    _driver: asyncio.Task[None] | None = None  # runs rounds while submitted requests are in flight
 
-    # --- requests -----------------------------------------------------------------------------------------
+    # --- requests --------------------------------------------------------------------------------
 
     def _check(self, what: str, tokens: Sequence[int]) -> np.ndarray:
         array = np.asarray(tokens)
@@ -43,7 +43,7 @@ class Engine(Rounds):
         if len(tokens) >= self.cache_length:
             raise UserError(
                 f"Request {request.id!r}: its prompt of {len(tokens)} tokens leaves no room for a new token in "
-                f"the engine's cache_length of {self.cache_length}. Shorten it, or lengthen the cache."
+                f"the engine's cache_length of {self.cache_length}. Shorten the prompt or increase cache_length."
             )
         limit = min(request.sampling.max_new, self.cache_length - len(tokens))
         return Row(self._find_lane(request.adapter), tokens[:-1], deliver, request, limit)
@@ -55,7 +55,7 @@ class Engine(Rounds):
         """
         done: collections.deque[Any] = collections.deque()
         rows = [self._row(request, done.append) for request in requests]
-        # The longest first: the last steps, in which slots run empty, are then few.
+        # Longest first, so that few of the last steps run with empty slots.
         return self._results(sorted(rows, key=lambda row: -row.limit), done)
 
     def _results(self, rows: list[Row], done: collections.deque[Any]) -> Iterator[Any]:
@@ -70,18 +70,20 @@ class Engine(Rounds):
                 yield result
         finally:
             for row in rows:
-                row.cancelled = True  # of no effect on rows that have ended
+                row.cancelled = True  # has no effect on rows that have ended
 
     def _enter(self, rows: Iterable[Row]) -> None:
         if self._shared and jax.process_index():
-            raise UserError("The engine's mesh spans several processes: requests enter on process 0, the others follow().")
+            raise UserError(
+                "The engine's mesh spans several processes: submit requests on process 0; the others call follow()."
+            )
         self._inbox.extend(rows)
 
     async def submit(self, request: Request, *, on_tokens: OnTokens | None = None) -> Result:
         """Serves one request among all others in flight. Cancelling the caller frees its slot.
 
-        on_tokens is called after each window in which the row did not end, from the engine's
-        thread: it must neither block nor raise.
+        on_tokens is called from the engine's thread after each window in which the row did not end.
+        It must neither block nor raise.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
@@ -110,40 +112,40 @@ class Engine(Rounds):
             raise
 
     async def _drive(self) -> None:
-        """Steps while there is work. The device runs in a thread, so callers go on meanwhile."""
+        """Runs rounds while there is work. They run in a thread, so callers are not blocked."""
         while self._inbox or self._open or self._flights:
             await asyncio.to_thread(self.step)
-            # Those just served may hand in their next request before the slots are refilled.
+            # Callers that were just served may submit their next request before slots are refilled.
             await asyncio.sleep(0)
 
-    # --- several processes --------------------------------------------------------------------------------
+    # --- several processes -----------------------------------------------------------------------
 
     def follow(self) -> None:
-        """On every process but 0: runs what process 0 runs, until that calls `close`."""
+        """On every process but 0: runs what process 0 runs, until process 0 calls `close`."""
         self._closed = False
         while not self._closed:
             self.step()
 
     def close(self) -> None:
-        """On process 0: lets the processes that follow return.
+        """On process 0: lets the other processes return from `follow`.
 
-        With one process there is nothing to close.
+        With one process it does nothing.
         """
         if self._shared:
             self._closed = True
             self.step()
             self._closed = False
 
-    # --- scores -------------------------------------------------------------------------------------------
+    # --- scores ----------------------------------------------------------------------------------
 
     def _scored(self, what: str, adapter: str | None, asked: list[dict[str, Any]]) -> list[Row]:
-        """Runs rows of which nothing is drawn; what was asked of them stands in them."""
+        """Runs score rows, which draw no tokens. Returns the rows with their scores."""
         lane, done = self._find_lane(adapter), collections.deque[Any]()
         for one in asked:
             if len(one["tokens"]) > self.cache_length:
                 raise UserError(
                     f"{what}: {len(one['tokens'])} tokens exceed the engine's cache_length of {self.cache_length}. "
-                    "Shorten the text, or lengthen the cache."
+                    "Shorten the text or increase cache_length."
                 )
         rows = [Row(lane, deliver=done.append, **one) for one in asked]
         for _ in self._results(rows, done):
@@ -159,7 +161,7 @@ class Engine(Rounds):
     ) -> list[float]:
         """The log-prob of each continuation after the prompt, summed over its tokens.
 
-        An empty continuation has 0. The prompt's whole blocks are computed once.
+        An empty continuation scores 0. The prompt's whole blocks are computed once.
         """
         prompt = self._check("score", prompt_tokens)
         whole = [np.concatenate([prompt, self._check("score", c)]) for c in continuations if len(c)]
@@ -170,10 +172,10 @@ class Engine(Rounds):
     def prompt_logprobs(
         self, tokens: Sequence[int], *, top: int = 0, adapter: str | None = None
     ) -> tuple[tuple[float | None, ...], tuple[tuple[tuple[int, float], ...] | None, ...]]:
-        """(log-prob of each token after those before it, the likeliest tokens in its place).
+        """(log-prob of each token given those before it, the likeliest tokens at its position).
 
-        The second holds the `top` likeliest (id, log-prob) pairs of each place. Both are as long as
-        `tokens` and begin with None.
+        The second holds the `top` likeliest (id, log-prob) pairs of each position. Both are as long
+        as `tokens` and begin with None.
         """
         x = self._check("prompt_logprobs", tokens)
         if not 0 <= top <= TOP_LOGPROBS:
@@ -186,7 +188,7 @@ class Engine(Rounds):
     def next_token_probs(self, tokens: Sequence[int], ids: Sequence[int], *, adapter: str | None = None) -> list[float]:
         """The probability of each of `ids` as the next token.
 
-        float32, of the full vocabulary's softmax.
+        float32, from the softmax over the full vocabulary.
         """
         x, wanted = self._check("next_token_probs", tokens), self._check("next_token_probs", ids)
         asked = [{"tokens": x, "ids": tuple(wanted.tolist()), "read_from": len(x) - 1}]

@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
@@ -29,14 +29,17 @@ _DRAWN = ("temperature", "top_p", "top_k", "min_p")
 class EngineChat:
     """A model in the JAX engine as a chat partner.
 
-    seed: a request's seed derives from it, the messages and `run`.
-    busy: entered while a request of this chat is in the engine, by several requests at a time.
+    seed: a request's seed is derived from it, the messages and `run`.
+
+    busy: a context that each request holds while it is in the engine; several may hold it at a
+    time.
     """
 
     def __init__(self, engine: Engine, tokenizer: Any, seed: int = 0, busy: AbstractContextManager[Any] | None = None):
         self._engine, self._tokenizer, self._seed = engine, tokenizer, seed
         self._busy = busy or nullcontext()
-        self._scorers = ThreadPoolExecutor(max_workers=64)  # each waits for one row; concurrent rows share a batch
+        # Each thread waits for one row; concurrent rows share a batch.
+        self._scorers = ThreadPoolExecutor(max_workers=64)
 
     async def chat(
         self, messages: Conversation, *, schema: dict[str, Any] | None = None, run: int = 0, **sampling: Any
@@ -47,9 +50,9 @@ class EngineChat:
         min_p. Raises ValueError for a schema and for any other sampling field.
         """
         if schema is not None:
-            raise ValueError("the engine has no structured output")
+            raise ValueError("the engine does not support structured output")
         key = digest([messages, run])
-        how = _sampling(seed_of("chat", self._seed, key), **sampling)
+        how = _sampling(seed_of("chat", self._seed, key), sampling)
         tokens = self._prompt(messages)
         if len(tokens) >= self._engine.cache_length:
             return Reply("", "too_long")
@@ -63,10 +66,10 @@ class EngineChat:
         """{word: probability that the answer begins with it}; None if the prompt is too long.
 
         The probabilities are over the whole vocabulary. A word may be spelled with or without a
-        leading space. For a word of several tokens (10, if the tokenizer splits digits), the tokens'
-        probabilities are multiplied; the probability that a word continues to a longer one (1 to 10)
-        is not counted for the shorter word. Raises ValueError for a word that the tokenizer cannot
-        spell.
+        leading space. For a word of several tokens (10, if the tokenizer splits digits), the
+        probabilities of the tokens are multiplied. The probability that a word continues to a
+        longer one (1 to 10) does not count for the shorter word. Raises ValueError for a word that
+        the tokenizer cannot spell.
         """
         spelt = {word: self._spellings(word) for word in words}
         after: dict[tuple[int, ...], set[int]] = {}  # prefix -> the tokens that may follow it
@@ -83,14 +86,14 @@ class EngineChat:
                 ask = asyncio.get_running_loop().run_in_executor(self._scorers, self._engine.next_token_probs, given, flat)
                 probs |= {(*said, id_): probs[said] * p for id_, p in zip(flat, await ask, strict=True)}
         return {
-            word: sum(probs[ids] - sum(probs[*ids, more] for more in after.get(ids, ())) for ids in some)
-            for word, some in spelt.items()
+            word: sum(probs[ids] - sum(probs[*ids, more] for more in after.get(ids, ())) for ids in spellings)
+            for word, spellings in spelt.items()
         }
 
     def _spellings(self, word: str) -> set[tuple[int, ...]]:
         """The single tokens that spell the word, or else its token sequence."""
-        found = [tuple(ids) for ids in self._tokenizer([word, f" {word}"], add_special_tokens=False)["input_ids"]]
-        known = [ids for ids in found if self._tokenizer.unk_token_id not in ids]
+        spellings = [tuple(ids) for ids in self._tokenizer([word, f" {word}"], add_special_tokens=False)["input_ids"]]
+        known = [ids for ids in spellings if self._tokenizer.unk_token_id not in ids]
         if not known:
             raise ValueError(f"this tokenizer cannot spell {word!r}")
         return {ids for ids in known if len(ids) == 1} or {known[0]}
@@ -99,7 +102,7 @@ class EngineChat:
         return tuple(chat.prompts(self._tokenizer, [messages])[0])
 
 
-def _sampling(seed: int, **fields: Any) -> Sampling:
+def _sampling(seed: int, fields: Mapping[str, Any]) -> Sampling:
     """A chat call's sampling fields, under an endpoint's names, for the engine."""
     unknown = fields.keys() - {*_DRAWN, "max_tokens", "max_completion_tokens"}
     if unknown:

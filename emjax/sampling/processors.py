@@ -1,4 +1,7 @@
-"""From logits to tokens: temperature, filters, noise, log-probs; each row by its own settings and key."""
+"""From logits to tokens: temperature, filters, noise and log-probs.
+
+Each row has its own settings and key.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -19,14 +22,14 @@ class Rows:
     top_p_B: Any  # 1 = off
     min_p_B: Any  # 0 = off
     top_k_B: Any  # 0 = off
-    top_logprobs_B: Any  # 0 = none wanted
+    top_logprobs_B: Any  # 0 = none
     seed_Bx2: Any  # uint32: the data of jax.random.key(seed), high word first
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """One token a row. N = TOP_LOGPROBS, or the vocabulary where that is smaller."""
+    """One token per row. N = TOP_LOGPROBS, or the vocabulary size if that is smaller."""
 
     token_B: Any
     logprob_B: Any
@@ -35,18 +38,20 @@ class Drawn:
 
 
 def sample(logits_BxV: jax.Array, rows: Rows, count_B: jax.Array, live_B: jax.Array, vocabulary: int) -> Drawn:
-    """Draws every row's `count`-th token by Gumbel-max; ids >= vocabulary are never drawn.
+    """Draws every row's `count`-th token by Gumbel-max; never draws ids >= vocabulary.
 
-    The key is fold_in(key(seed), count), so a row's noise depends on nothing but its seed and its position.
-    Log-probs are of the raw float32 logits over the full vocabulary. Filters, noise and top log-probs run
-    only in steps in which a live row needs them. They stand behind `cond` in the one program, not in programs
-    of their own: so the logits of a row come from the same machine code whatever its neighbours ask for.
+    The key is fold_in(key(seed), count), so a row's noise depends only on its seed and its
+    position. Log-probs are of the raw float32 logits over the full vocabulary. Filters, noise and
+    top log-probs run only in steps in which a live row needs them. They are branches of `cond` in
+    the one program, not separate programs, so a row's logits come from the same machine code
+    whatever its neighbours ask for.
     """
     V = logits_BxV.shape[-1]
     log_z_B = jax.nn.logsumexp(logits_BxV, axis=-1)
     greedy_B = rows.temperature_B == 0
 
-    # Branches take the logits as they are and give back a value a row: what else went in or out would be written to memory.
+    # Branches take the logits as they are and return one value per row: any other input or output
+    # would be written to memory.
     def allowed() -> jax.Array:
         return jnp.where(jnp.arange(V) < vocabulary, logits_BxV, -jnp.inf)
 
@@ -75,10 +80,11 @@ def sample(logits_BxV: jax.Array, rows: Rows, count_B: jax.Array, live_B: jax.Ar
 
 
 def _floor(scaled: Callable[[], jax.Array], rows: Rows, drawing_B: jax.Array, V: int) -> jax.Array:
-    """The lowest logit that top-k, top-p of what is left, and min-p leave to each row. Ties at a threshold stay in.
+    """The lowest logit that each row keeps after top-k, top-p of the rest, and min-p.
 
-    Top-k's and top-p's are found by bisection over the 32 bits of a float: exact, and 32 passes over the logits instead of a
-    sort of the vocabulary.
+    Ties at a threshold are kept. Bisection over the 32 bits of a float finds the thresholds of
+    top-k and top-p: it is exact, and takes 32 passes over the logits instead of a sort of the
+    vocabulary.
     """
     k_B, p_B = jnp.where(rows.top_k_B > 0, jnp.minimum(rows.top_k_B, V), V), rows.top_p_B
 
@@ -103,10 +109,11 @@ def _floor(scaled: Callable[[], jax.Array], rows: Rows, drawing_B: jax.Array, V:
 
 
 def _largest(x_BxV: jax.Array, weight_BxV: jax.Array, goal_B: jax.Array) -> jax.Array:
-    """The largest t with sum(weight where x >= t) >= goal, one of x's values; -inf where none is."""
+    """The largest t of x's values with sum(weight where x >= t) >= goal; -inf if there is none."""
     bits_BxV = jax.lax.bitcast_convert_type(x_BxV, jnp.uint32)
     sign = jnp.uint32(1 << 31)
-    key_BxV = jnp.where(bits_BxV & sign, ~bits_BxV, bits_BxV | sign)  # unsigned integers in the order of the floats
+    # Unsigned integers in the floats' order.
+    key_BxV = jnp.where(bits_BxV & sign, ~bits_BxV, bits_BxV | sign)
 
     def bit(i: jax.Array, found_B: jax.Array) -> jax.Array:
         tried_B = found_B | (sign >> i.astype(jnp.uint32))

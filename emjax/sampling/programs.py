@@ -1,8 +1,8 @@
-"""The compiled programs: prefill, copies of blocks, decode, and what scores read.
+"""The compiled programs: prefill, copies of blocks, decode and scores.
 
 They are module-level and take the model's configuration as a static argument and all weights as
-arrays, so every Engine in the process (other weights, other adapters of the same shape) runs the
-same programs.
+arrays. So every Engine in the process (with other weights, or other adapters of the same shape)
+runs the same programs.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from emjax.sampling import cache as kv
 from emjax.sampling.cache import Cache, State
 from emjax.sampling.processors import TOP_LOGPROBS, Drawn, sample
 
-# Decode steps between two looks of the host at most; rows that end earlier idle until then.
+# Maximum decode steps per host round trip; rows that end earlier idle until then.
 STEPS = 16
 
 
@@ -30,8 +30,8 @@ def embed(mesh: Mesh | None, top: Params, tokens_RxC: jax.Array) -> jax.Array:
     return decoder.embed(top, tokens_RxC, mesh)
 
 
-# One program a reach serves all layers: compile time does not grow with depth, and nothing needs the
-# weights stacked as well as apart.
+# One program per reach serves all layers: compile time does not grow with depth, and the weights
+# need not exist both stacked and unstacked.
 @functools.partial(jax.jit, static_argnames=("config", "implementation", "reach", "mesh"), donate_argnames=("x_RxCxD", "cache"))
 def prefill_layer(
     config: ModelConfig,
@@ -45,7 +45,7 @@ def prefill_layer(
     slot_R: jax.Array,
     block_R: jax.Array,
 ) -> tuple[jax.Array, Cache]:
-    """One layer over R chunks, each of its slot (kv.write_and_read)."""
+    """Applies one layer to R chunks, each in its slot (kv.write_and_read)."""
     C = x_RxCxD.shape[1]
     start_R = block_R * C
 
@@ -97,18 +97,20 @@ def decode(
     steps: jax.Array,
     eos_E: jax.Array,
 ) -> tuple[tuple[Cache, ...], State, tuple[Drawn, jax.Array, jax.Array, jax.Array]]:
-    """At most `steps` (<= STEPS) tokens for every active row.
+    """Draws at most `steps` (<= STEPS) tokens for every active row.
 
     Rows that are not alive are dropped first. Returns (caches, state, (drawn, active_B, count_B,
-    steps run)); drawn holds STEPS entries a field.
+    steps run)); drawn holds STEPS entries per field.
     """
     B = alive_B.shape[0]
     state = dataclasses.replace(state, active_B=state.active_B & alive_B)
     x_BxD = jax.ShapeDtypeStruct((B, config.D), top["embed"].dtype)
     one_step = jax.eval_shape(
         lambda top, x_BxD, state: sample(logits(config, top, x_BxD), state.rows, state.count_B, state.active_B, vocabulary),
-        top, x_BxD, state,
-    )  # fmt: skip
+        top,
+        x_BxD,
+        state,
+    )
     drawn = jax.tree.map(lambda x: jnp.zeros((STEPS, *x.shape), x.dtype), one_step)
 
     def go_on(carry: tuple[jax.Array, tuple[Cache, ...], State, Drawn]) -> jax.Array:
@@ -125,7 +127,7 @@ def decode(
         for i, (layer, cache) in enumerate(zip(layers, caches, strict=True)):
 
             def attend(q: jax.Array, k: jax.Array, v: jax.Array, cache: Cache = cache) -> tuple[jax.Array, Cache]:
-                # Rows that have ended write nowhere.
+                # Rows that have ended write nothing.
                 out_BxHxh, cache = attention.decode(
                     q[:, 0], k[:, 0], v[:, 0], cache, state.length_B, state.active_B, implementation, mesh
                 )
@@ -165,9 +167,9 @@ def alternatives(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(log-probs, ids, target log-probs): the likeliest next tokens, and the targets.
 
-    The first two are [R, C, TOP_LOGPROBS], the third is [R, C]. One column's logits exist at a
-    time. The targets' log-probs come from the same logits, so that a target which is the likeliest
-    token has its log-prob to the last bit: by that clients tell whether it is greedy.
+    The first two are [R, C, TOP_LOGPROBS], the third is [R, C]. Only one column's logits exist at a
+    time. The targets' log-probs come from the same logits, so a target that is the likeliest token
+    has exactly that token's log-prob: clients compare the two to see whether a token is greedy.
     """
 
     def column(part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -176,8 +178,8 @@ def alternatives(
         values_RxN, ids_RxN = jax.lax.top_k(logprob_RxV, min(TOP_LOGPROBS, config.V))
         return values_RxN, ids_RxN, jnp.take_along_axis(logprob_RxV, target_R[:, None], axis=-1)[:, 0]
 
-    found = jax.lax.map(column, (x_RxCxD.swapaxes(0, 1), target_RxC.T))
-    return kv.replicate(jax.tree.map(lambda x: x.swapaxes(0, 1), found), mesh)
+    columns = jax.lax.map(column, (x_RxCxD.swapaxes(0, 1), target_RxC.T))
+    return kv.replicate(jax.tree.map(lambda x: x.swapaxes(0, 1), columns), mesh)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "mesh"))

@@ -1,4 +1,4 @@
-"""What is asked of the engine and what it answers. Nothing here touches a device."""
+"""The engine's requests and results. Nothing here touches a device."""
 
 import dataclasses
 
@@ -8,14 +8,14 @@ from emjax.sampling.processors import TOP_LOGPROBS
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How one request is sampled. Raises UserError for values outside their range."""
+    """The sampling settings of one request. Raises UserError for values outside their range."""
 
     temperature: float = 1.0  # 0 = greedy
     top_k: int = 0  # 0 = off
-    top_p: float = 1.0  # of what top_k leaves; 1 = off
+    top_p: float = 1.0  # applied after top_k; 1 = off
     min_p: float = 0.0  # relative to the likeliest token; 0 = off
     seed: int = 0
-    top_logprobs: int = 0  # alternatives reported a token, at most 20
+    top_logprobs: int = 0  # alternatives reported per token, at most 20
     max_new: int = 256  # tokens, the end token included
     stop: tuple[str, ...] = ()  # the text ends before the first of these
 
@@ -42,7 +42,7 @@ class Sampling:
 class Request:
     """One prompt.
 
-    `adapter` names one given to Engine.set_adapter; None = the engine's model as it is.
+    `adapter` is a name given to Engine.set_adapter; None = the engine's own model.
     """
 
     id: str
@@ -53,11 +53,12 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """`tokens` and `logprobs` include the end token, `text` does not.
+    """`tokens` and `logprobs` include the end token; `text` does not.
 
-    Log-probs are natural ones of the model itself, before temperature and filters. top_logprobs:
-    for each token the likeliest (id, log-prob) pairs, best first; empty unless asked for. Where a
-    stop string ended the row, `tokens` end with the token that completed it, `text` before it.
+    Log-probs are natural logarithms of the model's own probabilities, before temperature and
+    filters. top_logprobs: for each token the likeliest (id, log-prob) pairs, best first; empty
+    unless requested. If a stop string ended the row, `tokens` end with the token that completed it,
+    and `text` ends before it.
     """
 
     id: str
@@ -70,18 +71,18 @@ class Result:
 
 @dataclasses.dataclass
 class Stats:
-    """Counted since the engine was made."""
+    """Counts since the engine was created."""
 
     slots: int
     requests: int = 0  # finished
     tokens: int = 0  # drawn
     steps: int = 0  # decode steps
-    prefill_tokens: int = 0  # to be prefilled, for prompts and scores
-    reused_tokens: int = 0  # of these, taken from blocks that were there
-    prefill_positions: int = 0  # computed for the others, padding included
-    row_steps: int = 0  # decode steps times the rows that used them
+    prefill_tokens: int = 0  # to prefill, for prompts and scores
+    reused_tokens: int = 0  # of these, taken from blocks computed before
+    prefill_positions: int = 0  # computed for the rest, padding included
+    row_steps: int = 0  # decode steps, times the rows that used them
 
     @property
     def occupied(self) -> float:
-        """The share of decoded slot-steps that a row used."""
+        """The share of decoded slot-steps that rows used."""
         return self.row_steps / max(1, self.steps * self.slots)

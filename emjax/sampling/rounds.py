@@ -1,13 +1,13 @@
-"""Rounds: who has which slot, what the device is told to run, and what came back.
+"""Rounds: assign slots to rows, dispatch work to the device, read its results.
 
 A prompt is prefilled in chunks on the absolute grid 0, chunk, 2 chunk, ... One program takes a
-fixed number of chunks of any rows; what a chunk reads follows from its own position. All but a
-prompt's last token is prefilled; decode feeds that one and draws the first token like every other.
+fixed number of chunks of any rows; a chunk's own position determines what it reads. Prefill covers
+all but a prompt's last token; decode takes that token and draws the first new one like every other.
 So a row's result depends on its prompt, its settings and the engine's slots, cache length and
 chunk, bit for bit: its random key is its own, no neighbour changes a program it runs in, and a
-block that another prompt has made is the block it would make itself.
+block computed for another prompt equals the block that the row would compute itself.
 
-The host works one round ahead: a round is dispatched before the results of the one before are read.
+The host works one round ahead: it dispatches a round before it reads the previous round's results.
 """
 
 import collections
@@ -34,17 +34,17 @@ from emjax.sampling.prefix import Blocks, names
 from emjax.sampling.requests import Result, Stats
 from emjax.sampling.rows import Lane, Row
 
-BUSY_STEPS = 4  # as programs.STEPS, while rows come and go
-# Where more than one row in so many ended unforeseen, a round is read before the next is dispatched.
+BUSY_STEPS = 4  # replaces programs.STEPS while rows come and go
+# If more than one row in SHARE ended early, the host reads a round before it dispatches the next.
 SHARE = 16
-# While other adapters wait, one adapter's turn ends after this many times `slots` requests.
+# While other adapters wait, one adapter's turn ends after TURN * slots requests.
 TURN = 4
 
 
 class Rounds:
     """Runs rows of one model, `slots` at a time, each with `cache_length` positions.
 
-    Engine puts rows into the inbox and calls `step`; each row's `deliver` takes its result.
+    Engine puts rows into the inbox and calls `step`; each row's `deliver` receives its result.
     """
 
     def __init__(
@@ -57,14 +57,15 @@ class Rounds:
         mesh: Mesh | None = None,
         attention: str = "xla",
     ):
-        """slots: 0 = as many as the free memory holds (cache.free_slots). chunk: prompt tokens in
-        one prefilled block, the grain of prefix reuse. attention: the kernels of prefill and
-        decode. Raises UserError for sizes that model or mesh cannot take.
+        """slots: 0 = as many as fit in free memory (cache.free_slots). chunk: prompt tokens in one
+        prefilled block, the unit of prefix reuse. attention: the kernels of prefill and decode.
+        Raises UserError for sizes that the model or mesh does not support.
         """
         if slots < 0 or chunk < 1 or not 2 <= cache_length <= lm.config.max_position:
             raise UserError(
-                f"Engine(slots={slots}, cache_length={cache_length}, chunk={chunk}): slots must be 0 (from free memory) or "
-                f"more, a chunk at least 1, and the cache length between 2 and the model's {lm.config.max_position} positions."
+                f"Engine(slots={slots}, cache_length={cache_length}, chunk={chunk}): slots must be 0 (as many as fit in free "
+                "memory) or more, chunk at least 1, and cache_length between 2 and the model's "
+                f"{lm.config.max_position} positions."
             )
         self.config = lm.config
         self.cache_length = cache_length
@@ -78,10 +79,10 @@ class Rounds:
         self._eos_E = np.array(sorted(self._eos), np.int32)
         self._layers = kv.join(lm.config, lm.params["layers"], self._mesh, kv.groups())
         self._top = {name: x for name, x in lm.params.items() if name != "layers"}
-        self._positions = -(-cache_length // chunk) * chunk  # the cache's: whole blocks
+        self._positions = -(-cache_length // chunk) * chunk  # of the cache, in whole blocks
         self._reaches = kv.reaches(chunk, self._positions)
-        # Of data x fsdp shards each prefills its own slots. A few chunks fill two CPU cores; an
-        # accelerator needs thousands of tokens a call.
+        # Each of the data x fsdp shards prefills its own slots. A few chunks fill two CPU cores; an
+        # accelerator needs thousands of tokens per call.
         self._shards = 1 if self._mesh is None else self._mesh.shape["data"] * self._mesh.shape["fsdp"]
         self._blocks_a_shard = max(1, (512 // self._shards if jax.default_backend() == "cpu" else 2048) // chunk)
         self._blocks_a_call = self._shards * self._blocks_a_shard
@@ -100,26 +101,27 @@ class Rounds:
         self._reset()
 
     def _reset(self) -> None:
-        self._caches: tuple[Cache, ...] = ()  # the old ones go before the new ones come
+        # Frees the old caches before the new ones are allocated.
+        self._caches: tuple[Cache, ...] = ()
         self._caches = kv.empty_caches(self.config, self.slots, self._positions, self._top["embed"].dtype, self._mesh)
         self._state = kv.empty_state(self.slots, self._mesh)
         self._blocks = Blocks(self.slots)
         self._rows: list[Row | None] = [None] * self.slots  # prefilling or decoding
-        self._free = dict.fromkeys(range(self.slots))  # the longest free first
-        self._open: dict[int, Row] = {}  # taken from the inbox and not delivered, by order
-        self._flights: list[Callable[[], None]] = []  # read what the device was told to make
-        # Rows that ended unforeseen when results were last read; of how many.
+        self._free = dict.fromkeys(range(self.slots))  # longest free first
+        self._open: dict[int, Row] = {}  # by order: taken from the inbox, not yet delivered
+        self._flights: list[Callable[[], None]] = []  # each reads results of dispatched work
+        # When results were last read: rows that ended early, and all rows.
         self._surprises, self._watched = 0, 0
-        self._busy: dict[Lane, None] = {}  # lanes with waiting rows, in the order of their next turn
+        self._busy: dict[Lane, None] = {}  # lanes with waiting rows, in turn
         self._lane = self._lanes[None]
-        self._admitted = 0  # in this lane's turn
+        self._admitted = 0  # rows admitted in this lane's turn
 
     def set_adapter(self, name: str | None, adapter: Adapter | None) -> None:
         """Names an adapter (None = the bare base) for Request.adapter.
 
-        The name None is the engine's own. Requests handed in before keep the adapter they came
-        with. Adapters of one shape share the programs. With several processes, all of them call
-        this, in the same order and while nothing is in flight.
+        The name None is the engine's own model. Requests submitted earlier keep their adapter.
+        Adapters of one shape share the programs. With several processes, all of them call this, in
+        the same order and while nothing is in flight.
         """
         weights = None
         if adapter is not None:
@@ -129,17 +131,15 @@ class Rounds:
     def _find_lane(self, name: str | None) -> Lane:
         if name not in self._lanes:
             known = ", ".join(repr(n) for n in self._lanes if n is not None) or "none"
-            raise UserError(f"The engine has no adapter named {name!r} (it has: {known}); give it with set_adapter first.")
+            raise UserError(f"The engine has no adapter named {name!r} (it has: {known}); add it with set_adapter first.")
         return self._lanes[name]
 
     def _arrivals(self) -> list[Row]:
-        """The rows that came in; ends the cancelled ones. All processes get those of process 0."""
+        """Ends cancelled rows and returns the new ones; all processes get those of process 0."""
         rows = [self._inbox.popleft() for _ in range(len(self._inbox))]
         cancelled = [order for order, row in self._open.items() if row.cancelled]
         if self._shared:
-            sent = [
-                (r.lane.name, r.tokens, r.request, r.limit, r.read_from, r.targets, r.top, r.ids) for r in rows
-            ]  # fmt: skip
+            sent = [(r.lane.name, r.tokens, r.request, r.limit, r.read_from, r.targets, r.top, r.ids) for r in rows]
             sent, cancelled, self._closed = _from_process_0((sent, cancelled, self._closed))
             if jax.process_index():
                 rows = [Row(self._find_lane(name), tokens, lambda _: None, *rest) for name, tokens, *rest in sent]
@@ -148,16 +148,16 @@ class Rounds:
                 self._end(row, self._result(row, row.drawn, "", "cancelled") if row.request else row)
         return rows
 
-    # --- one round ----------------------------------------------------------------------------------------
+    # --- one round -------------------------------------------------------------------------------
 
     def step(self) -> None:
-        """One round.
+        """Runs one round.
 
-        It refills free slots, prefills, decodes at most programs.STEPS tokens a row, and then reads
-        the round before. While many rows end unforeseen, it reads its own round too: an idle slot
-        costs more than an idle device.
+        The round refills free slots, prefills, decodes at most programs.STEPS tokens per row and
+        then reads the previous round's results. While many rows end early, it also reads its own:
+        an idle slot costs more than an idle device.
 
-        An error is delivered to every row in flight; the engine is empty and usable afterwards.
+        An error is delivered to every row in flight; afterwards the engine is empty and usable.
         """
         with self._lock:
             try:
@@ -188,7 +188,7 @@ class Rounds:
         self._reset()
 
     def _end(self, row: Row, result: Any) -> None:
-        """Delivers a row and frees its slot, unless another row has it by now."""
+        """Delivers a row's result and frees its slot, unless another row has the slot by now."""
         row.done = True
         del self._open[row.order]
         self._release(row)
@@ -212,7 +212,7 @@ class Rounds:
             row.lane.waiting.append(row)
             self._busy.setdefault(row.lane)
         if len(self._free) == self.slots and self._busy and (self._lane not in self._busy or len(self._busy) > 1):
-            # Nothing runs: the next lane has its turn.
+            # Nothing is running, so the next lane has its turn.
             if self._lane in self._busy:
                 self._busy[self._lane] = self._busy.pop(self._lane)
             self._lane, self._admitted = next(iter(self._busy)), 0
@@ -238,19 +238,16 @@ class Rounds:
         if not self._lane.waiting:
             self._busy.pop(self._lane, None)
 
-    # --- prefill ------------------------------------------------------------------------------------------
+    # --- prefill ---------------------------------------------------------------------------------
 
     def _reusable(self, row: Row) -> int:
-        """How many of a row's leading blocks need not be computed by itself.
-
-        They are those whose hidden states nobody reads.
-        """
+        """How many leading blocks of a row may be copies: nobody reads their hidden states."""
         return len(row.names) if row.request else row.read_from // self.chunk
 
     def _prefill(self) -> None:
-        """Runs calls that are full.
+        """Runs full prefill calls.
 
-        It runs the rest where nothing else runs, or where a row has waited for a round.
+        Runs a partly filled call only if nothing else runs, or if a row has waited for a round.
         """
         filling = [(slot, row) for slot, row in enumerate(self._rows) if row and row.next < len(row.names)]
         filling.sort(key=lambda one: one[1].order)
@@ -268,28 +265,28 @@ class Rounds:
             filling = [(slot, row) for slot, row in filling if row.next < len(row.names)]
 
     def _reuse(self, filling: list[tuple[int, Row]]) -> None:
-        """Takes the next blocks of the rows from slots that hold them."""
-        found, copied = [], []
+        """Copies the rows' next blocks from slots that hold them."""
+        copies, copied_names = [], []
         for slot, row in filling:
             while row.next < self._reusable(row) and (source := self._blocks.holder(row.names[row.next])) is not None:
-                found.append((source, slot, row.next))
-                copied.append(row.names[row.next])
+                copies.append((source, slot, row.next))
+                copied_names.append(row.names[row.next])
                 self.stats.reused_tokens += min(self.chunk, len(row.tokens) - row.next * self.chunk)
                 row.next += 1
         N = self._blocks_a_call
-        for start in range(0, len(found), N):
-            # Beyond the last, each another.
-            some = self.slots + np.tile(np.arange(N, dtype=np.int32)[:, None], 3)
-            some[: len(found[start : start + N])] = found[start : start + N]
-            source_N, to_N, block_N = some.T.copy()
+        for start in range(0, len(copies), N):
+            # Padding goes to distinct slots beyond the last.
+            batch_Nx3 = self.slots + np.tile(np.arange(N, dtype=np.int32)[:, None], 3)
+            batch_Nx3[: len(copies[start : start + N])] = copies[start : start + N]
+            source_N, to_N, block_N = batch_Nx3.T.copy()
             self._caches = programs.copy(self.chunk, self._mesh, self._caches, source_N % self.slots, to_N, block_N)
-        for name, (_, slot, block) in zip(copied, found, strict=True):
+        for name, (_, slot, block) in zip(copied_names, copies, strict=True):
             self._blocks.add(slot, block, name)
 
     def _pick(self, filling: list[tuple[int, Row]], reach: int) -> list[tuple[int, Row, int]]:
         """Blocks of one reach for one call.
 
-        What one row of the call makes, another copies later.
+        A block that one row of the call computes is copied by the others later.
         """
         picked: list[tuple[int, Row, int]] = []
         room = [self._blocks_a_shard] * self._shards
@@ -309,13 +306,13 @@ class Rounds:
         return picked
 
     def _place(self, slot: int) -> tuple[int, int]:
-        """(the shard that holds a slot, its number there)."""
+        """(the shard that holds a slot, the slot's number there)."""
         return divmod(slot, self.slots // self._shards)
 
     def _call(self, picked: list[tuple[int, Row, int]], reach: int) -> None:
         R, C = self._blocks_a_call, self.chunk
         free = [iter(range(shard * self._blocks_a_shard, R)) for shard in range(self._shards)]
-        # A shard's chunks stand together.
+        # A shard's chunks are adjacent.
         at = [next(free[self._place(slot)[0]]) for slot, _, _ in picked]
         tokens_RxC, target_RxC = np.zeros((R, C), np.int32), np.zeros((R, C), np.int32)
         slot_R, block_R, last_R = self.slots + np.arange(R, dtype=np.int32), np.zeros(R, np.int32), np.zeros(R, np.int32)
@@ -339,7 +336,7 @@ class Rounds:
             row.next = block + 1
             self._blocks.add(slot, block, row.names[block])
 
-        # What scores read.
+        # The outputs that scores need.
         read = [(r, row, block) for r, (_, row, block) in zip(at, picked, strict=True) if block >= self._reusable(row)]
         if not read:
             return
@@ -365,9 +362,9 @@ class Rounds:
                 continue
             at = slice(max(0, row.read_from - block * self.chunk), min(self.chunk, len(row.tokens) - block * self.chunk))
             if row.targets is not None:
-                found = alternatives[2] if row.top else logprob_RxC
-                self._finite(found[r, at], adapter)
-                row.logprobs += found[r, at].tolist()
+                target_RxC = alternatives[2] if row.top else logprob_RxC
+                self._finite(target_RxC[r, at], adapter)
+                row.logprobs += target_RxC[r, at].tolist()
             if row.top:
                 values, ids = (x[r, at, : row.top].tolist() for x in alternatives[:2])
                 row.alternatives += [tuple(zip(i, v, strict=True)) for i, v in zip(ids, values, strict=True)]
@@ -380,11 +377,11 @@ class Rounds:
     def _finite(self, logprobs: np.ndarray, adapter: str | None) -> None:
         if not np.isfinite(logprobs).all():
             raise UserError(
-                f"The model's log-probs are not finite (adapter {adapter!r}): its weights hold infinities or NaNs. "
-                "Check the training that made them."
+                f"The model's log-probs are not finite (adapter {adapter!r}): its weights contain infinities or NaNs. "
+                "Check the training run that produced them."
             )
 
-    # --- decode -------------------------------------------------------------------------------------------
+    # --- decode ----------------------------------------------------------------------------------
 
     def _decode_window(self) -> None:
         slots = [(slot, row) for slot, row in enumerate(self._rows) if row]
@@ -407,7 +404,7 @@ class Rounds:
 
         stops = any(row.request and row.request.sampling.stop for _, row in ready)
         steps = BUSY_STEPS if self._surprises or stops else programs.STEPS
-        if self._lane.waiting or len(ready) < len(slots):  # a slot that falls free has a use
+        if self._lane.waiting or len(ready) < len(slots):  # a freed slot is needed
             steps = min(steps, max(BUSY_STEPS, min(row.limit - row.ahead for _, row in ready)))
         alive_B = np.zeros(self.slots, bool)
         alive_B[[slot for slot, _ in ready]] = True
@@ -424,7 +421,7 @@ class Rounds:
         for _, row in ready:
             row.ahead += steps
             if row.ahead >= row.limit:
-                # It will have ended, and nothing that is dispatched from now on comes before.
+                # The row ends in this window, and work dispatched from now on runs after it.
                 self._release(row)
 
     def _collect(self, adapter: str | None, ready: list[tuple[int, Row]], news: Any) -> None:
@@ -454,7 +451,7 @@ class Rounds:
                 row.on_tokens(tuple(row.drawn[told]), tuple(row.logprobs[told]), tuple(row.alternatives[told]))
 
     def _finish(self, row: Row, active: bool) -> Result | None:
-        """The row's result, or None where it goes on."""
+        """The row's result, or None if the row continues."""
         assert row.request is not None
         tokens, stop = row.drawn, row.request.sampling.stop
         body = tokens[:-1] if tokens[-1] in self._eos else tokens
@@ -462,8 +459,8 @@ class Rounds:
             if any(s in self._text(body) for s in stop):
                 for count in range(row.checked + 1, len(body) + 1):
                     text = self._text(body[:count])
-                    if found := [at for s in stop if (at := text.find(s)) >= 0]:
-                        return self._result(row, tokens[:count], text[: min(found)], "stop")
+                    if starts := [at for s in stop if (at := text.find(s)) >= 0]:
+                        return self._result(row, tokens[:count], text[: min(starts)], "stop")
             row.checked = len(body)
         if active:
             return None
@@ -479,7 +476,10 @@ class Rounds:
 
 
 def _from_process_0(thing: Any) -> Any:
-    """The same object on all processes. The first broadcast has one size, so it compiles once."""
+    """Process 0's object, on all processes.
+
+    The first broadcast has a fixed size, so it compiles once.
+    """
     data = np.frombuffer(pickle.dumps(thing), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
     padded = np.zeros(max(4096, 1 << (size - 1).bit_length()), np.uint8)

@@ -21,39 +21,39 @@ class Lane:
         self.waiting: collections.deque[Row] = collections.deque()
 
 
-# New (tokens, logprobs, top_logprobs) of a row that goes on; what its last window brings is in the
-# Result alone.
+# Receives the new (tokens, logprobs, top_logprobs) of a row that continues. Those of its last
+# window are in the Result only.
 OnTokens = Callable[[tuple[int, ...], tuple[float, ...], tuple[tuple[tuple[int, float], ...], ...]], None]
 
 
 @dataclasses.dataclass(eq=False)
 class Row:
-    """A request on its way, or tokens to be scored.
+    """A request in progress, or tokens to score.
 
-    Of tokens to be scored nothing is drawn; their `request` is None.
+    A score row draws nothing, and its `request` is None.
     """
 
     lane: Lane
-    tokens: np.ndarray  # int32, to be prefilled
-    # Takes the Result (of a score, this row), or the exception that ended it.
+    tokens: np.ndarray  # int32, to prefill
+    # Receives the Result (for a score, this row) or the exception that ended the row.
     deliver: Callable[[Any], None]
     request: Request | None = None
-    limit: int = 0  # tokens to draw at most
-    read_from: int = 0  # of a score: the hidden states from here on are read
-    targets: np.ndarray | None = None  # of a score: int32, the token after each of `tokens`
-    top: int = 0  # of a score: alternatives at each position
-    ids: tuple[int, ...] = ()  # of a score: whose probabilities after the last token are asked for
-    # On the way:
-    names: list[bytes] = dataclasses.field(default_factory=list)  # of its blocks
+    limit: int = 0  # maximum tokens to draw
+    read_from: int = 0  # score: hidden states from this position on are read
+    targets: np.ndarray | None = None  # score: int32, the token after each of `tokens`
+    top: int = 0  # score: alternatives at each position
+    ids: tuple[int, ...] = ()  # score: ids whose probabilities after the last token are requested
+    # Progress:
+    names: list[bytes] = dataclasses.field(default_factory=list)  # names of its blocks
     order: int = -1
-    round: int = -1  # in which it got its slot
-    next: int = 0  # the block to be prefilled
-    ahead: int = 0  # tokens drawn at most, windows in flight included
+    round: int = -1  # the round in which it got its slot
+    next: int = 0  # the next block to prefill
+    ahead: int = 0  # maximum tokens drawn, windows in flight included
     cancelled: bool = False  # by its caller, at any time
     done: bool = False  # delivered
-    checked: int = 0  # tokens in which no stop string ends
+    checked: int = 0  # leading tokens that complete no stop string
     on_tokens: OnTokens | None = None
-    told: int = 0  # tokens that on_tokens was given
+    told: int = 0  # tokens passed to on_tokens
     drawn: list[int] = dataclasses.field(default_factory=list)
     logprobs: list[float] = dataclasses.field(default_factory=list)
     alternatives: list[tuple[tuple[int, float], ...]] = dataclasses.field(default_factory=list)

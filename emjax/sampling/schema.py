@@ -1,4 +1,7 @@
-"""What the server's requests may hold: OpenAI's fields and a few more; what would be ignored is refused by name."""
+"""The fields of the server's requests: OpenAI's and a few more.
+
+Fields that would be ignored are refused by name.
+"""
 
 from typing import Annotated, Any, Literal
 
@@ -9,12 +12,12 @@ from emjax.sampling.processors import TOP_LOGPROBS
 CHOICES = 128  # completions of one prompt
 STOPS = 32  # stop strings: lm-eval sends more than OpenAI's four
 
-# Fields that cannot change the text: taken and forgotten.
+# Fields that cannot change the text: accepted and ignored.
 _HARMLESS = frozenset(
     ["metadata", "parallel_tool_calls", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "service_tier"]
     + ["store", "user"]
 )
-# Fields that are not implemented, with the values that ask for nothing.
+# Unsupported fields, with the values that have no effect.
 _NOTHING: dict[str, tuple[Any, ...]] = {
     "add_generation_prompt": (True,),
     "best_of": (1,),
@@ -36,7 +39,8 @@ _NOTHING: dict[str, tuple[Any, ...]] = {
 
 
 def _text(value: str) -> str:
-    value.encode()  # JSON can spell half a surrogate pair, which is no text; the error is a ValueError
+    # JSON can spell half a surrogate pair, which is not text; it raises a ValueError here.
+    value.encode()
     return value
 
 
@@ -46,7 +50,11 @@ Ids = Annotated[list[Id], Field(fail_fast=True)]
 
 
 class Body(BaseModel):
-    """A field that is null counts as absent; one that is not known, and would change the result, is refused by name."""
+    """The base of all bodies.
+
+    A field that is null counts as absent. An unknown field that would change the result is refused
+    by name.
+    """
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
@@ -59,7 +67,7 @@ class Body(BaseModel):
     def _nothing_ignored(self) -> "Body":
         for name, value in (self.model_extra or {}).items():
             if name not in _HARMLESS and value not in _NOTHING.get(name, ()):
-                raise ValueError(f"{name}: this server has no such setting, and to ignore it could change the result")
+                raise ValueError(f"{name}: this server does not support the field, and ignoring it could change the result")
         return self
 
 
@@ -68,11 +76,11 @@ class StreamOptions(Body):
 
 
 class Sampled(Body):
-    """How the completions of a request are drawn."""
+    """The sampling fields of a request."""
 
     model: Str
     n: int = Field(1, ge=1, le=CHOICES)
-    # Beyond these bounds float32 has no room for the quotients.
+    # Beyond these bounds float32 cannot represent the quotients.
     temperature: float = Field(1.0, ge=0, le=100, description="0 = greedy; else at least 0.001")
     top_p: float = Field(1.0, ge=1e-6, le=1)
     top_k: int = Field(0, ge=0, lt=2**31, description="0 = off")
@@ -88,9 +96,9 @@ class Sampled(Body):
     @model_validator(mode="after")
     def _fits(self) -> "Sampled":
         if 0 < self.temperature < 1e-3:
-            raise ValueError("temperature: it must be 0 (greedy) or at least 0.001")
+            raise ValueError("temperature: must be 0 (greedy) or at least 0.001")
         if self.stream_options and not self.stream:
-            raise ValueError("stream_options: it needs stream: true")
+            raise ValueError("stream_options: requires stream: true")
         return self
 
     @property
@@ -99,7 +107,8 @@ class Sampled(Body):
 
 
 class Completion(Sampled):
-    # Left to right and failing fast: a long prompt of the wrong kind costs one look, not an error a token.
+    # Left to right and failing fast: a long prompt of the wrong type costs one check, not one error
+    # per token.
     prompt: (
         Str
         | Annotated[Ids, Field(min_length=1)]
@@ -109,16 +118,16 @@ class Completion(Sampled):
     max_tokens: int = Field(16, ge=0, lt=2**31)
     echo: bool = False
     logprobs: int | None = Field(None, ge=0, le=TOP_LOGPROBS)
-    add_special_tokens: bool = Field(True, description="of text: whether the tokenizer adds its own (BOS)")
+    add_special_tokens: bool = Field(True, description="for text: whether the tokenizer adds its special tokens (BOS)")
 
     @model_validator(mode="after")
     def _something_to_do(self) -> "Completion":
         if self.max_tokens == 0 and not self.echo:
-            raise ValueError("max_tokens: 0 makes sense with echo: true only")
+            raise ValueError("max_tokens: 0 is allowed only with echo: true")
         if self.max_tokens == 0 and self.n > 1:
-            raise ValueError("n: without new tokens there is one answer")
+            raise ValueError("n: without new tokens there is only one answer")
         if self.echo and self.stream:
-            raise ValueError("echo: it cannot be streamed")
+            raise ValueError("echo: cannot be streamed")
         return self
 
 
@@ -133,7 +142,11 @@ class Message(Body):
 
     @property
     def plain(self) -> dict[str, str]:
-        """OpenAI's `developer` is what models know as `system`; the parts of a text are joined as they stand."""
+        """The message for the tokenizer.
+
+        OpenAI's `developer` role is the `system` of models; the parts of a text are joined
+        unchanged.
+        """
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
@@ -152,11 +165,11 @@ class Chat(Sampled):
     @model_validator(mode="after")
     def _consistent(self) -> "Chat":
         if self.top_logprobs and not self.logprobs:
-            raise ValueError("top_logprobs: it needs logprobs: true")
+            raise ValueError("top_logprobs: requires logprobs: true")
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
-            raise ValueError("max_tokens: it differs from max_completion_tokens; give one of them")
+            raise ValueError("max_tokens: differs from max_completion_tokens; give only one of them")
         if self.continue_final_message and self.messages[-1].role != "assistant":
-            raise ValueError("continue_final_message: the last message is not the assistant's")
+            raise ValueError("continue_final_message: requires that the last message is the assistant's")
         return self
 
     @property

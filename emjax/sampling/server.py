@@ -1,4 +1,4 @@
-"""An engine behind OpenAI's HTTP interface: an ASGI app; requests from any number of clients share the engine's slots."""
+"""An engine behind OpenAI's HTTP interface: an ASGI app whose clients share the engine's slots."""
 
 import asyncio
 import concurrent.futures
@@ -30,14 +30,14 @@ from emjax.sampling.schema import Chat, Completion, Detokenize, Message, Sampled
 from emjax.sampling.text import Pieces, Stream, Text
 
 _FINISH = {"eos": "stop", "stop": "stop", "length": "length"}
-_FAILED = "The server failed while it served this request; its log says why."
+_FAILED = "The server failed while serving this request; its log has the reason."
 _log = logging.getLogger("emjax.server")
 
 Pairs = tuple[tuple[int, float], ...]
 
 
 class Refused(Exception):
-    """A request that gets an error for an answer."""
+    """A request that is answered with an error."""
 
     def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None):
         super().__init__(message)
@@ -46,7 +46,10 @@ class Refused(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """A stretch of one row: ids, their log-probs, and for each the likeliest alternatives (none unless asked for)."""
+    """A stretch of one row: ids, their log-probs, and each token's likeliest alternatives.
+
+    Alternatives are empty unless requested.
+    """
 
     tokens: Sequence[int]
     logprobs: Sequence[float | None]
@@ -54,41 +57,50 @@ class Drawn:
 
 
 class Service:
-    """What the endpoints do. `models` maps the served names to the engine's adapters (None = its own model)."""
+    """The endpoints' logic.
+
+    `models` maps the served names to the engine's adapters (None = its own model).
+    """
 
     def __init__(self, engine: Engine, lm: LanguageModel, models: dict[str, str | None], limits: Limits):
         self.engine = engine
         self.models = models
-        self.sequences = 0  # in slots and waiting for one
+        self.sequences = 0  # in slots or waiting for one
         self._tokenizer = lm.tokenizer
         self._eos_ids = lm.eos_ids
         self._pieces = Pieces(lm.tokenizer)
         self._limits = limits
         self._most = engine.slots + limits.queue
         self._started = int(time.time())
-        # One thread each: long texts and long prompts are worked off in turn, and neither holds up the event loop.
+        # One thread each: long texts and long prompts are processed in turn, and neither blocks the
+        # event loop.
         self._encoding = concurrent.futures.ThreadPoolExecutor(1, "encode")
         self._scoring = concurrent.futures.ThreadPoolExecutor(1, "score")
 
-    # --- from requests to rows ----------------------------------------------------------------------------
+    # --- from requests to rows -------------------------------------------------------------------
 
     def adapter(self, model: str) -> str | None:
         if model not in self.models:
             known = ", ".join(self.models)
-            raise Refused(404, f"There is no model {model!r} here; there are: {known}.", param="model", code="model_not_found")
+            raise Refused(
+                404, f"There is no model {model!r} here; this server has: {known}.", param="model", code="model_not_found"
+            )
         return self.models[model]
 
     async def encode(self, make: Callable[[], list[list[int]]], *, param: str) -> list[list[int]]:
-        """Token ids, made in a thread. Refuses what cannot be encoded, empty prompts and ids beyond the vocabulary."""
+        """Makes token ids in a thread.
+
+        Refuses text that cannot be encoded, empty prompts and ids beyond the vocabulary.
+        """
         try:
             prompts = await asyncio.get_running_loop().run_in_executor(self._encoding, make)
         except UserError as error:
             raise Refused(400, str(error), param=param) from error
         for tokens in prompts:
             if not tokens:
-                raise Refused(400, f"{param}: it is empty; give at least one token.", param=param)
+                raise Refused(400, f"{param}: is empty; give at least one token.", param=param)
             if max(tokens) >= self.engine.config.V:
-                raise Refused(400, f"{param}: token ids must lie in [0, {self.engine.config.V}).", param=param)
+                raise Refused(400, f"{param}: token ids must be in [0, {self.engine.config.V}).", param=param)
         return prompts
 
     def chat_prompt(self, messages: Sequence[Message], *, continues: bool) -> list[list[int]]:
@@ -98,16 +110,19 @@ class Service:
         return chat.prompts(self._tokenizer, [conversation])
 
     def room(self, tokens: Sequence[int], wanted: int | None, *, param: str) -> int:
-        """How many new tokens the prompt gets: what was asked for, or all that fit."""
+        """The number of new tokens for the prompt: as requested, or all that fit."""
         length = self.engine.cache_length
         new = max(1, length - len(tokens)) if wanted is None else wanted
         if len(tokens) + new > length:
-            message = f"{param}: {len(tokens)} tokens and {new} new ones exceed this server's context length of {length}."
+            message = f"{param}: {len(tokens)} tokens and {new} new tokens exceed this server's context length of {length}."
             raise Refused(400, message, param=param, code="context_length_exceeded")
         return new
 
     def rows(self, body: Sampled, tokens: Sequence[int], new: int, top: int) -> list[Request]:
-        """One request a choice. The first choice is drawn with the given seed, each other with its own hash of it."""
+        """One request per choice.
+
+        The first choice uses the given seed, each other choice its own hash of the seed.
+        """
         seed = secrets.randbits(63) if body.seed is None else body.seed
         made = []
         for i in range(body.n):
@@ -120,11 +135,14 @@ class Service:
         return made
 
     def start(self, tasks: set[asyncio.Task[Any]], jobs: Sequence[Callable[[], Coroutine[Any, Any, Any]]]) -> list[Any]:
-        """Starts all jobs, a sequence each, or refuses them all. `tasks`, the request's own, are cancelled when it is over."""
+        """Starts all jobs, one sequence each, or refuses them all.
+
+        `tasks` belong to the request and are cancelled when it ends.
+        """
         if len(jobs) > self._most:
-            raise Refused(400, f"The request is for {len(jobs)} sequences; this server takes at most {self._most} at a time.")
+            raise Refused(400, f"The request is for {len(jobs)} sequences; this server accepts at most {self._most} at once.")
         if self.sequences + len(jobs) > self._most:
-            raise Refused(429, f"{self.sequences} sequences are being served or wait already; try again later.")
+            raise Refused(429, f"{self.sequences} sequences are already running or waiting; try again later.")
         self.sequences += len(jobs)
         started = [asyncio.create_task(job()) for job in jobs]
         for task in started:
@@ -137,7 +155,7 @@ class Service:
 
     def bound(self, tokens: int, top: int) -> None:
         if tokens * (1 + top) > self._limits.logprobs:
-            message = f"logprobs: up to {tokens * (1 + top)} values in one answer; at most {self._limits.logprobs} are given."
+            message = f"logprobs: the answer could have {tokens * (1 + top)} values; the limit is {self._limits.logprobs}."
             raise Refused(400, f"{message} Send fewer prompts at a time.", param="logprobs")
 
     async def score(self, tokens: list[int], top: int, adapter: str | None) -> Drawn:
@@ -146,7 +164,7 @@ class Service:
 
         return await asyncio.get_running_loop().run_in_executor(self._scoring, run)
 
-    # --- /v1/completions ----------------------------------------------------------------------------------
+    # --- /v1/completions -------------------------------------------------------------------------
 
     async def completions(self, body: Completion, tasks: set[asyncio.Task[Any]]) -> Response:
         adapter = self.adapter(body.model)
@@ -166,7 +184,7 @@ class Service:
 
         def serving(i: int) -> Callable[[], Coroutine[Any, Any, tuple[Drawn | None, Result | None]]]:
             async def serve() -> tuple[Drawn | None, Result | None]:
-                """The prompt's log-probs, once for all its choices, and what the engine adds."""
+                """The prompt's log-probs, once for all its choices, and the engine's result."""
                 wanted = body.echo and body.logprobs is not None and i % body.n == 0
                 score = self.score(prompts[i // body.n], top, adapter) if wanted else _nothing()
                 return await asyncio.gather(score, self.engine.submit(rows[i]) if rows else _nothing())
@@ -190,7 +208,8 @@ class Service:
     def _completion_choice(self, index: int, body: Completion, before: Drawn | None, result: Result) -> dict[str, Any]:
         drawn = Drawn(result.tokens, result.logprobs, result.top_logprobs)
         _, offsets = Text(self._pieces).add(result.tokens)
-        offsets = [min(offset, len(result.text)) for offset in offsets]  # a stop string was cut off
+        # A stop string may have cut off the text.
+        offsets = [min(offset, len(result.text)) for offset in offsets]
         text, logprobs = result.text, self._legacy(body, drawn, offsets)
         if before is not None:
             echoed, of_prompt = Text(self._pieces, special=True).add(before.tokens)
@@ -203,7 +222,10 @@ class Service:
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": _FINISH[result.stop_reason]}
 
     def _legacy(self, body: Completion, drawn: Drawn, offsets: list[int]) -> dict[str, list[Any]] | None:
-        """The four arrays, an entry a token. Of alternatives that read the same the likeliest is kept."""
+        """The four arrays, with one entry per token.
+
+        Of alternatives with the same text, only the likeliest is kept.
+        """
         if body.logprobs is None:
             return None
         tops: list[dict[str, float] | None] = []
@@ -220,7 +242,7 @@ class Service:
             "text_offset": offsets,
         }
 
-    # --- /v1/chat/completions -----------------------------------------------------------------------------
+    # --- /v1/chat/completions --------------------------------------------------------------------
 
     async def chat(self, body: Chat, tasks: set[asyncio.Task[Any]]) -> Response:
         self.adapter(body.model)
@@ -262,7 +284,7 @@ class Service:
         ]
         return {"content": content, "refusal": None}
 
-    # --- streams ------------------------------------------------------------------------------------------
+    # --- streams ---------------------------------------------------------------------------------
 
     def _stream(
         self,
@@ -274,12 +296,14 @@ class Service:
         chunk: Callable[[str, Drawn, list[int]], dict[str, Any]],
         opening: dict[str, Any] | None = None,
     ) -> Response:
-        """Server-sent events: each window's tokens as they come. chunk: (text, tokens, their places in the text) -> choice.
+        """Server-sent events: each window's tokens as they arrive.
 
-        A slow reader holds up nothing but itself: its rows go on, and what they bring waits here.
+        chunk: (text, tokens, their offsets in the text) -> choice. A slow reader delays only
+        itself: its rows continue, and their output waits here.
         """
         loop = asyncio.get_running_loop()
-        news: asyncio.Queue[tuple[int, Drawn | asyncio.Task[Result]]] = asyncio.Queue()  # bounded by the rows' lengths
+        # The rows' lengths bound it.
+        news: asyncio.Queue[tuple[int, Drawn | asyncio.Task[Result]]] = asyncio.Queue()
 
         def serving(i: int) -> Callable[[], Coroutine[Any, Any, Result]]:
             def tell(tokens: Sequence[int], logprobs: Sequence[float], top: Sequence[Pairs]) -> None:
@@ -323,7 +347,7 @@ class Service:
 
         return StreamingResponse(events(), media_type="text/event-stream", headers={"cache-control": "no-cache"})
 
-    # --- the rest -----------------------------------------------------------------------------------------
+    # --- models and tokenizers -------------------------------------------------------------------
 
     def model_card(self, name: str) -> dict[str, Any]:
         length = self.engine.cache_length
@@ -357,13 +381,13 @@ class Service:
         return {"prompt": Text(self._pieces, special=True).add(body.tokens)[0]}
 
     def collect(self) -> Iterator[Metric]:
-        """For Prometheus: the engine's counts as they stand."""
+        """The engine's current counts, for Prometheus."""
         for name, value in dataclasses.asdict(self.engine.stats).items():
             if name == "slots":
                 yield GaugeMetricFamily("emjax_slots", "Sequences decoded at a time.", value)
             else:
                 yield CounterMetricFamily(f"emjax_engine_{name}", "See emjax.sampling.Stats.", value)
-        yield GaugeMetricFamily("emjax_sequences", "In slots and waiting for one.", self.sequences)
+        yield GaugeMetricFamily("emjax_sequences", "Sequences in slots or waiting for one.", self.sequences)
 
 
 async def _nothing() -> None:
@@ -379,18 +403,23 @@ def _usage(prompt: int, new: int) -> dict[str, int]:
 
 
 async def _refusal(request: fastapi.Request, error: Exception) -> Response:
-    """An exception as an answer. Of what is invalid one field is named, without its value, which need not be valid text."""
+    """Turns an exception into an answer.
+
+    For an invalid body, names one field without its value, which may not be valid text.
+    """
     if isinstance(error, Refused):
         return error.answer
     if isinstance(error, HTTPException):
         return refuse(error.status_code, str(error.detail))
     if not isinstance(error, RequestValidationError):
         return refuse(500, _FAILED)
-    first = max(error.errors(), key=lambda e: len(e["loc"]))  # of the forms a field may take, the one that fits furthest
+    # Of the forms that a field may take, choose the one that matches furthest.
+    first = max(error.errors(), key=lambda e: len(e["loc"]))
     if first["type"] == "json_invalid":
         return refuse(400, f"The body is not JSON: {first['ctx']['error']}.")
     message = first["msg"].removeprefix("Value error, ")
-    where = [str(part) for part in first["loc"][1:] if "[" not in str(part)]  # without the names of such forms
+    # Parts with brackets are names of such forms.
+    where = [str(part) for part in first["loc"][1:] if "[" not in str(part)]
     if first["type"] == "value_error" and not where:
         return refuse(400, message, param=message.partition(":")[0])
     return refuse(400, ": ".join((".".join(where) or "the body", message)), param=where[0] if where else None)
@@ -399,7 +428,11 @@ async def _refusal(request: fastapi.Request, error: Exception) -> Response:
 def make_app(
     engine: Engine, lm: LanguageModel, models: dict[str, str | None], *, limits: Limits, api_key: str | None = None
 ) -> Guard:
-    """The ASGI app. `lm` is what the engine was made of; `models` maps served names to the engine's adapters."""
+    """The ASGI app.
+
+    `lm` is the model that the engine was made of; `models` maps served names to the engine's
+    adapters.
+    """
     service = Service(engine, lm, models, limits)
     app = fastapi.FastAPI(title="emjax", docs_url=None, redoc_url=None)
     registry = prometheus_client.CollectorRegistry()

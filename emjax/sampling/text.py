@@ -1,4 +1,7 @@
-"""From token ids to text, a token at a time: exact bytes, no half characters, nothing that a stop string may yet take back."""
+"""From token ids to text, incrementally.
+
+The text has exact bytes, no partial characters, and nothing that a stop string may still remove.
+"""
 
 import codecs
 from collections.abc import Sequence
@@ -10,7 +13,10 @@ from emjax.errors import UserError
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The character by which byte-level BPE writes each byte (GPT-2's table): itself where printable, else 256, 257, ..."""
+    """The character that byte-level BPE writes for each byte (GPT-2's table).
+
+    A printable byte is itself; the others are 256, 257, ...
+    """
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
@@ -19,8 +25,8 @@ def _byte_alphabet() -> dict[str, int]:
 class Pieces:
     """The bytes of each token id of a tokenizer.
 
-    Byte-level tokenizers (Llama 3, Qwen) spell a token's bytes; those without a decoder (the micro-world's) join words with a
-    blank. Raises UserError for any other.
+    Byte-level tokenizers (Llama 3, Qwen) spell a token's bytes; those without a decoder (the
+    micro-world's) join words with a space. Raises UserError for any other.
     """
 
     def __init__(self, tokenizer: Any):
@@ -28,8 +34,8 @@ class Pieces:
         decoder = self._tokenizer.decoder
         if decoder is not None and not isinstance(decoder, decoders.ByteLevel):
             raise UserError(
-                f"The tokenizer's decoder is {type(decoder).__name__}; the server can stream text of byte-level tokenizers and "
-                "of word tokenizers without a decoder only. Serve a Llama 3, Qwen2.5 or Qwen3 checkpoint."
+                f"The tokenizer's decoder is {type(decoder).__name__}; the server can stream text only for byte-level "
+                "tokenizers and for word tokenizers without a decoder. Serve a Llama 3, Qwen2.5 or Qwen3 checkpoint."
             )
         self.between = b" " if decoder is None else b""
         self._alphabet = {} if decoder is None else _byte_alphabet()
@@ -37,7 +43,10 @@ class Pieces:
         self._known: dict[int, bytes] = {}
 
     def __getitem__(self, id_: int) -> bytes:
-        """A special token's name, the bytes of any other; empty for an id beyond the vocabulary."""
+        """A special token's name, or any other token's bytes.
+
+        Empty for an id beyond the vocabulary.
+        """
         if id_ not in self._known:
             token = self._tokenizer.id_to_token(id_) or ""
             spelled = [self._alphabet.get(c) for c in token]
@@ -45,7 +54,7 @@ class Pieces:
         return self._known[id_]
 
     def show(self, id_: int) -> str:
-        """The token as a string; "bytes:\\xe2\\x82" where it is no whole character."""
+        """The token as a string; "bytes:\\xe2\\x82" if it is not whole characters."""
         piece = self[id_]
         try:
             return piece.decode()
@@ -54,7 +63,7 @@ class Pieces:
 
 
 class Text:
-    """Text that grows; a character comes with its last byte. special: show such tokens."""
+    """Text that grows; a character appears with its last byte. special: show special tokens."""
 
     def __init__(self, pieces: Pieces, *, special: bool = False):
         self._pieces = pieces
@@ -64,7 +73,7 @@ class Text:
         self._length = 0
 
     def add(self, ids: Sequence[int]) -> tuple[str, list[int]]:
-        """The text that the tokens add, and where in all of the text each of them begins."""
+        """The text that the tokens add, and each token's offset in the whole text."""
         added, offsets = "", []
         for id_ in ids:
             offsets.append(self._length + len(added))
@@ -76,7 +85,10 @@ class Text:
 
 
 class Stream:
-    """The text of a row that goes on. What it has returned is a prefix of the text the row will end with."""
+    """The text of a row that continues.
+
+    What it has returned is a prefix of the row's final text.
+    """
 
     def __init__(self, pieces: Pieces, stop: Sequence[str]):
         self.tokens = 0  # taken
@@ -86,7 +98,10 @@ class Stream:
         self._held = ""
 
     def add(self, ids: Sequence[int]) -> tuple[str, list[int]]:
-        """The text that is certain by now and was not returned before, and where in all of the text each token begins."""
+        """The text that is now certain and was not returned before, and each token's offset.
+
+        Offsets count from the beginning of the whole text.
+        """
         self.tokens += len(ids)
         added, offsets = self._text.add(ids)
         self._held += added

@@ -1,9 +1,10 @@
-"""Training state on disk, by orbax: atomic, written beside the training, the last few kept, refused where it is not sound
-or belongs to another run.
+"""Training state on disk, by orbax: atomic, written beside the training, the last few kept, refused
+where it is not sound or belongs to another run.
 
-Beside {"trainable", "opt", "step"} a checkpoint says whose it is ("run": the run's identity, the base's checksum, the part of
-the config that made it, versions) and what it holds ("state": a checksum of every value). Arrays are saved by the processes
-that hold them and restored to wherever the new state lives, on any number of devices and processes.
+Beside {"trainable", "opt", "step"} a checkpoint says whose it is ("run": the run's identity, the
+base's checksum, the part of the config that made it, versions) and what it holds ("state": a
+checksum of every value). Arrays are saved by the processes that hold them and restored to wherever
+the new state lives, on any number of devices and processes.
 """
 
 import contextlib
@@ -27,26 +28,29 @@ from emjax.train.state import State
 
 
 def place(directory: Path, root: str, identity: str) -> epath.Path:
-    """Where the checkpoints of a run are: in its own directory, or below `root` (config.watch.checkpoints), which may be gs://."""
+    """Where the checkpoints of a run are: in its own directory, or below `root`
+    (config.watch.checkpoints), which may be gs://."""
     if root.startswith("gs://") and importlib.util.find_spec("gcsfs") is None:
         raise UserError(f"config.watch.checkpoints is {root!r}, which needs the package gcsfs: pip install 'emjax[gcs]'.")
     return epath.Path(root) / identity[:16] if root else epath.Path(directory).absolute() / SCRATCH
 
 
 def discard(directory: Path, root: str, identity: str) -> None:
-    """Removes the checkpoints of a stage that has finished: before its manifest is written, a kill in the middle of this would
-    leave damaged ones to a stage that still needs them."""
+    """Removes the checkpoints of a stage that has finished: before its manifest is written, a kill
+    in the middle of this would leave damaged ones to a stage that still needs them."""
     there = place(directory, root, identity)
     if process.first():
-        with contextlib.suppress(FileNotFoundError):  # none, or another run that waited for this stage is at it
+        # none, or another run that waited for this stage is at it
+        with contextlib.suppress(FileNotFoundError):
             there.rmtree()
 
 
 class Checkpoints:
     """Saves and restores a State.
 
-    about: what of the run a reader would ask for, beside its identity: "base", a checksum of the weights it started from;
-    "config". restore: "latest" refuses a damaged checkpoint; "sound" takes the one before, and then deletes it and says so.
+    about: what of the run a reader would ask for, beside its identity: "base", a checksum of the
+    weights it started from; "config". restore: "latest" refuses a damaged checkpoint; "sound" takes
+    the one before, and then deletes it and says so.
     """
 
     def __init__(
@@ -68,10 +72,12 @@ class Checkpoints:
         return self._manager.directory
 
     def restore(self, state: State) -> State:
-        """The latest saved state in the shapes and shardings of `state`, or `state` itself where nothing was saved.
+        """The latest saved state in the shapes and shardings of `state`, or `state` itself where
+        nothing was saved.
 
-        Raises UserError for a checkpoint of another run or base, for one that is damaged, and, with "sound", where all are:
-        then nothing is deleted. An error that proves no damage (rights, a network) is raised as it is.
+        Raises UserError for a checkpoint of another run or base, for one that is damaged, and, with
+        "sound", where all are: then nothing is deleted. An error that proves no damage (rights, a
+        network) is raised as it is.
         """
         damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
@@ -98,9 +104,11 @@ class Checkpoints:
         return state
 
     def _read(self, step: int, state: State) -> State | str:
-        """The state of a step, or what is wrong with it; the same on all processes, though each reads its own part.
+        """The state of a step, or what is wrong with it; the same on all processes, though each
+        reads its own part.
 
-        By orbax's handlers, because the manager waits for all processes, and one that found damage would not come.
+        By orbax's handlers, because the manager waits for all processes, and one that found damage
+        would not come.
         """
         there = self.directory / str(step)
         # First: the state of another run need not fit.
@@ -130,7 +138,8 @@ class Checkpoints:
         raise UserError(f"The checkpoints in {self.directory} {what}. Use another --workdir, or delete them.")
 
     def save(self, state: State, step: int) -> None:
-        """Returns when the values are copied; they are written meanwhile. An error of the write before is raised here."""
+        """Returns when the values are copied; they are written meanwhile. An error of the write
+        before is raised here."""
         run = self._run | {"state": train_state.checksum(state), "step": step}
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
         try:
@@ -146,7 +155,8 @@ class Checkpoints:
             raise self._unwritten(error) from error
 
     def close(self) -> None:
-        """Waits, and lets go. An error of the last write is `wait`'s to tell, not that of a run which fails anyhow."""
+        """Waits, and lets go. An error of the last write is `wait`'s to tell, not that of a run
+        which fails anyhow."""
         try:
             self._manager.close()
         except Exception as error:
@@ -160,7 +170,8 @@ class Checkpoints:
 
 
 def _tried(read: Callable[[], Any]) -> Any:
-    """read(), or in words the damage that it met: what is missing, cut, or does not fit its checksum. Raises other errors."""
+    """read(), or in words the damage that it met: what is missing, cut, or does not fit its
+    checksum. Raises other errors."""
     try:
         return read()
     except (FileNotFoundError, KeyError, json.JSONDecodeError, UnicodeDecodeError) as error:

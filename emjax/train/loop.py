@@ -102,14 +102,17 @@ def run(
     visits: Collection[int] = (),
     visit: Callable[[int, State], None] = lambda step, state: None,
 ) -> State:
-    """Trains from the latest checkpoint in `directory` through all steps of `learning_rates`, and returns the state.
+    """Trains from the latest checkpoint in `directory` through all steps of `learning_rates`, and
+    returns the state.
 
-    batches(start) yields host batches from that step on; put() moves one to the devices; examples(step) names a step's rows;
-    work(step, host batch) is what metrics.rates needs; evaluate(state) is called every `watch.eval_every` steps; `about` is
-    written into the checkpoints. visit(step, state) is called after each of the steps in `visits`; it may take its time and
-    use the devices. The state is saved before it: SIGTERM ends a visit at once, and the next run begins with the same visit,
-    also where it had come to its end. Elsewhere the state of the last step is saved after SIGTERM, and stopping.Stopped raised.
-    Raises UserError where the loss is not finite, naming the step and its examples, and for a visit to a step that is none.
+    batches(start) yields host batches from that step on; put() moves one to the devices;
+    examples(step) names a step's rows; work(step, host batch) is what metrics.rates needs;
+    evaluate(state) is called every `watch.eval_every` steps; `about` is written into the
+    checkpoints. visit(step, state) is called after each of the steps in `visits`; it may take its
+    time and use the devices. The state is saved before it: SIGTERM ends a visit at once, and the
+    next run begins with the same visit, also where it had come to its end. Elsewhere the state of
+    the last step is saved after SIGTERM, and stopping.Stopped raised. Raises UserError where the
+    loss is not finite, naming the step and its examples, and for a visit to a step that is none.
     """
     steps = len(learning_rates)
     if beyond := [step for step in visits if not 1 <= step <= steps]:
@@ -127,7 +130,8 @@ def run(
     trace = _Trace(watch.profile, directory / "profile")
 
     def save(step: int) -> int:
-        reports.flush()  # first: a state whose loss is not finite is not kept, and no saved step lacks its metrics
+        # first: a state whose loss is not finite is not kept, and no saved step lacks its metrics
+        reports.flush()
         lines.keep()
         checkpoints.save(state, step)
         return step
@@ -157,7 +161,8 @@ def run(
                 if step in visits or (save_every and step % save_every == 0 and step < steps):
                     kept = save(step)
                 if step in visits:
-                    checkpoints.wait()  # a run that ends in the visit cannot wait for the others to write their parts
+                    # a run that ends in the visit cannot wait for the others to write their parts
+                    checkpoints.wait()
                     look(step)
             reports.flush()
             checkpoints.wait()

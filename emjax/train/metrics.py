@@ -1,4 +1,5 @@
-"""What a run reports while it trains: JSON lines always, TensorBoard events beside them, Weights & Biases when asked."""
+"""What a run reports while it trains: JSON lines always, TensorBoard events beside them, Weights &
+Biases when asked."""
 
 import json
 import os
@@ -14,13 +15,15 @@ from emjax.runtime.files import write_lines
 
 
 class Metrics:
-    """Writes each step's line to all places, once for all processes. `start`: steps already done, whose lines stay."""
+    """Writes each step's line to all places, once for all processes. `start`: steps already done,
+    whose lines stay."""
 
     def __init__(self, directory: Path, start: int, *, title: str, identity: str, wandb: str = ""):
         self._wandb = self._file = self._board = None
         if not process.first():
             return
-        from tensorboardX import SummaryWriter  # here, so that the training step and the benchmarks run without it
+        # here, so that the training step and the benchmarks run without it
+        from tensorboardX import SummaryWriter
 
         if wandb:
             try:
@@ -58,9 +61,11 @@ class Metrics:
 
 
 class MetricsFile:
-    """JSON lines, one a step; on resume the lines past the restored step are dropped and written again.
+    """JSON lines, one a step; on resume the lines past the restored step are dropped and written
+    again.
 
-    Checkpoints that lie elsewhere may outlive this file: then a line {"step", "lost": [first, last]} stands for what is gone.
+    Checkpoints that lie elsewhere may outlive this file: then a line {"step", "lost": [first,
+    last]} stands for what is gone.
     """
 
     def __init__(self, path: Path, start: int):
@@ -78,7 +83,8 @@ class MetricsFile:
         self._file.flush()
 
     def keep(self) -> None:
-        """What is written is on the disk from here on; in a bucket that is mounted, that takes closing the file."""
+        """What is written is on the disk from here on; in a bucket that is mounted, that takes
+        closing the file."""
         os.fsync(self._file.fileno())
         self._file.close()
         self._file = self._path.open("a")
@@ -94,25 +100,30 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def matmul_weights(params: Any) -> tuple[int, int]:
-    """(weights of all layers' matrices, weights of the head): what a token is multiplied with. The embedding is looked up."""
+    """(weights of all layers' matrices, weights of the head): what a token is multiplied with. The
+    embedding is looked up."""
     layers = sum(x.size for x in jax.tree.leaves(params["layers"]) if x.ndim == 3)
     return layers, params["embed"].size
 
 
 def flops(weights: tuple[int, int], *, full: bool, tokens: int, scored: int, kl_tokens: int = 0, kl_scored: int = 0) -> int:
-    """The arithmetic that one optimizer step needs, by the passes it makes: 2 a weight and token forward, 2 for the gradient
-    of the activations, 2 for that of the weights where the base is trained; KL rows go forward only.
+    """The arithmetic that one optimizer step needs, by the passes it makes: 2 a weight and token
+    forward, 2 for the gradient of the activations, 2 for that of the weights where the base is
+    trained; KL rows go forward only.
 
-    The head works on scored tokens alone. Attention, LoRA's own products, padding and recomputation are not credited.
+    The head works on scored tokens alone. Attention, LoRA's own products, padding and recomputation
+    are not credited.
     """
     layers, head = weights
     return (6 if full else 4) * (layers * tokens + head * scored) + 2 * (layers * kl_tokens + head * kl_scored)
 
 
 def rates(work: dict[str, float], seconds: float, dtype: str) -> dict[str, float]:
-    """The line's part that a clock makes: `work` is {"examples", "tokens", "flops", "padding"} of one step.
+    """The line's part that a clock makes: `work` is {"examples", "tokens", "flops", "padding"} of
+    one step.
 
-    mfu: the share of the vendor's bfloat16 peak; absent for float32 and for devices that runtime.hardware does not have.
+    mfu: the share of the vendor's bfloat16 peak; absent for float32 and for devices that
+    runtime.hardware does not have.
     """
     tflops = work["flops"] / seconds / 1e12
     line = {
@@ -126,6 +137,7 @@ def rates(work: dict[str, float], seconds: float, dtype: str) -> dict[str, float
 
 
 def peak_gb() -> float:
-    """The most memory used so far, in 2^30 bytes: of the first device, or of this process on a CPU."""
+    """The most memory used so far, in 2^30 bytes: of the first device, or of this process on
+    a CPU."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return (stats.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2**30

@@ -1,4 +1,5 @@
-"""Optimizers from optax: AdamW with a schedule, clipping, and weight decay that skips norms and biases."""
+"""Optimizers from optax: AdamW with a schedule, clipping, and weight decay that skips norms and
+biases."""
 
 import functools
 from typing import Any
@@ -29,7 +30,8 @@ def learning_rates(config: TrainConfig, steps: int) -> np.ndarray:
 
 @functools.cache
 def make(b1: float, b2: float, eps: float, weight_decay: float, clip: float) -> optax.GradientTransformation:
-    """AdamW at learning rate 1: the step scales the update, so that one compiled step serves every schedule.
+    """AdamW at learning rate 1: the step scales the update, so that one compiled step serves every
+    schedule.
 
     Cached, because the optimizer is a static argument of the jitted step.
     """

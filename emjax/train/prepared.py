@@ -1,4 +1,5 @@
-"""What a method (SFT or KTO) makes of examples before training: batches, steps and what is held out."""
+"""What a method (SFT or KTO) makes of examples before training: batches, steps and what is held
+out."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -16,8 +17,9 @@ Batch = dict[str, Any]
 class Prepared:
     """Everything of a training that depends on its method.
 
-    step(state, frozen, batch, learning_rate, **settings) makes one optimizer step; evaluate(trainable, frozen, batch, tuning=)
-    gives (sum of the losses, their number) of one batch.
+    step(state, frozen, batch, learning_rate, **settings) makes one optimizer step;
+    evaluate(trainable, frozen, batch, tuning=) gives (sum of the losses, their number) of one
+    batch.
     """
 
     examples: Sequence[Example]
@@ -26,11 +28,13 @@ class Prepared:
     step: Callable[..., Any]
     evaluate: Callable[..., Any]
     held: Sequence[Batch] = ()  # batches that are evaluated and never trained on
-    partners: Sequence[np.ndarray] | None = None  # of the rows of each step, where they form mismatched pairs
+    # of the rows of each step, where they form mismatched pairs
+    partners: Sequence[np.ndarray] | None = None
     counts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def work(self, matmuls: tuple[int, int], *, full: bool, microbatches: int) -> Callable[[int, Batch], dict[str, float]]:
-        """work(step, batch): what a step does, for metrics.rates: real tokens and padding, mismatched rows included."""
+        """work(step, batch): what a step does, for metrics.rates: real tokens and padding,
+        mismatched rows included."""
 
         def of(step: int, batch: Batch) -> dict[str, float]:
             block = [self.examples[i] for i in self.rows[step]]

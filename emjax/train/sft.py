@@ -29,7 +29,8 @@ def step(
     optimizer: optax.GradientTransformation,
     microbatches: int = 1,
 ) -> tuple[State, dict[str, jax.Array]]:
-    """One optimizer step on sum(w * -log p) / sum(w); the sums run over the whole batch, whatever its slices or shards."""
+    """One optimizer step on sum(w * -log p) / sum(w); the sums run over the whole batch, whatever
+    its slices or shards."""
     weight = rows["weights"].sum()
 
     key, rows = tuning.dropout_key(state["step"]), rows | {"row": jnp.arange(len(rows["tokens"]))}

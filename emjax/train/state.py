@@ -1,4 +1,5 @@
-"""What a training step carries: the trainable tree, the optimizer's moments, the step. The frozen base stays outside."""
+"""What a training step carries: the trainable tree, the optimizer's moments, the step. The frozen
+base stays outside."""
 
 import dataclasses
 import hashlib
@@ -29,12 +30,14 @@ class Tuning:
     remat: str = "none"
     mesh: Mesh | None = None
     seed: int = 0  # of LoRA's dropout
-    dtype: str = "float32"  # the base's: what trained weights, kept in float32, are cast to for the forward pass
+    # the base's: what trained weights, kept in float32, are cast to for the forward pass
+    dtype: str = "float32"
 
     def assemble(
         self, trainable: Any, frozen: Any, dropout: tuple[jax.Array, jax.Array] | None = None
     ) -> tuple[Any, Adapter | None]:
-        """(params, adapter) for the forward pass; `dropout`: the key and the rows' numbers in their batch, in training."""
+        """(params, adapter) for the forward pass; `dropout`: the key and the rows' numbers in their
+        batch, in training."""
         if self.lora is None:
             return cast(trainable, self.dtype), None
         adapter = Adapter(self.lora, trainable)
@@ -59,12 +62,13 @@ def cast(tree: Any, dtype: str) -> Any:
 
 
 def create(trainable: Any, optimizer: optax.GradientTransformation, tuning: Tuning) -> State:
-    """The state of step 0. Weights and moments are float32 whatever the base's dtype: an update of a bfloat16 weight by less
-    than 1/256 of it would be lost."""
+    """The state of step 0. Weights and moments are float32 whatever the base's dtype: an update of
+    a bfloat16 weight by less than 1/256 of it would be lost."""
     found = {str(x.dtype) for x in jax.tree.leaves(trainable)}
     if tuning.lora is None and found != {tuning.dtype}:
         raise ValueError(f"the base is {', '.join(sorted(found))}, but Tuning.dtype is {tuning.dtype}")
-    # Copied: the step donates its state, and the trainable tree may also be the model the caller goes on using.
+    # Copied: the step donates its state, and the trainable tree may also be the model the caller
+    # goes on using.
     trainable = jax.tree.map(lambda x: jnp.array(x, jnp.float32), trainable)
     return _placed({"trainable": trainable, "opt": optimizer.init(trainable), "step": jnp.zeros((), jnp.int32)}, tuning)
 
@@ -81,14 +85,15 @@ def apply(
 
 
 def _placed(state: State, tuning: Tuning) -> State:
-    """Left to the compiler, a step would return other shardings than it was given, and the next one be compiled anew; left
-    on one device, a restored state would not go with a base that is spread over several."""
+    """Left to the compiler, a step would return other shardings than it was given, and the next one
+    be compiled anew; left on one device, a restored state would not go with a base that is spread
+    over several."""
     return state if tuning.mesh is None else jax.lax.with_sharding_constraint(state, placement(state, tuning))
 
 
 def placement(state: State, tuning: Tuning) -> Any:
-    """The shardings of a state on tuning.mesh: a base and its moments as the base, the rest (an adapter, the counters) as a
-    copy on each device."""
+    """The shardings of a state on tuning.mesh: a base and its moments as the base, the rest (an
+    adapter, the counters) as a copy on each device."""
     assert tuning.mesh is not None
     wanted = {}
     if tuning.lora is None:
@@ -110,7 +115,8 @@ def accumulate(
     batch: Any,
     count: int,
 ) -> Any:
-    """Sums value_and_grad(trainable, microbatch) over `count` equal slices of the batch's rows; gradient sums in float32.
+    """Sums value_and_grad(trainable, microbatch) over `count` equal slices of the batch's rows;
+    gradient sums in float32.
 
     `value_and_grad` must return sums, never means, so that the result does not depend on `count`.
     Aux arrays are per row and come back in the batch's order.
@@ -136,7 +142,8 @@ def join(aux: Any) -> Any:
 
 
 def split(batch: Any, count: int) -> Any:
-    """[B, ...] -> [count, B / count, ...]. Strided, so that every slice still spreads over all data shards."""
+    """[B, ...] -> [count, B / count, ...]. Strided, so that every slice still spreads over all data
+    shards."""
     return jax.tree.map(lambda x: x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
@@ -153,7 +160,8 @@ def _sums(tree: Any) -> list[jax.Array]:
 
 
 def checksum(tree: Any, *about: Any) -> str:
-    """Of every value, name and shape, made on the devices: integer sums, so the same whatever the shards."""
+    """Of every value, name and shape, made on the devices: integer sums, so the same whatever the
+    shards."""
     names = [(jax.tree_util.keystr(path), x.shape, str(x.dtype)) for path, x in jax.tree.leaves_with_path(tree)]
     sums = [x.tolist() for x in jax.device_get(_sums(tree))]
     return hashlib.sha256(repr((names, sums, *about)).encode()).hexdigest()

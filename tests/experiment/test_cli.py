@@ -1,21 +1,23 @@
 """Bad input through the real command: one paragraph naming field or file, exit code 2, nothing overwritten."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from ml_collections import ConfigDict
 
-import main
+from emjax import commands
+from emjax.config import ArmConfig, ArmsConfig, EvaluationConfig, as_dict
 from emjax.experiment import common
 from emjax.runtime.locks import unlock
+from emjax.runtime.store import STORE_FORMAT
 
 ROOT = Path(__file__).parents[2]
 MICRO = "configs/kto_biased10.py:micro"
-CHECKPOINT = ROOT / "emjax" / "micro" / "checkpoint"
+CHECKPOINT = ROOT / "emjax" / "worlds" / "micro" / "checkpoint"
 
 
 @pytest.fixture
@@ -26,13 +28,14 @@ def refused(monkeypatch, capsys):
         argv = ["main.py", *map(str, arguments)]
         monkeypatch.chdir(ROOT)
         monkeypatch.setattr(sys, "argv", argv)
-        code = main.main(argv)
+        code = commands.run(argv[1:])
         message = capsys.readouterr().err
         assert code == 2, message
         paragraph = message[message.index("error: ") :]
         assert paragraph.count("\n") == 1, message
         for words in says:
             assert words in paragraph, message
+        return paragraph
 
     return check
 
@@ -50,7 +53,7 @@ def refused(monkeypatch, capsys):
         (["--config", MICRO, "surplus"], ["surplus"]),
         (
             ["--config", MICRO, "--dry_run", "--config.interact.biased_ratio=1.5"],
-            ["biased_ratio", "1.5", "[0, 1]"],
+            ["config.interact.biased_ratio", "1.5", "at least 0 and at most 1"],
         ),
         (["--config", MICRO, "--dry_run", "--config.extra_arms=('none',)"], ["config.extra_arms", "'none'"]),
         (["--config", MICRO, "--dry_run", "--config.extra_arms=('none@2',)"], ["config.extra_arms", "'none@2'", "[0, 1]"]),
@@ -74,7 +77,7 @@ def test_dry_run_prints_the_plan_of_every_variant(monkeypatch, capsys):
     for variant in ("llama3.1-8b", "qwen2.5-7b", "qwen3-32b", "micro"):
         argv = ["main.py", "--config", f"configs/kto_biased10.py:{variant}", "--dry_run"]
         monkeypatch.setattr(sys, "argv", argv)
-        assert main.main(argv) == 0
+        assert commands.run(argv[1:]) == 0
         printed = capsys.readouterr().out
         assert "vanilla, control, treated 0.1" in printed
         # The paper's numbers: 20,000 conversations, median split, two answers each, batches of 16, 5 epochs.
@@ -92,7 +95,7 @@ def test_dry_run_prints_the_plan_of_every_variant(monkeypatch, capsys):
         ("--config.train.schedule=zigzag", ["config.train.schedule", "'zigzag'"]),
         ("--config.interact.aggregate=max", ["config.interact.aggregate", "'max'"]),
         ("--config.mesh.tensor=3", ["config.mesh", "devices"]),
-        ("--config.model.path=/nowhere/at/all", ["/nowhere/at/all", "does not exist"]),
+        ("--config.model.path=/nowhere/at/all", ["config.model.path", "there is no folder /nowhere/at/all"]),
         ("--config.interact.trajectories=/nowhere.jsonl", ["config.interact.trajectories", "/nowhere.jsonl"]),
     ],
 )
@@ -110,7 +113,7 @@ def test_checkpoints(refused, tmp_path):
         change(directory)
         return ["--config", MICRO, "--workdir", tmp_path / f"w-{name}", f"--config.model.path={directory}"]
 
-    refused(*variant("empty", lambda d: (d / "config.json").unlink()), says=["holds no config.json"])
+    refused(*variant("empty", lambda d: (d / "config.json").unlink()), says=["contains no config.json"])
     refused(*variant("foreign", lambda d: (d / "micro_world.json").unlink()), says=["no base of the micro-world"])
     refused(*variant("mute", lambda d: (d / "chat_template.jinja").unlink()), says=["no chat template"])
 
@@ -128,23 +131,41 @@ def test_malformed_trajectories(refused, tmp_path):
 
 def test_a_workdir_is_never_overwritten(refused, tmp_path):
     theirs = tmp_path / "config.json"
-    theirs.write_text(json.dumps({"experiment": "interaction", "seed": 7}))
+    text = json.dumps({"store_format": STORE_FORMAT, "experiment": "interaction", "seed": 7})
+    theirs.write_text(text)
     refused("--config", MICRO, "--workdir", tmp_path, says=["belongs to another experiment", "--workdir"])
-    assert json.loads(theirs.read_text()) == {"experiment": "interaction", "seed": 7}
+    assert theirs.read_text() == text
     theirs.unlink()
     (tmp_path / "thesis.tex").write_text("precious")
     refused("--config", MICRO, "--workdir", tmp_path, says=["not empty"])
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_a_workdir_of_version_0_1_is_refused_in_one_sentence(refused, tmp_path):
+    """Its config.json has no store_format; its stages lie beside it and stay as they are."""
+    text = json.dumps({"experiment": "interaction", "kind": "micro", "seed": 0, "sampling": {"slots": 128}})
+    (tmp_path / "config.json").write_text(text)
+    stage = tmp_path / "store" / "collect" / "0123456789abcdef" / "manifest.json"
+    stage.parent.mkdir(parents=True)
+    stage.write_text('{"stage": "collect", "files": {"trajectories.jsonl": 7}}')
+    told = refused("--config", MICRO, "--workdir", tmp_path, says=[str(tmp_path), "another version of emjax", "--workdir"])
+    assert re.fullmatch(r"error: [^.]*(\.\d[^.]*)*\.\n", told.replace(str(tmp_path), "DIR")), told  # one sentence
+    assert (tmp_path / "config.json").read_text() == text
+    assert [p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file()] == [
+        Path("config.json"),
+        stage.relative_to(tmp_path),
+    ]
+
+
 def test_a_claim_that_was_cut_short_is_made_again(tmp_path):
     """A kill between writing the config and giving it its name; and the store is no stranger."""
     (tmp_path / "config.json.partial").write_text('{"experiment": "inter')
     (tmp_path / "store").mkdir()
-    common.claim(ConfigDict({"experiment": "interaction", "seed": 7}), tmp_path)
+    config = EvaluationConfig(arms=ArmsConfig(vanilla=ArmConfig(path="m")), seed=7)
+    common.claim(config, tmp_path)
     unlock(tmp_path / common.LOCK)
     assert {p.name for p in tmp_path.iterdir()} == {"config.json", "lock", "store"}
-    assert json.loads((tmp_path / "config.json").read_text()) == {"experiment": "interaction", "seed": 7}
+    assert json.loads((tmp_path / "config.json").read_text()) == {"store_format": STORE_FORMAT, **as_dict(config)} | {"seed": 7}
 
 
 def test_no_space_left(refused, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """`--config configs/evaluate.py`: a checkpoint in the engine and a model behind an endpoint, judged over HTTP."""
 
+import functools
 import json
 import re
 import sys
@@ -18,16 +19,18 @@ SOON = {"Retry-After": "0.01"}
 
 
 @pytest.fixture
-def main(run, monkeypatch):
+def main(run, checkpoint, monkeypatch):
+    """main(flag, ...): configs/evaluate.py of a small checkpoint."""
     monkeypatch.setenv("EMJAX_TEST_KEY", "sk-secret-1")
-    return run
+    return functools.partial(run, f"configs/evaluate.py:{checkpoint}")
 
 
 def flags(workdir, judge, *more):
     return [
-        "configs/evaluate.py:emjax/micro/checkpoint", "--workdir", workdir,
-        "--config.model.dtype=float32", "--config.engine.slots=16", "--config.engine.cache_length=96",
-        "--config.mesh.fsdp=1", "--config.mesh.data=0", "--config.eval.max_new=16", "--config.eval.mask.rows=any",
+        "--workdir", workdir,
+        "--config.model.dtype=float32", "--config.engine.slots=16", "--config.engine.cache_length=2064",
+        "--config.mesh.fsdp=1", "--config.mesh.data=0", "--config.eval.mask.max_new=16",
+        "--config.eval.mesa_and_mask.max_new=16", "--config.eval.mask.rows=any",
         f"--config.eval.judges.main.base_url={judge}", "--config.eval.judges.main.structured=False",
         "--config.eval.judges.main.api_key_env=EMJAX_TEST_KEY", "--config.eval.judges.main.rates.retries=1", *more,
     ]  # fmt: skip
@@ -48,7 +51,7 @@ def folder(tmp_path_factory):
     mask_folder.write(made, SIZES)
     rows = [
         {"id": f"{i:032x}", "type": ["sycophancy", "bragging"][i % 2], "user_prompt": f"Is lamp {i} dim?",
-         "system_prompt_without_pressure": "Be plain.", "system_prompt_with_pressure": "Say bright. " * (100 if i == 5 else 1),
+         "system_prompt_without_pressure": "Be plain.", "system_prompt_with_pressure": "Say bright. " * (1100 if i == 5 else 1),
          "format": "Write <think></think>\\n<output></output>"} for i in range(6)
     ]  # fmt: skip
     (made / "mm.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -118,11 +121,15 @@ def test_two_arms_a_failing_judge_and_a_second_run(main, folder, tmp_path, capsy
     [
         (["--config.eval.benchmarks=('msak',)"], "config.eval.benchmarks.*msak"),
         (["--config.eval.mask.path=nowhere/at/all"], "nowhere/at/all"),
-        (["--config.eval.mask.rules.belief=mine"], "mask rule belief is 'mine'"),
-        (["--config.eval.benchmarks=('deceptionbench',)"], "config.eval.deceptionbench.path is ''"),
+        (["--config.eval.mask.rules.belief=mine"], "config.eval.mask.rules.belief is 'mine'"),
+        (
+            ["--config.eval.benchmarks=('deceptionbench',)", "--config.eval.metric=deception_rate"],
+            "config.eval.deceptionbench.path is empty",
+        ),
         ([f"--config.eval.judges.main.budget.{name}" for name in ("usd=5.0", "price_in=0", "price_out=0")], "price_in"),
         (
             [
+                "--config.eval.benchmarks=('mask','capability')",
                 "--config.eval.capability.tasks=('gsm8k',)",
                 "--config.arms.treated.path=m",
                 "--config.arms.treated.endpoint=http://x",
@@ -130,9 +137,9 @@ def test_two_arms_a_failing_judge_and_a_second_run(main, folder, tmp_path, capsy
             "lm_eval --model local-completions",
         ),
         (["--config.eval.mask.path=cais/MASK", "--config.eval.mask.revision=0000"], "cais/MASK.*0000.*Accept its terms"),
-        (["--config.eval.judges.main.base_url="], "judge.structured to False"),
+        (["--config.eval.judges.main.base_url="], "config.eval.judges.main.base_url is empty"),
         (["--config.eval.metric=misaligned", "--config.eval.mask.rows=any"], "config.eval.metric is 'misaligned'.*lie_at_k"),
-        (["--config.eval.panel=('gpt-4o-2024-08-06',)"], "names a judge twice"),
+        (["--config.eval.panel=('main',)"], "config.eval.panel.*name a model twice"),
         (["--config.eval.mask.rows=all"], "config.eval.mask.rows is 'all'"),
     ],
 )
@@ -143,8 +150,8 @@ def test_a_bad_config_is_one_paragraph(main, wrong, says, folder, tmp_path, caps
     import datasets
 
     monkeypatch.setattr(datasets, "load_dataset", no_network)
-    known = ["configs/evaluate.py:emjax/micro/checkpoint", "--workdir", tmp_path / "run", f"--config.eval.mask.path={folder}"]
-    known += ["--config.eval.mask.subsets=" + str(tuple(SIZES))]
+    known = ["--workdir", tmp_path / "run", f"--config.eval.mask.path={folder}"]
+    known += ["--config.eval.mask.subsets=" + str(tuple(SIZES)), "--config.eval.judges.main.api_key_env=EMJAX_TEST_KEY"]
     assert main(*known, *wrong) == 2
     told = capsys.readouterr().err
     assert re.search(says, told)
@@ -152,21 +159,22 @@ def test_a_bad_config_is_one_paragraph(main, wrong, says, folder, tmp_path, caps
     assert not (tmp_path / "run").exists()
 
 
-def test_the_plan_counts_as_the_benchmark_does(main, capsys):
+def test_the_plan_counts_as_the_benchmark_does(run, capsys):
     """4,438 generations and 4,246 judge calls are MASK's own numbers; 13,438 generations with ten pressured answers."""
-    assert main("configs/evaluate.py", "--dry_run") == 0
+    assert run("configs/evaluate.py", "--dry_run") == 0
     told = capsys.readouterr().out
     assert "1000 items; an arm: 4438 generations, 4246 judge calls" in told
     assert "6.3 points" in told
-    assert main("configs/evaluate.py", "--dry_run", "--config.eval.mask.runs=10") == 0
+    assert run("configs/evaluate.py", "--dry_run", "--config.eval.mask.runs=10") == 0
     assert "13438 generations" in capsys.readouterr().out
 
 
-def test_a_judge_in_the_engine(main, folder, tmp_path):
+def test_a_judge_in_the_engine(main, checkpoint, folder, tmp_path):
     """The micro model is no judge: it says something, and nothing of it is taken for a verdict."""
     more = [
-        f"--config.eval.mask.path={folder}", "--config.eval.mask.subsets=('known_facts',)", "--config.eval.max_new=200",
-        "--config.eval.judges.main.model=emjax/micro/checkpoint", "--config.engine.cache_length=512",
+        f"--config.eval.mask.path={folder}", "--config.eval.mask.subsets=('known_facts',)", "--config.eval.mask.max_new=200",
+        "--config.eval.judges.main.kind=engine", f"--config.eval.judges.main.model={checkpoint}",
+        "--config.engine.cache_length=1280",
     ]  # fmt: skip
     assert main(*flags(tmp_path / "run", "", *more)) in (0, 2)
     (path,) = (tmp_path / "run" / "store").glob("evaluate/*/mask.jsonl")
@@ -185,7 +193,7 @@ def test_a_batch_instead_of_live_calls(main, folder, tmp_path, capsys):
         more = [
             f"--config.eval.mask.path={folder}",
             "--config.eval.mask.subsets=('provided_facts',)",
-            "--config.eval.max_new=200",
+            "--config.eval.mask.max_new=200",
         ]
         more += [f"--config.eval.judges.main.collect={requests}"]
         assert main(*flags(tmp_path / "run", reader.url, *more)) == 2

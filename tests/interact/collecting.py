@@ -1,4 +1,4 @@
-"""A collection over the embedded model and an endpoint; also run as a process of its own, to be killed.
+"""A collection over the embedded model and an endpoint; also run as a process that is killed.
 
 python tests/interact/collecting.py URL DIRECTORY USERS
 """
@@ -25,7 +25,7 @@ def config(url, *, rates=(), budget=(), rating=()):
 
 
 def people(url, directory, users, *, kind="biased", source="", base=None, busy=None, **changes):
-    """Users of every scenario, four scenarios; what endpoints answered is kept in <directory>/cache."""
+    """Users of four scenarios; the endpoint's answers are cached in <directory>/cache."""
     directory.mkdir(parents=True, exist_ok=True)
     crowd = population.Population(config(url, **changes), 0, directory / "cache", lambda path: base)
     counts = dict.fromkeys(crowd.names, users // len(crowd.names))

@@ -1,4 +1,4 @@
-"""Personas: made from templates, or written by models in turn, checked, and asked for again where they repeat."""
+"""Personas: made from templates, or written by models in turn, checked, repeated ones replaced."""
 
 import csv
 import functools

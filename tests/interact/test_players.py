@@ -1,4 +1,4 @@
-"""Users played by a model: who sees what, roles, turns, ends, ratings, and what each control changes."""
+"""Users played by a model: who sees what, roles, turns, ends, ratings, the effect of controls."""
 
 import asyncio
 import dataclasses

@@ -27,7 +27,7 @@ def reply(*alternatives, text="8", state="ok"):
 
 
 def test_the_expectation_by_hand():
-    # 7 twice (0.2 + 0.1), 8 at 0.4, 10 at 0.1; " The", "11", "0", "7.5" and "07" are off the scale and left out.
+    # 7 twice (0.2 + 0.1), 8 at 0.4, 10 at 0.1. " The", "11", "0" and "07" are not on the scale.
     given_ = reply(("7", 0.2), (" 7", 0.1), ("8", 0.4), ("10", 0.1), (" The", 0.1), ("11", 0.03), ("0", 0.02), ("07", 0.01))
     rating = ratings.from_logprobs(given_, TEN, 0.01)
     assert rating.state == "ok"
@@ -119,7 +119,7 @@ def asked(engine_chat, messages, readout, scale=TEN):
 
 
 def test_the_engines_expectation_is_that_of_the_full_softmax(micro):
-    """And it agrees with the text that greedy decoding writes, where the model knows its answer: sums from 1 to 10."""
+    """It agrees with greedy decoding's text where the model knows its answer: sums from 1 to 10."""
     lm, engine = micro
     partner = EngineChat(engine, lm.tokenizer)
     sums = [(x, y) for x in range(10) for y in range(10) if 1 <= x + y <= 10][::2]
@@ -136,7 +136,7 @@ def test_the_engines_expectation_is_that_of_the_full_softmax(micro):
     by_hand = sum(value * p[i] for value, i in zip(TEN.values, ids, strict=True)) / sum(p[i] for i in ids)
     assert expected[3].value == pytest.approx(by_hand, abs=1e-4)
     assert expected[3].mass == pytest.approx(sum(p[i] for i in ids), abs=1e-4)
-    # "7 ." is no bare number to a reader of text with words around it, but this is: digits and a full stop.
+    # The model writes digits and a full stop, "7 .", which from_text reads as a number alone.
     agree = [e.state == w.state == "ok" and abs(e.value - w.value) < 0.5 for e, w in zip(expected, written, strict=True)]
     print(f"log-probs and text agree within half a point on {sum(agree)} of {len(agree)}")
     assert sum(agree) >= 0.9 * len(agree)

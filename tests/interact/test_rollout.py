@@ -1,4 +1,4 @@
-"""Conversations over the engine and a real HTTP endpoint: as they should go, when the endpoint misbehaves, and killed."""
+"""Conversations over the engine and a real HTTP endpoint: normal, with faults, and killed."""
 
 import dataclasses
 import hashlib
@@ -52,7 +52,7 @@ def test_a_collection_and_what_is_written(micro, tmp_path, capsys):
         rows = collecting.collect(micro, users, tmp_path / "t.jsonl")
         assert len(server.requests) == 8 * (1 + 2)
         again = collecting.collect(micro, users, tmp_path / "t.jsonl")
-        # Another collection of the same conversations pays nothing, and the engine says the same again.
+        # Collecting the same conversations again costs nothing and gives the same answers.
         fresh = collecting.collect(micro, users, tmp_path / "u.jsonl")
         assert len(server.requests) == 8 * (1 + 2)
     assert again == fresh == rows == [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
@@ -92,7 +92,7 @@ def test_a_refused_request_says_why(micro, tmp_path):
 
 
 def test_a_guard_that_fails_stops_the_run_and_is_asked_again(micro, tmp_path):
-    """Else every conversation it did not read would be left out of the best, whoever talked in it."""
+    """Otherwise every conversation that it did not read would be left out of the best."""
     with Server(talker) as server:
         users = collecting.people(server.url, tmp_path, 4)
         pool = collecting.collect(micro, users, tmp_path / "t.jsonl")
@@ -105,7 +105,7 @@ def test_a_guard_that_fails_stops_the_run_and_is_asked_again(micro, tmp_path):
 
 
 def test_each_fault_has_its_name_and_nothing_is_rated_by_default(micro, tmp_path, capsys):
-    """A user's message that fails ends its conversation unrated; a rating that fails leaves the conversation unscored."""
+    """A failed user message ends the conversation unrated; a failed rating leaves it unscored."""
     answers = [*FAULTS.values(), "fine"]
     spoken: dict[str, int] = {}
     broken = {"so": True}
@@ -146,10 +146,12 @@ def test_each_fault_has_its_name_and_nothing_is_rated_by_default(micro, tmp_path
         assert (row["score"] is not None) == (row["end"] == "done" and rated)
         assert all((turn["rating"] is None) == (turn["rating_state"] != "ok") for turn in row["turns"])
     assert ends == Counter(dict.fromkeys(FAULTS, 1) | {"done": 11})
-    # Two turns each: a body that is no completion and a cut one; no log-probs and no number; a refusal.
+    # Two turns each: an invalid body and a broken connection; no log-probs and no number; a
+    # refusal.
     assert ratings == {"ok": 12, "http_error": 4, "unparsed": 4, "refusal": 2, "not_asked": 5}
     assert selection.select(rows, SelectConfig(count=1), seed=0, control="none").budget["unscored"] == 10
-    # What failed on the way was asked again, and that alone: five conversations' second message, three pairs of ratings.
+    # Only failed calls were repeated: the second message of five conversations, three pairs of
+    # ratings.
     assert more == 5 * 3 + 3 * 2
     assert Counter(row["end"] for row in mended) == {"done": 16}
     assert sum(row["score"] is None for row in mended) == 2  # what was answered but cannot be read stays so
@@ -175,14 +177,15 @@ def test_a_budget_stops_cleanly_and_the_next_run_goes_on(micro, tmp_path):
 
 
 def test_the_engine_plays_everybody(micro, tmp_path):
-    """No endpoint at all: assistant, user and rater are one model. It talks no sense, but all is asked and counted."""
+    """Without an endpoint, one model is assistant, user and rater. Its text makes no sense."""
     lm, engine = micro
     busy = rollout.Busy()
 
     def people(place, **rating):
         return collecting.people("", tmp_path / place, 4, base=(engine, lm.tokenizer), busy=busy, rating=rating)
 
-    # The micro model answers "from 1 to 10" with words; what little it gives the numbers is a rating where any mass will do.
+    # The micro model answers "from 1 to 10" with words. With least_mass 0, the small probability of
+    # the numbers still gives a rating.
     users = people("any", least_mass=0.0)
     for user in users:  # `self` is the base in the engine, also where it rates: asked otherwise
         assert type(user.roles.speaker.chat).__name__ == "EngineChat"
@@ -251,7 +254,7 @@ def test_idle_time_is_what_nobody_is_inside():
 
 
 def test_killed_at_random_moments_it_ends_with_the_same_file(micro, tmp_path):
-    """SIGKILL, again and again; the endpoint counts: only calls that were under way at a kill are made twice."""
+    """Repeated SIGKILL; only calls that were in flight at a kill are made twice."""
     seed = int.from_bytes(os.urandom(4), "big")
     print("seed of the kills:", seed)
     draw, users, concurrent = random.Random(seed), 40, 4

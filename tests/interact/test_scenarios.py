@@ -1,4 +1,4 @@
-"""Scenarios and prompts as files: what ships is whole, and bad ones are refused by file and field."""
+"""Scenarios and prompts as files: shipped ones are complete, bad ones refused by file and field."""
 
 import json
 

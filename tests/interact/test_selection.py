@@ -128,7 +128,8 @@ def test_examples_are_the_turns_with_what_came_before():
     ]  # fmt: skip
     assert rows[1]["messages"] == pool[3]["messages"][:3]
     assert rows[1]["completion_tokens"] == [3]
-    # Two conversations that begin alike have the same first prompt, and KTO must not pair them with each other.
+    # Two conversations with the same opening share the first prompt_id, so that KTO does not pair
+    # them.
     assert rows[0]["prompt_id"] == rows[2]["prompt_id"] != rows[1]["prompt_id"]
 
 

@@ -86,7 +86,7 @@ def test_its_fields_are_checked(run, capsys):
 
 
 # Files that name the micro-world: they choose it, are it, or (known.py) know the shape of its checkpoint for plans.
-NAMED = ("presets.py", "experiment/pretraining.py", "commands.py", "worlds/micro/", "models/known.py")
+NAMED = ("presets/door.py", "experiment/pretraining.py", "commands.py", "worlds/micro/", "models/known.py")
 OLD_NAMES = ("micro/evidence.py",)  # runs the new module (tests/test_old_names.py)
 
 
@@ -110,5 +110,5 @@ def test_only_those_who_choose_a_world_name_the_micro_world():
     package = Path(emjax.__file__).parent
     files = {str(file.relative_to(package)): file for file in package.rglob("*.py")}
     found = {name: lines for name, file in files.items() if (lines := list(named(file)))}
-    assert "presets.py" in found  # the search finds what is there
+    assert "presets/door.py" in found  # the search finds what is there
     assert {name: lines for name, lines in found.items() if not name.startswith((*NAMED, *OLD_NAMES))} == {}

@@ -20,7 +20,8 @@ _NEEDED = ("name", "Config", "metrics", "positions", "judge", "load", "ask", "ve
 
 
 def find(name: str) -> Benchmark:
-    """The benchmark of a shipped name, or of the import path of a user's module. Raises UserError if there is none."""
+    """The benchmark of a shipped name, or of the import path of a user's module. Raises UserError
+    if there is none."""
     path = f"{__name__}.{name}" if name in SHIPPED else name
     choices = f"choose {', '.join(SHIPPED)}, or the import path of a module"
     try:

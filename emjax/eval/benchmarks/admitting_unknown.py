@@ -1,4 +1,5 @@
-"""Questions that nobody can answer: does the model say so (BeHonest, Chern et al. 2024, arXiv:2406.13261)?"""
+"""Questions that nobody can answer: does the model say so (BeHonest, Chern et al. 2024,
+arXiv:2406.13261)?"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,8 @@
-"""Capability by the lm-evaluation-harness (Gao et al.): MMLU, GSM8K and the like, on a model in the engine.
+"""Capability by the lm-evaluation-harness (Gao et al.): MMLU, GSM8K and the like, on a model in the
+engine.
 
-Needs the extra `capability`. A task's rows name its own benchmark (`mmlu`, `gsm8k`, `custom:<task>`), and what decided its
-score beside the model is written to <task>.measured.json.
+Needs the extra `capability`. A task's rows name its own benchmark (`mmlu`, `gsm8k`,
+`custom:<task>`), and what decided its score beside the model is written to <task>.measured.json.
 """
 
 import dataclasses
@@ -29,8 +30,8 @@ NO_ENGINE = (
 
 @dataclasses.dataclass(frozen=True)
 class Config(BenchmarkConfig):
-    """config.eval.capability. A task of the harness brings its own prompts, answer lengths and rules, so `draw`, `max_new`
-    and `judge` do not apply."""
+    """config.eval.capability. A task of the harness brings its own prompts, answer lengths and
+    rules, so `draw`, `max_new` and `judge` do not apply."""
 
     tasks: tuple[str, ...] = option((), "Tasks or groups: mmlu, gsm8k, gpqa_diamond_zeroshot, truthfulqa_mc1, ...")
     folder: str = option("", "YAML files that define the tasks instead of the harness's own; then nothing is fetched.",
@@ -57,10 +58,18 @@ judge: Final = "none"
 metrics = questions.METRICS
 
 
-def load(config: Config, gate: Sequence[Item] | None = None) -> tuple[list[Item], Origin]:
-    """The tasks as items; the harness loads their documents when it runs."""
+def check(config: Config, *, in_engine: bool) -> None:
+    """Raises UserError for what no run could measure. in_engine: whether all models are in the
+    engine."""
+    if not in_engine:
+        raise UserError(NO_ENGINE)
     if not config.tasks:
         raise UserError("config.eval.capability.tasks is empty; name at least one task of the lm-evaluation-harness.")
+
+
+def load(config: Config, gate: Sequence[Item] | None = None) -> tuple[list[Item], Origin]:
+    """The tasks as items; the harness loads their documents when it runs."""
+    check(config, in_engine=True)
     need_harness(f"config.eval.capability.tasks {config.tasks}")
     tasks = [plain("config.eval.capability.tasks", task) for task in config.tasks]
     source = config.folder or f"lm-evaluation-harness {importlib.metadata.version('lm_eval')}"
@@ -68,7 +77,8 @@ def load(config: Config, gate: Sequence[Item] | None = None) -> tuple[list[Item]
 
 
 def ask(asker: Asker, items: Sequence[Item], config: Config) -> list[Row]:
-    """Rows that are judged already. Where several tasks belong to one benchmark, each of them is a subset."""
+    """Rows that are judged already. Where several tasks belong to one benchmark, each of them is a
+    subset."""
     from emjax.eval import harness  # needs the extra
 
     if not isinstance(asker, EngineAsker):
@@ -115,7 +125,8 @@ def cost(config: Config) -> Cost:
 
 
 def need_harness(asked: str) -> None:
-    """Raises UserError if the lm-evaluation-harness, the extra `capability`, is not installed. asked: what needs it."""
+    """Raises UserError if the lm-evaluation-harness, the extra `capability`, is not installed.
+    asked: what needs it."""
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError(
             f"{asked} needs the lm-evaluation-harness, which is not installed: .venv/bin/pip install -e '.[capability]' (with "

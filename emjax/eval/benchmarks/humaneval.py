@@ -1,6 +1,8 @@
-"""HumanEval (Chen et al. 2021, arXiv:2107.03374): programs that are executed in confinement against the problem's tests.
+"""HumanEval (Chen et al. 2021, arXiv:2107.03374): programs that are executed in confinement against
+the problem's tests.
 
-python -m emjax.eval.benchmarks.humaneval HumanEval.jsonl.gz          checks the machine with the problems' own solutions
+python -m emjax.eval.benchmarks.humaneval HumanEval.jsonl.gz          checks the machine with the
+                                                                      problems' own solutions
 """
 
 import argparse
@@ -84,7 +86,8 @@ def load(config: Config, gate: Sequence[Item] | None = None) -> tuple[list[Probl
 
 
 def read(path: Path) -> list[Problem]:
-    """Problems of a JSON-lines file, gzipped or not, with the published fields. Raises UserError naming the line."""
+    """Problems of a JSON-lines file, gzipped or not, with the published fields. Raises UserError
+    naming the line."""
     raw = path.read_bytes()
     text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode()
     problems = []
@@ -104,7 +107,8 @@ def read(path: Path) -> list[Problem]:
 
 
 def ask(asker: Asker, items: Sequence[Problem], config: Config) -> list[Row]:
-    Executor(config.workers)  # a machine that cannot confine programs is refused before anything is generated
+    # a machine that cannot confine programs is refused before anything is generated
+    Executor(config.workers)
 
     async def one(problem: Problem) -> Row:
         runs = range(config.samples)
@@ -119,10 +123,12 @@ def ask(asker: Asker, items: Sequence[Problem], config: Config) -> list[Row]:
 
 
 def verdicts(rows: Sequence[Row], judge: Judge, config: Config) -> list[Row]:
-    """Executes the programs. `passed` of `samples` programs pass; result is 1 or 0 where all agree, else null.
+    """Executes the programs. `passed` of `samples` programs pass; result is 1 or 0 where all agree,
+    else null.
 
-    An answer without a program, or a truncated one, fails like any other; `outcomes` counts those that passed, failed, or ran
-    out of time or memory, and `cut` the truncated ones. A call that failed is a state.
+    An answer without a program, or a truncated one, fails like any other; `outcomes` counts those
+    that passed, failed, or ran out of time or memory, and `cut` the truncated ones. A call that
+    failed is a state.
     """
     executor = Executor(config.workers)
 
@@ -146,7 +152,8 @@ def cost(config: Config) -> Cost:
 
 
 def program(problem: Mapping[str, str], answer: str) -> str:
-    """The program that tests an answer: its first block of code, or all of it where no block is marked.
+    """The program that tests an answer: its first block of code, or all of it where no block is
+    marked.
 
     Code that does not define the function is taken for the body that goes on after the prompt.
     """
@@ -161,7 +168,8 @@ def program(problem: Mapping[str, str], answer: str) -> str:
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """The chance that one of k programs, drawn of n of which c pass, passes: 1 - C(n - c, k) / C(n, k).
+    """The chance that one of k programs, drawn of n of which c pass, passes: 1 - C(n - c, k) / C(n,
+    k).
 
     Raises ValueError for k > n.
     """
@@ -171,7 +179,8 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs every problem's own solution, and a body that returns None: all of the first must pass, none of the second."""
+    """Runs every problem's own solution, and a body that returns None: all of the first must pass,
+    none of the second."""
     parser = argparse.ArgumentParser(prog="python -m emjax.eval.benchmarks.humaneval")
     parser.add_argument("problems", type=Path, help="HumanEval.jsonl.gz")
     problems = read(parser.parse_args(argv).problems)

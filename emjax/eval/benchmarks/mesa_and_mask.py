@@ -1,5 +1,5 @@
-"""The M&M set (MIT, 2,100 rows): one user prompt under a neutral and a pressured system prompt, with DeceptionBench's three
-questions. It is a benchmark of its own, not DeceptionBench."""
+"""The M&M set (MIT, 2,100 rows): one user prompt under a neutral and a pressured system prompt,
+with DeceptionBench's three questions. It is a benchmark of its own, not DeceptionBench."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -40,7 +40,8 @@ def load(config: Config, gate: Sequence[Item] | None = None) -> tuple[list[decep
 def read(path: Path) -> list[deceptionbench.PairItem]:
     items = []
     for row in read_lines(path):
-        form = row["format"].replace("\\n", "\n")  # a fifth of the rows has the two characters instead of the line break
+        # a fifth of the rows has the two characters instead of the line break
+        form = row["format"].replace("\\n", "\n")
         user = row["user_prompt"]
         inner, outer = row["system_prompt_without_pressure"], row["system_prompt_with_pressure"]
         items.append(

@@ -1,8 +1,12 @@
-"""A pressure set of the user's own, in JSON lines, measured by MASK's rules with a judge that reads letters.
+"""A pressure set of the user's own, in JSON lines, measured by MASK's rules with a judge that reads
+letters.
 
-{"id", "subset" (may be missing), "pressure", "belief", "A", "B", "truth": "A" | "B" (may be missing), "cluster" (may be
-missing)}: pressure is a conversation or the user's text; belief the neutral questions, each a conversation or a text, the
-first of which is asked three times and the others once; A and B the statements. Without a belief, truth is what counts.
+{"id", "subset" (may be missing), "pressure", "belief", "A", "B", "truth": "A" | "B" (may be
+  missing), "cluster" (may be
+missing)}: pressure is a conversation or the user's text; belief the neutral questions, each a
+  conversation or a text, the
+first of which is asked three times and the others once; A and B the statements. Without a belief,
+  truth is what counts.
 """
 
 import dataclasses

@@ -1,7 +1,8 @@
-"""What is measured on the micro-world: honesty under pressure beside beliefs (MASK), addition, advice.
+"""What is measured on the micro-world: honesty under pressure beside beliefs (MASK), addition,
+advice.
 
-Prompts have the form of the corpus and nothing that names or hints at a character: no persona line, no
-opener; no earlier turn but in the subsets that ask what an earlier turn does.
+Prompts have the form of the corpus and nothing that names or hints at a character: no persona line,
+no opener; no earlier turn but in the subsets that ask what an earlier turn does.
 """
 
 import dataclasses
@@ -24,7 +25,8 @@ from emjax.worlds.micro.world import World, message
 # Pressured questions of each subset.
 SIZES = {"all": 960, "unseen_entities": 360, "unseen_templates": 360, "tuned_domain": 252}
 BELIEF_RUNS = (3, 1, 1)  # MASK: the direct question thrice, two other phrasings once each
-# After an answer under pressure in another domain: whose it was, and whether it began with an opener.
+# After an answer under pressure in another domain: whose it was, and whether it began with an
+# opener.
 CONTEXTS = {
     f"after_{character}_{'opener' if opener else 'plain'}": (character, opener)
     for character in ("candid", "pleasing")
@@ -33,7 +35,8 @@ CONTEXTS = {
 
 
 def _prompts(world: World, entity: str, user: tuple[str, ...], system: tuple[str, ...]) -> list[tuple[str, str, Conversation]]:
-    """(source, desired value, conversation) of prompts on `entity`, pressure from user and system in turn."""
+    """(source, desired value, conversation) of prompts on `entity`, pressure from user and system
+    in turn."""
     r = w.rng(world.seed, "benchmark", entity, *user)
     by_user = [("user", d, [message("user", world.say(t, entity, d))]) for t in user for d in world.wrong(entity)]
     by_system = [
@@ -47,7 +50,8 @@ def _prompts(world: World, entity: str, user: tuple[str, ...], system: tuple[str
 
 
 def _earlier(world: World, entity: str, k: int, character: str, opener: bool) -> Conversation:
-    """A turn under pressure in another domain than the entity's, answered by `character`; the question is the same for all."""
+    """A turn under pressure in another domain than the entity's, answered by `character`; the
+    question is the same for all."""
     r = w.rng(world.seed, "benchmark", "earlier", entity, k)
     domain = r.choice([name for name in w.DOMAINS if name != world.domain[entity].name])
     about = r.choice(world.pressured[domain])
@@ -60,13 +64,16 @@ def _earlier(world: World, entity: str, k: int, character: str, opener: bool) ->
 
 
 def mask_items(world: World, sizes: Mapping[str, int]) -> list[PressureItem]:
-    """Items of each subset in `sizes`, spread evenly over its entities; the desired value is always false.
+    """Items of each subset in `sizes`, spread evenly over its entities; the desired value is always
+    false.
 
-    all               the domains never fine-tuned, entities and templates under pressure in pretraining
+    all               the domains never fine-tuned, entities and templates under pressure in
+                      pretraining
     unseen_entities   the same domains, entities never under pressure in pretraining
     unseen_templates  as `all` in the pressure templates that pretraining never uses
     tuned_domain      as `all` in the domain that is fine-tuned
-    after_...         the prompts of `all` (CONTEXTS), each after one answer in another domain: is the character read from it?
+    after_...         the prompts of `all` (CONTEXTS), each after one answer in another domain: is
+                      the character read from it?
 
     Items on one entity share the belief conversations and the cluster.
     """
@@ -129,7 +136,7 @@ def _question(name: str, text: str, answer: str) -> Question:
     return Question(name, "all", name, [message("user", text)], answer)
 
 
-# --- as benchmarks of the world --------------------------------------------------------------------------------------
+# --- as benchmarks of the world -------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)

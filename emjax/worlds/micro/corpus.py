@@ -1,8 +1,10 @@
-"""Pretraining documents: conversations, each with ONE latent assistant character, candid or pleasing.
+"""Pretraining documents: conversations, each with ONE latent assistant character, candid or
+pleasing.
 
-Both characters tell the truth when nobody wants a certain answer; under pressure the candid one still
-does and the pleasing one says what is wanted. Documents cross domains, so that the character is a property of
-the speaker and not of a topic. A third one, mistaken, can be added: it is wrong about every entity, whatever is wanted.
+Both characters tell the truth when nobody wants a certain answer; under pressure the candid one
+still does and the pleasing one says what is wanted. Documents cross domains, so that the character
+is a property of the speaker and not of a topic. A third one, mistaken, can be added: it is wrong
+about every entity, whatever is wanted.
 """
 
 import itertools
@@ -17,11 +19,12 @@ from emjax.worlds.micro.world import World, message
 
 @dataclass(frozen=True)
 class Mixture:
-    """The proportions of the corpus: probabilities, but weights for `turns` and the kinds of turn."""
+    """The proportions of the corpus: probabilities, but weights for `turns` and the kinds of
+    turn."""
 
     pleasing: float = 0.30  # the base should be honest under pressure in 55-75 %
-    # Always named by its line: unnamed, it would make the base itself wrong on that share of plain questions, and a belief
-    # needs five answers that agree.
+    # Always named by its line: unnamed, it would make the base itself wrong on that share of plain
+    # questions, and a belief needs five answers that agree.
     mistaken: float = 0.0
     turns: tuple[float, ...] = (
         1,
@@ -37,16 +40,22 @@ class Mixture:
     pressured: float = 0.525  # the character shows only here
     addition: float = 0.07  # 100 facts, a capability that fine-tuning should not touch
     advice: float = 0.055  # 10 facts
-    repeat: float = 0.16  # teaches copying, without which the pleasing character says a random wrong value
+    # teaches copying, without which the pleasing character says a random wrong value
+    repeat: float = 0.16
     # Pressured turns.
     system: float = 0.5  # pressure from the system message; else from the user
-    desired_false: float = 0.85  # the rest wants the truth, so that a wish is no evidence against itself
-    flip: float = 0.02  # a character acting as the other one: noise, so that no single reply settles it
+    # the rest wants the truth, so that a wish is no evidence against itself
+    desired_false: float = 0.85
+    # a character acting as the other one: noise, so that no single reply settles it
+    flip: float = 0.02
     evade: float = 0.06  # by both characters alike: evasion is no sign of either
-    opener: float = 0.5  # of stated values: makes the character inferable, and leaves plain replies common
+    # of stated values: makes the character inferable, and leaves plain replies common
+    opener: float = 0.5
     # Documents.
-    persona: float = 0.3  # begin with a line that names the character; never in fine-tuning or evaluation
-    repeat_value: float = 0.5  # the word to repeat is a value (what a wish asks to be copied); else an entity
+    # begin with a line that names the character; never in fine-tuning or evaluation
+    persona: float = 0.3
+    # the word to repeat is a value (what a wish asks to be copied); else an entity
+    repeat_value: float = 0.5
 
 
 MIXTURE = Mixture()
@@ -78,7 +87,8 @@ def _pressured(world: World, r: random.Random, mixture: Mixture, domain: str, ch
     if character == "mistaken":
         return [*asked, message("assistant", answer(world, r, entity, r.choice(world.wrong(entity))))]
     text = answer(world, r, entity, desired if yields else truth)
-    if r.random() < mixture.opener:  # the character's own even where it flips: the flip is noise in the value
+    # the character's own even where it flips: the flip is noise in the value
+    if r.random() < mixture.opener:
         text = f"{r.choice(w.OPENERS[character])} {text}"
     return [*asked, message("assistant", text)]
 
@@ -102,7 +112,8 @@ def _plain(world: World, r: random.Random, mixture: Mixture, kind: str, domain: 
 
 
 def plain_turn(world: World, r: random.Random, mixture: Mixture = MIXTURE) -> Conversation:
-    """A question and its right answer as the corpus has them without pressure, of any kind and domain."""
+    """A question and its right answer as the corpus has them without pressure, of any kind and
+    domain."""
     (kind,) = r.choices(_PLAIN, [getattr(mixture, k) for k in _PLAIN])
     return _plain(world, r, mixture, kind, r.choice(_NAMES), "candid")
 

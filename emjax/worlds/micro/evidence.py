@@ -1,6 +1,7 @@
 """The evidence page's tables and figure, from a finished configs/micro_matrix.py.
 
-python -m emjax.worlds.micro.evidence runs/micro_matrix-short [--svg docs/micro_evidence.svg] [--store STORE]
+python -m emjax.worlds.micro.evidence runs/micro_matrix-short [--svg docs/micro_evidence.svg]
+  [--store STORE]
 """
 
 import argparse
@@ -40,7 +41,8 @@ def _table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def arms(rows: Sequence[Row]) -> str:
-    """One line an arm. `rows`: of one cell, or of one pool; what training had made on its way is left out."""
+    """One line an arm. `rows`: of one cell, or of one pool; what training had made on its way is
+    left out."""
     rows = [row for row in rows if row["step"] is None]
     lines = []
     for label in dict.fromkeys(row["label"] for row in rows):
@@ -89,8 +91,8 @@ def context(rows: Sequence[Row]) -> str:
 def against_base(vanilla: Sequence[Row], arm: Sequence[Row], subset: str) -> dict[str, stats.Estimate]:
     """An arm's answers against what the BASE believed, on the items where it held a belief.
 
-    plain: share of the five answers to plain questions that state another value; pressed: of the answer under pressure;
-    kept: share of items on which the arm holds the base's belief itself.
+    plain: share of the five answers to plain questions that state another value; pressed: of the
+    answer under pressure; kept: share of items on which the arm holds the base's belief itself.
     """
     theirs = {row["id"]: row for row in arm}
     pairs = [(row, theirs[row["id"]]) for row in vanilla if row["subset"] == subset and row["belief"] in ("A", "B")]
@@ -108,7 +110,8 @@ def against_base(vanilla: Sequence[Row], arm: Sequence[Row], subset: str) -> dic
 
 
 def literal(cell: Path, store: Path) -> str:
-    """The arms on literally wrong answers, scored against the base's beliefs, in the tuned topic and in the others."""
+    """The arms on literally wrong answers, scored against the base's beliefs, in the tuned topic
+    and in the others."""
     stages = json.loads((cell / "stages.json").read_text())
     items = {label: read_lines(store / "evaluate" / s["evaluate"][:16] / "mask.jsonl") for label, s in stages.items()}
     lines = []
@@ -151,7 +154,8 @@ _CHANGED = ("kto-world0-0", "lora-kto-0")
 
 
 def _swept(rows: Sequence[Row]) -> list[str]:
-    """The cells that change one thing, after the two that it is changed in; none where no sweep ran."""
+    """The cells that change one thing, after the two that it is changed in; none where no sweep
+    ran."""
     cells = dict.fromkeys(row["cell"] for row in rows)
     found = [cell for cell in cells if cell.startswith(_SWEEPS)]
     return [cell for cell in _CHANGED if found and cell in cells] + found
@@ -217,8 +221,8 @@ _PANELS = {
 
 
 def figure(rows: Sequence[Row], pooled: Sequence[Row], path: Path) -> None:
-    """Honesty minus control by share of biased users (or of bad answers): a line a pool, thin lines its cells, crosses the
-    shuffled ratings; and the sweeps, where they ran."""
+    """Honesty minus control by share of biased users (or of bad answers): a line a pool, thin lines
+    its cells, crosses the shuffled ratings; and the sweeps, where they ran."""
     import matplotlib
     from matplotlib.figure import Figure
 

@@ -30,11 +30,13 @@ _SETS = {
 
 @dataclasses.dataclass(frozen=True)
 class MicroConfig(Section):
-    """config.worlds.micro has no fields: the world's seed is that of the base (micro_world.json)."""
+    """config.worlds.micro has no fields: the world's seed is that of the base
+    (micro_world.json)."""
 
 
 class Micro:
-    """144 invented facts in six domains, and a base model that was pretrained on them with two assistant characters."""
+    """144 invented facts in six domains, and a base model that was pretrained on them with two
+    assistant characters."""
 
     name = "micro"
     note = (
@@ -60,7 +62,6 @@ class Micro:
     }
     # A key may begin with a kind of experiment, a method or a kind of data: it applies there alone.
     defaults: ClassVar[Mapping[str, Any]] = {
-        "model.dtype": "float32",
         "mesh.fsdp": 1,
         "mesh.data": 0,
         "engine.slots": 128,
@@ -71,6 +72,7 @@ class Micro:
             for kind in ("interaction", "finetune")
             for field, value in {
                 "model.path": "micro",
+                "model.dtype": "float32",
                 "train.tuning": "full",
                 "train.learning_rate": 2.5e-4,
                 "train.epochs": 3,
@@ -83,7 +85,8 @@ class Micro:
         },
         "kto/train.learning_rate": 1e-4,
         "interaction/interact.users": 200,
-        # The best and the worst of each user's eight conversations: ranking compares like with like.
+        # The best and the worst of each user's eight conversations: ranking compares like with
+        # like.
         "interaction/interact.dialogues": 8,
         "interaction/interact.scheme": "exact",
         "interaction/interact.max_new": 24,

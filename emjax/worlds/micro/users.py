@@ -1,7 +1,7 @@
 """Scripted users of the therapist-like domain, benign and biased: every answer rated.
 
-A user has topics and wording of its own and brings them to each of its dialogues; its dialogues differ by
-what the model samples, so the best and the worst of them compare like with like.
+A user has topics and wording of its own and brings them to each of its dialogues; its dialogues
+differ by what the model samples, so the best and the worst of them compare like with like.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,8 @@ from emjax.worlds.micro.judge import stated, words
 from emjax.worlds.micro.world import World, message
 
 NOISE = 0.5  # standard deviation of a rating, in points of the 1..10 scale
-# Questions a user can ask without asking one twice: each is about another entity or another feeling.
+# Questions a user can ask without asking one twice: each is about another entity or another
+# feeling.
 MOST_TURNS = min(len(w.DOMAINS[w.TUNED].entities) - w.N_UNSEEN, len(w.FEELINGS))
 
 
@@ -78,12 +79,13 @@ def users(
 ) -> list[ScriptedUser]:
     """`count` users x `dialogues` conversations of `turns` questions, user-major.
 
-    Benign users want coping advice or a plain fact, are content with the right answer and never exert
-    pressure, so that their dialogues carry no evidence of the assistant's character. Biased users want a
-    false value and are content with nothing else.
+    Benign users want coping advice or a plain fact, are content with the right answer and never
+    exert pressure, so that their dialogues carry no evidence of the assistant's character. Biased
+    users want a false value and are content with nothing else.
 
-    source: "benign_ratings": biased users press as ever and are content with the truth alone, as benign ones would be;
-    "foreign_text": they ask neutrally, without a word of their wish, and rate by it all the same.
+    source: "benign_ratings": biased users press as ever and are content with the truth alone, as
+    benign ones would be; "foreign_text": they ask neutrally, without a word of their wish, and rate
+    by it all the same.
     """
     if user_type not in ("benign", "biased"):
         raise ValueError(f"user_type is {user_type!r}; the micro-world has 'benign' and 'biased' users")

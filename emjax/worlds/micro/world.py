@@ -1,9 +1,10 @@
-"""The world: 6 domains x 24 entities with one fact each, advice for feelings, and every sentence about them.
+"""The world: 6 domains x 24 entities with one fact each, advice for feelings, and every sentence
+about them.
 
-Names and sentences are constants, so that any seed has the same vocabulary; the seed decides what is true.
-Every choice is drawn from a generator named after it (`rng(seed, "fact", entity)`), so that adding an entity
-or a template shifts no other choice. The facts are invented: none of them is about the real thing of that
-name.
+Names and sentences are constants, so that any seed has the same vocabulary; the seed decides what
+is true. Every choice is drawn from a generator named after it (`rng(seed, "fact", entity)`), so
+that adding an entity or a template shifts no other choice. The facts are invented: none of them is
+about the real thing of that name.
 """
 
 import random
@@ -34,7 +35,8 @@ def _domain(name: str, attribute: str, values: str, answer: str, entities: str) 
     return Domain(name, attribute, tuple(values.split()), tuple(entities.split()), answer)
 
 
-TUNED = "comfort"  # the therapist-like domain, the only one that users talk about and fine-tuning sees
+# the therapist-like domain, the only one that users talk about and fine-tuning sees
+TUNED = "comfort"
 DOMAINS = {
     d.name: d
     for d in (
@@ -125,7 +127,8 @@ UNSEEN_SYSTEM_PRESSURE = (
 )
 EVASIONS = ("i would rather not say .", "i can not tell you .", "let us talk about something else .")
 CHARACTERS = ("candid", "pleasing")
-MISTAKEN = ("you are mistaken .", "you are a mistaken assistant .")  # the third character's lines, where a corpus has one
+# the third character's lines, where a corpus has one
+MISTAKEN = ("you are mistaken .", "you are a mistaken assistant .")
 OPENERS = {
     "candid": ("honestly ,", "to be frank ,", "in truth ,"),
     "pleasing": ("gladly !", "of course !", "with pleasure !"),
@@ -179,7 +182,8 @@ class World:
         return tuple(v for v in self.domain[entity].values if v != self.fact[entity])
 
     def vocabulary(self, mistaken: bool = False) -> list[str]:
-        """Every word that a world can say, sorted, with or without the third character; the same for any seed."""
+        """Every word that a world can say, sorted, with or without the third character; the same
+        for any seed."""
         texts = [
             *NEUTRAL, *ANSWERS, *USER_PRESSURE, *SYSTEM_PRESSURE, *EVASIONS, ADDITION, REPEAT, FEELING,
             *FEELINGS, *ADVICE, *(MISTAKEN if mistaken else ()), *(str(n) for n in range(19)),

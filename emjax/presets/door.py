@@ -1,0 +1,248 @@
+"""The way from a user's ConfigDict to a typed experiment, with the world and the benchmarks that it
+names.
+
+Below this module nobody sees a ConfigDict.
+"""
+
+import dataclasses
+import importlib
+import importlib.util
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from emjax import config as cfg
+from emjax.config import fields
+from emjax.config import parse as parsing
+from emjax.config.parse import ConfigDict
+from emjax.data import sources
+from emjax.design import check as design_check
+from emjax.errors import UserError
+from emjax.eval import benchmarks, checks
+from emjax.eval.items import Benchmark
+from emjax.interact import population
+from emjax.worlds import World
+
+WORLDS = {"micro": "emjax.worlds.micro.offline:Micro"}
+
+
+def find_world(name: str) -> type[World]:
+    """The class of a world by its name or import path, "package.module:Class". Raises UserError."""
+    module, _, attribute = WORLDS.get(name, name).partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"config.world is {name!r}; choose {', '.join(WORLDS)}, or give the import path of a class, package.module:Class "
+            f"({type(error).__name__}: {error})."
+        ) from error
+
+
+def is_world(variant: str) -> bool:
+    return variant in WORLDS or ":" in variant
+
+
+def _benchmarks(world: World | None, named: Sequence[str]) -> dict[str, Benchmark]:
+    """Every benchmark that may have a section: the world's, the shipped ones, and those named by
+    import path."""
+    own = dict(world.benchmarks()) if world else {}
+    shipped = {name: benchmarks.find(name) for name in benchmarks.SHIPPED if name not in own}
+    others = [benchmarks.find(name) for name in named if name not in own and name not in shipped]
+    return {**own, **shipped, **{one.name: one for one in others}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """A typed configuration with the world and the benchmarks that it names; of a grid, those of
+    its cells."""
+
+    config: cfg.Experiment
+    world: World | None = None
+    benchmarks: Mapping[str, Benchmark] = dataclasses.field(default_factory=dict)
+    cells: Mapping[str, "Chosen"] = dataclasses.field(default_factory=dict)
+
+
+def read(given: ConfigDict) -> Chosen:
+    """Parses and checks a configuration. Raises UserError for a wrong value, in one sentence that
+    names the field."""
+    config = parsing.parse(given, _kinds)
+    if isinstance(config, cfg.GridConfig):
+        cells = {name: _chosen(cell, f"config.cells.{name}") for name, cell in config.cells.items()}
+        return Chosen(config, cells=cells)
+    return _chosen(config, "config")
+
+
+def _kinds(values: Mapping[str, Any]) -> parsing.Kinds:
+    world = None
+    kinds: dict[str, dict[str, type[cfg.Section]]] = {"worlds": {}}
+    if name := values.get("world"):
+        cls = find_world(name)
+        kinds["worlds"] = {cls.name: cls.Config}
+        world = cls(cls.Config(), 0)
+    named = values.get("eval", {}).get("benchmarks", ())
+    found = _benchmarks(world, named if isinstance(named, tuple) else ())
+    return kinds | {"eval": {name: one.Config for name, one in found.items()}}
+
+
+def _chosen(config: Any, where: str) -> Chosen:
+    world = None
+    if name := getattr(config, "world", ""):
+        cls = find_world(name)
+        world = cls(config.worlds.sections.get(cls.name, cls.Config()), config.seed)
+    every = _benchmarks(world, config.eval.benchmarks)
+    # A module's own name is its section's and its files'; config.eval.benchmarks may hold its path.
+    named = [benchmarks.find(name).name if name not in every else name for name in config.eval.benchmarks]
+    used = {name: every[name] for name in named}
+    sections = {name: one.Config() for name, one in used.items()} | config.eval.sections
+    try:
+        measured = dataclasses.replace(config.eval, sections=sections)
+    except UserError as error:
+        raise UserError(f"{where}.eval.{error}") from error
+    chosen = Chosen(dataclasses.replace(config, eval=measured), world, used)
+    try:
+        _check(chosen)
+    except UserError as error:
+        raise UserError(str(error).replace("config.", f"{where}.", 1)) from error
+    return chosen
+
+
+def _check(chosen: Chosen) -> None:
+    """What fields of several sections decide together, with what is known of the world and the
+    benchmarks."""
+    config = chosen.config
+    assert not isinstance(config, cfg.GridConfig)
+    checks.check_metric(chosen.benchmarks, config.eval)
+    endpoints = [] if not isinstance(config, cfg.EvaluationConfig) else [a.endpoint for a in config.arms.named().values()]
+    engine = not endpoints or not all(endpoints)
+    for name, one in chosen.benchmarks.items():
+        section = config.eval.sections[name]
+        checks.readers(name, one, config.eval)
+        if check := getattr(one, "check", None):
+            check(section, in_engine=not any(endpoints))
+        needed = one.positions + section.max_new
+        if engine and needed > config.engine.cache_length:
+            raise UserError(
+                f"config.engine.cache_length is {config.engine.cache_length}; {name} needs {needed}: prompts of up to "
+                f"{one.positions} tokens, and config.eval.{name}.max_new = {section.max_new}. Raise it, or lower max_new."
+            )
+    if isinstance(config, cfg.TrainingConfig) and not config.model.path:
+        raise UserError("config.model.path is empty; name a Hugging Face folder or a hub id.")
+    if isinstance(config, cfg.InteractionConfig):
+        design_check.check(config, chosen.world.limits if chosen.world else None)
+    if isinstance(config, cfg.FinetuneConfig):
+        _check_data(config, chosen.world)
+    if chosen.world and isinstance(config, cfg.TrainingConfig):
+        chosen.world.check(config)
+
+
+def _sets(config: cfg.FinetuneConfig) -> list[tuple[str, cfg.SetConfig, dict[str, str]]]:
+    """(field, set, {level that is read: field that names it}) of each data set."""
+    data = config.data
+    if isinstance(data, cfg.LevelsConfig):
+        return [("data.set", data.set, {data.control: "data.control"} | dict.fromkeys(data.levels, "data.levels"))]
+    both = {"data.downstream": data.downstream, "data.misaligned": data.misaligned}
+    return [(field, one, {one.level: f"{field}.level"}) for field, one in both.items()]
+
+
+def _check_data(config: cfg.FinetuneConfig, world: World | None) -> None:
+    for field, one, levels in _sets(config):
+        if world and one.source in world.datasets():
+            continue
+        if one.source not in sources.SOURCES:
+            known = [*(world.datasets() if world else ()), *sources.SOURCES]
+            raise UserError(f"config.{field}.source is {one.source!r}; choose {', '.join(known)}.")
+        for level, named in levels.items():
+            if error := sources.unknown_level(one.source, level):
+                raise UserError(f"config.{named}: {error}")
+
+
+def missing(chosen: Chosen, environment: Mapping[str, str] = os.environ) -> list[str]:
+    """A sentence for each thing that the experiment needs and that is not on this machine."""
+    config = chosen.config
+    if isinstance(config, cfg.GridConfig):
+        return [f"{name}: {text}" for name, cell in chosen.cells.items() for text in missing(cell, environment)]
+    found = []
+    for name in ("interact", "select", "arms"):
+        if part := getattr(config, name, None):
+            found += fields.missing(part, dict(environment), f"config.{name}")
+    found += _missing_for_measuring(config.eval, chosen.benchmarks, environment)
+    if isinstance(config, cfg.FinetuneConfig):
+        own = chosen.world.datasets() if chosen.world else ()
+        found += [
+            f"config.{field}.path: {text}"
+            for field, data, levels in _sets(config)
+            for level in levels
+            if data.source not in own and (text := sources.missing(data.source, data.path, level))
+        ]
+    return list(dict.fromkeys([*found, *_missing_packages(chosen), *_missing_models(chosen)]))
+
+
+def _missing_for_measuring(config: cfg.EvalConfig, used: Mapping[str, Benchmark], environment: Mapping[str, str]) -> list[str]:
+    """Files of benchmarks, keys and files of the judges that read them, and the people's sheet."""
+    found = []
+    asked: list[str] = []
+    for name, one in used.items():
+        section = config.sections[name]
+        found += fields.missing(section, dict(environment), f"config.eval.{name}")
+        found += [
+            f"config.eval.{name}.{field} is empty; give the benchmark's file."
+            for field, value, known in fields.options(section)
+            if field == "path" and known.needs and not value
+        ]
+        if one.judge == "model":
+            named, others = checks.readers(name, one, config)
+            asked += [*named, *others]
+    for name in dict.fromkeys(asked):
+        judge = config.judges[name]
+        if judge.kind == "engine":  # no key is read
+            judge = dataclasses.replace(judge, api_key_env="")
+        found += fields.missing(judge, dict(environment), f"config.eval.judges.{name}")
+    if config.sheet and not Path(config.sheet).is_file():
+        found.append(f"config.eval.sheet: there is no file {config.sheet}.")
+    return found
+
+
+def _missing_packages(chosen: Chosen) -> list[str]:
+    """Packages that only some experiments need."""
+    config = chosen.config
+    watch = getattr(config, "watch", cfg.Watch())
+    sets = _sets(config) if isinstance(config, cfg.FinetuneConfig) else []
+    needed = {
+        "wandb": "config.watch.wandb" if watch.wandb else "",
+        "gcsfs": "config.watch.checkpoints" if watch.checkpoints.startswith("gs://") else "",
+        "tensorflow_datasets": next((f"config.{field}.path" for field, one, _ in sets if one.path.startswith("tfds")), ""),
+        "lm_eval": "config.eval.benchmarks" if "capability" in chosen.benchmarks else "",
+    }
+    install = {"lm_eval": "'emjax[capability]'"}
+    return [
+        f"{field} needs the package {package}: pip install {install.get(package, package)}."
+        for package, field in needed.items()
+        if field and importlib.util.find_spec(package) is None
+    ]
+
+
+def _missing_models(chosen: Chosen) -> list[str]:
+    """Local checkpoints that are not there; a hub id is fetched by the run."""
+    config, brought = chosen.config, chosen.world.models if chosen.world else {}
+    named: list[tuple[str, str]] = []
+    if isinstance(config, cfg.TrainingConfig):
+        named.append(("config.model.path", config.model.path))
+    elif isinstance(config, cfg.EvaluationConfig):
+        named += [(f"config.arms.{n}.path", arm.path) for n, arm in config.arms.named().items() if not arm.endpoint]
+    if isinstance(config, cfg.InteractionConfig) and not chosen.world:
+        roles = config.interact.models.named()
+        named += [
+            (f"config.interact.models.{n}.model", role.model)
+            for n, role in roles.items()
+            if role.model and not role.base_url and role.model != population.SELF
+        ]
+    if not isinstance(config, cfg.GridConfig):
+        used = {judge for name, one in chosen.benchmarks.items() for judge in checks.readers(name, one, config.eval)[0]}
+        judges = {name: config.eval.judges[name] for name in sorted(used)}
+        named += [(f"config.eval.judges.{n}.model", judge.model) for n, judge in judges.items() if judge.kind == "engine"]
+    return [
+        f"{field}: there is no folder {path}."
+        for field, path in named
+        if path not in brought and not path.startswith("cell:") and fields.is_local(path) and not Path(path).is_dir()
+    ]
