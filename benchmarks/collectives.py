@@ -116,7 +116,7 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--model", default="llama3.1-8b", help="micro, llama3.1-8b, qwen2.5-7b, qwen3-32b, or a directory")
     parser.add_argument("--mesh", default="1,8,1", help="data,fsdp,tensor")
-    parser.add_argument("--batch", type=int, default=0, help="0: a row for each of data x fsdp, at least two")
+    parser.add_argument("--batch", type=int, default=0, help="0: a row for each of data x fsdp; at least two for KTO")
     parser.add_argument("--seq", type=int, default=2048)
     parser.add_argument("--method", choices=("kto", "sft"), default="kto")
     options = parser.parse_args(argv)
@@ -128,7 +128,7 @@ def main(argv: list[str]) -> None:
     from emjax.models.known import KNOWN
 
     path = KNOWN[options.model].path if options.model in KNOWN else options.model
-    batch = options.batch or max(2, sizes["data"] * sizes["fsdp"])
+    batch = options.batch or max(1 + (options.method == "kto"), sizes["data"] * sizes["fsdp"])
     print(json.dumps(compare(config_of(path, options.method, sizes, batch, options.seq)) | {"model": options.model}))
 
 

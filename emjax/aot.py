@@ -23,6 +23,7 @@ sample: config.engine.cache_length positions per slot, and the adapter that conf
 Needs libtpu (the extra `aot`); reads no weights and no network.
 """
 
+import dataclasses
 import json
 import os
 import re
@@ -68,14 +69,13 @@ def main(argv: list[str]) -> int:
         options = commands.parse(["emjax aot", *argv], values, str(__doc__).splitlines()[0])
         if not options.topology:
             raise UserError("--topology is missing; name a TPU slice, such as v5e:4x4, v5p:2x2x4 or v6e:4x4.")
-        given = options.config
-        if "model.attention" not in parsing.overridden(options):
-            given.model.attention = "splash"  # the presets' default runs on any machine
-        config = presets.read(given).config
+        config = presets.read(options.config).config
         if not isinstance(config, InteractionConfig):
             raise UserError(
                 f"config.experiment is {config.experiment!r}; only 'interaction' configs have a step to compile here."
             )
+        if "model.attention" not in parsing.overridden(options):  # the presets' default runs on any machine
+            config = dataclasses.replace(config, model=dataclasses.replace(config.model, attention="splash"))
         print(json.dumps(compile_step(config, options.topology, options.stage)))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -110,7 +110,8 @@ def test_a_step_that_does_not_fit(tiny_path):
 def test_it_is_the_decode_that_the_engine_runs(tiny, tmp_path, monkeypatch):
     """The arguments of its program, on a mesh and with an adapter, as on accelerators."""
     (tmp_path / "config.json").write_text(json.dumps(tiny.config.to_hf()))
-    config = dataclasses.replace(config_of(tmp_path, {"model.dtype": "float32"}), engine=EngineConfig(3, 20, 8))
+    config = config_of(tmp_path, {"model.dtype": "float32", "interact.max_new": 4})
+    config = dataclasses.replace(config, engine=EngineConfig(3, 20, 8))
     mesh = mesh_of(config.mesh, jax.devices()[:1])
     step, arguments, settings, flops = aot.abstract_decode(config, mesh, aot._slots(config, mesh))
     c = tiny.config

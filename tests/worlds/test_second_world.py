@@ -80,8 +80,9 @@ def test_its_fields_are_checked(run, capsys):
     assert "config.worlds.tiny.people is empty" in capsys.readouterr().err
     assert run(CONFIG, "--dry_run", "--config.interact.turns=4") == 2
     assert "turns is 4; config.world is 'tests.worlds.tiny_world:Tiny'" in capsys.readouterr().err
-    assert run("configs/direct_math.py:tests.worlds.tiny_world:Tiny", "--dry_run") == 2
-    assert "config.data.set.source is 'mistake_math'" in capsys.readouterr().err
+    data = ("configs/direct_math.py:tests.worlds.tiny_world:Tiny", "--dry_run", "--config.data.set.source=micro_direct")
+    assert run(*data) == 2  # another world's
+    assert "config.data.set.source is 'micro_direct'" in capsys.readouterr().err
 
 
 # Files that name the micro-world: they choose it, are it, or (known.py) know the shape of its checkpoint for plans.
