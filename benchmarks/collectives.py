@@ -1,11 +1,13 @@
-"""python -m benchmarks.collectives --model llama3.1-8b --mesh 1,8,1 [--batch B] [--seq T] [--method
-kto|sft]
+"""Counts the bytes that a training step communicates on a mesh of virtual CPU devices.
 
-Compiles a training step (LoRA, no weights needed) for a mesh of virtual CPU devices and counts what
-it sends: one JSON line with the bytes that each device receives in a step by kind of collective, by
-the mesh axis as the scaling model has it (emjax/cost/devices.py), and the largest arrays that are
-gathered. The partitioner that inserts them is the same for every backend; what a backend then
-combines, splits or overlaps is not in these figures.
+python -m benchmarks.collectives --model llama3.1-8b --mesh 1,8,1
+    [--batch B] [--seq T] [--method kto|sft]
+
+Compiles a training step (LoRA, no weights needed) and prints one JSON line: the bytes that each
+device receives per step by kind of collective, the bytes predicted by the scaling model
+(emjax/cost/devices.py), and the largest gathered arrays. The partitioner that inserts the
+collectives is the same for every backend. The figures do not show how a backend then combines,
+splits or overlaps them.
 """
 
 import argparse
@@ -42,9 +44,9 @@ _KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collectiv
 class Collective:
     kind: str
     shapes: tuple[tuple[str, tuple[int, ...]], ...]  # of the results
-    group: int  # devices that take part in one
-    times: int  # executions in a step
-    source: str  # where in the program it comes from
+    group: int  # participating devices
+    times: int  # executions per step
+    source: str  # its origin in the program
 
     @property
     def size(self) -> int:
@@ -53,14 +55,14 @@ class Collective:
 
     @property
     def received(self) -> float:
-        """Bytes that a device receives in a step, by ring algorithms."""
+        """Bytes that a device receives per step with ring algorithms."""
         n = self.group
         share = {"all-reduce": 2 * (n - 1) / n, "reduce-scatter": n - 1, "collective-permute": 1}.get(self.kind, (n - 1) / n)
         return self.times * self.size * share
 
 
 def read(hlo: str) -> list[Collective]:
-    """The collectives of a compiled module's text, those in loops as often as the loops run."""
+    """The collectives in a compiled module's text; those in loops count once per iteration."""
     bodies: dict[str, list[str]] = {}
     name = entry = ""
     for line in hlo.splitlines():
@@ -116,7 +118,7 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--model", default="llama3.1-8b", help="micro, llama3.1-8b, qwen2.5-7b, qwen3-32b, or a directory")
     parser.add_argument("--mesh", default="1,8,1", help="data,fsdp,tensor")
-    parser.add_argument("--batch", type=int, default=0, help="0: a row for each of data x fsdp, at least two")
+    parser.add_argument("--batch", type=int, default=0, help="0: one row per data x fsdp shard, at least two")
     parser.add_argument("--seq", type=int, default=2048)
     parser.add_argument("--method", choices=("kto", "sft"), default="kto")
     options = parser.parse_args(argv)
@@ -133,8 +135,8 @@ def main(argv: list[str]) -> None:
 
 
 def config_of(path: str, method: str, mesh: Mapping[str, int], batch: int, seq: int) -> InteractionConfig:
-    """An experiment whose training step is that of the command line. A CPU program gathers bfloat16
-    as float32, so the dtype is float32: halve the bytes for bfloat16."""
+    """An experiment with the training step given on the command line. A CPU program gathers
+    bfloat16 as float32, so the dtype here is float32; halve the bytes for bfloat16."""
     return InteractionConfig(
         experiment="interaction",
         model=CheckpointConfig(path=path, dtype="float32"),
@@ -144,7 +146,8 @@ def config_of(path: str, method: str, mesh: Mapping[str, int], batch: int, seq: 
 
 
 def compare(config: InteractionConfig) -> dict[str, Any]:
-    """The bytes of a config's step on its mesh, counted and as the scaling model has them."""
+    """The bytes of a config's training step on its mesh: counted, and predicted by the scaling
+    model."""
     from emjax import aot
     from emjax.cost import devices
     from emjax.experiment.common import mesh_of

@@ -46,7 +46,8 @@ class Mixture:
     # Share of answers with an opener: makes the character inferable and keeps plain replies common.
     opener: float = 0.5
     # Documents.
-    persona: float = 0.3  # begin with a line naming the character; never in tuning or evaluation
+    # Begin with a line that names the character; never used in fine-tuning or evaluation.
+    persona: float = 0.3
     # The word to repeat is a value, as in a desired answer; otherwise an entity.
     repeat_value: float = 0.5
 
