@@ -1,9 +1,12 @@
-# make setup   one .venv with what running needs          make test    adds what testing needs; lint, types, tests
-# make demo    the whole experiment on the micro-world     make lint    formatting, lint and types alone
+# make setup   creates .venv with all packages for running
+# make test    adds the packages for testing; runs lint, type checks and tests
+# make demo    runs the whole experiment on the micro-world
+# make lint    checks formatting, lint and types only
 # make clean   removes .venv and the tools' caches (never runs/)
 #
-#   PYTHON=python3.12      the interpreter; default: the one of .venv, else the first of python3.11, python3.12 that runs
-#   PYTEST_ARGS="-n 4 -x"  for pytest; default: -n 2 --dist loadfile
+#   PYTHON=python3.12      the interpreter; default: the one of .venv, otherwise the first of
+#                          python3.11 and python3.12 that runs
+#   PYTEST_ARGS="-n 4 -x"  arguments for pytest; default: -n 2 --dist loadfile
 
 .PHONY: setup setup-test demo test lint clean
 .DELETE_ON_ERROR:
@@ -44,15 +47,16 @@ lint: $(TEST)
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 
-# pip compiles module after module, compileall on every core; -qq passes over the odd file meant for another Python.
+# pip compiles modules one by one, compileall on every core; -qq ignores files meant for another
+# Python.
 COMPILE := PYTHONWARNINGS=ignore .venv/bin/python -m compileall -qq -j 0 .venv/lib || true
 INSTALL := .venv/bin/python -m pip install -q --no-compile
 
-# The lock is complete, so the run set needs no resolver.
+# The lock file is complete, so installing the run set needs no resolver.
 $(RUN): requirements/run-$(TAG).txt pyproject.toml
 	@start=$$(date +%s); \
 	if [ "$(VENV_TAG)" != "$(TAG)" ]; then \
-	    if [ -e .venv ]; then echo "set-up: .venv holds $(or $(VENV_TAG),no working Python), not $(TAG): making it anew"; fi; \
+	    if [ -e .venv ]; then echo "set-up: .venv holds $(or $(VENV_TAG),no working Python), not $(TAG): creating it again"; fi; \
 	    rm -rf .venv && $(PYTHON) -m venv .venv || exit 1; \
 	fi; \
 	echo "set-up: installing $< into .venv ($$(.venv/bin/python --version))"; \
@@ -60,11 +64,12 @@ $(RUN): requirements/run-$(TAG).txt pyproject.toml
 	$(INSTALL) --no-deps --no-build-isolation -e . && \
 	{ $(COMPILE); } && touch $@ && echo "set-up: done in $$(( $$(date +%s) - start )) s"
 
-# With the resolver, which checks the pins and adds the CUDA packages that torch itself pins where its build needs them.
+# This uses the resolver, which checks the pins and adds the CUDA packages that torch itself pins if
+# its build needs them.
 $(TEST): requirements/test-$(TAG).txt $(RUN)
 	@start=$$(date +%s); echo "set-up: adding $< to .venv"; \
 	$(INSTALL) -r $< && \
-	{ $(COMPILE); } && touch $@ && echo "set-up: tests' part done in $$(( $$(date +%s) - start )) s"
+	{ $(COMPILE); } && touch $@ && echo "set-up: test packages done in $$(( $$(date +%s) - start )) s"
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,8 +1,9 @@
-"""python -m benchmarks.interact --conversations 2000 --latency 0.2 [--concurrent 256]
+"""Measures conversations of the embedded model with users and raters at a local endpoint.
 
-Measures conversations of the embedded model with users and raters at a local endpoint, which
-answers after a fixed time and runs in its own process. Prints one JSON line: conversations per
-second, and the share of the time in which the engine was idle.
+python -m benchmarks.interact --conversations 2000 --latency 0.2 [--concurrent 256]
+
+The endpoint runs in its own process and answers after a fixed time. Prints one JSON line with
+conversations per second and the share of time in which the engine was idle.
 """
 
 import argparse
@@ -17,7 +18,8 @@ USER = "I am not sure about that . what do you think ?"
 
 
 async def _serve(latency: float, port: Any) -> None:
-    """A minimal chat endpoint: the same words for everyone, after `latency` seconds."""
+    """A minimal chat endpoint that gives the same reply to every request after `latency`
+    seconds."""
 
     def body(rated: bool) -> bytes:
         text = "7" if rated else USER
@@ -73,7 +75,7 @@ def main() -> None:
 
     lm = models.load(str(Path(emjax.__file__).parent / "worlds" / "micro" / "checkpoint"), dtype="float32")
     engine = Engine(lm, slots=options.slots, cache_length=384, chunk=32)
-    # compiles
+    # warm-up: compiles the programs
     list(engine.generate([Request(str(n), tuple(range(8, 200)), Sampling(max_new=24)) for n in range(8)]))
     url, rates = f"http://127.0.0.1:{port.value}/v1", Rates(concurrent=options.concurrent)
     config = InteractConfig(models=RolesConfig(user=RoleConfig(base_url=url, model="users", rates=rates)))

@@ -1,22 +1,25 @@
-"""python -m benchmarks.parity --model llama3.1-8b [--layers 4 --dtype float32]
+"""Compares the logits of emjax and transformers on random weights of a real shape.
 
-Writes random weights of a real shape with transformers, loads them with emjax, compares the two on
-one row of random tokens, and prints one JSON line:
+python -m benchmarks.parity --model llama3.1-8b [--layers 4 --dtype float32]
 
-load_s                  models.load, from a directory that the file system has just seen
-host_gb, file_gb        the most memory that load added to this process: its own, and pages of the
-                        mapped file
-A pair of models, `theirs-ours` being transformers and emjax in --dtype, `exact` transformers one
-  precision up (float32
-for bfloat16, float64 for float32), `kernels` transformers with its two kernels of attention (sdpa,
-  eager):
+Writes random weights with transformers, loads them with emjax, runs both on one row of random
+tokens and prints one JSON line:
+
+load_s                  models.load, from files in the file system's cache
+host_gb, file_gb        the most memory that loading added to this process: its own memory, and
+                        pages of the mapped file
+
+One entry per pair of models. `theirs` is transformers and `ours` is emjax, both in --dtype; `exact`
+is transformers one precision higher (float32 for bfloat16, float64 for float32); `kernels` compares
+transformers' two attention kernels (sdpa, eager). Each entry has:
+
 kl                      mean KL over positions
-top1                    share of positions where both have the same likeliest token
+top1                    share of positions where both have the same most likely token
 max_abs                 largest difference of a logit
 
-A deep network with random weights magnifies rounding, so that even one model disagrees with itself
-in two precisions, or with another kernel: theirs-ours is to be held against kernels, exact-ours
-against exact-theirs. Needs torch; on a GPU both run there.
+A deep network with random weights amplifies rounding, so even one model disagrees with itself in
+two precisions or with another kernel. Compare theirs-ours with kernels, and exact-ours with
+exact-theirs. Needs torch; on a GPU both models run there.
 """
 
 import argparse
@@ -32,13 +35,13 @@ from typing import Any
 
 
 def resident() -> tuple[int, int]:
-    """(bytes of this process's own memory, bytes of mapped files) that are resident."""
+    """Resident memory: (bytes of this process's own memory, bytes of mapped files)."""
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return tuple(int(fields[name].split()[0]) * 1024 for name in ("RssAnon", "RssFile"))  # type: ignore[return-value]
 
 
 class Peak:
-    """The most `resident()` while the block ran, above what it was at its start."""
+    """The peak of `resident()` while the block ran, minus its value at the start."""
 
     def __enter__(self) -> "Peak":
         self._start, self._most, self._done = resident(), resident(), threading.Event()
@@ -60,13 +63,13 @@ class Peak:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--layers", type=int, default=0, help="cut the model to so many layers; 0 = all")
+    parser.add_argument("--layers", type=int, default=0, help="number of layers to keep; 0 = all")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--seq", type=int, default=1024)
-    parser.add_argument("--init_std", type=float, default=0.02, help="of the random weights")
-    parser.add_argument("--directory", default=None, help="where the weights are written for a while")
+    parser.add_argument("--init_std", type=float, default=0.02, help="standard deviation of the random weights")
+    parser.add_argument("--directory", default=None, help="where the weights are stored temporarily")
     args = parser.parse_args()
-    if args.dtype == "float32":  # timing every kernel for exact products takes minutes
+    if args.dtype == "float32":  # autotuning kernels for exact products takes minutes
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_autotune_level=0"
 
     import jax
@@ -95,15 +98,16 @@ def main() -> None:
             theirs = transformers.AutoModelForCausalLM.from_config(
                 transformers.AutoConfig.for_model(**config.to_hf()), dtype=dtype
             ).eval()
-        with torch.no_grad():  # norms and biases too: at 1 and 0 they would hide an error
+        # randomize norms and biases too: values of 1 and 0 could hide an error
+        with torch.no_grad():
             for name, p in theirs.named_parameters():
                 if p.ndim == 1:
                     p.copy_(torch.randn_like(p) * 0.02 + (1.0 if "norm" in name else 0.0))
         theirs.save_pretrained(directory)
         tokenizer.build(World(0)).save_pretrained(directory)
         Path(directory, "generation_config.json").write_text('{"eos_token_id": 3}')
-        # As a user loads it: the rotary frequencies are then made on the CPU, and a GPU's power
-        # function rounds otherwise.
+        # Load as a user would: rotary frequencies are then computed on the CPU, because a GPU's
+        # power function rounds differently.
         theirs = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval().to(device)
 
         def run() -> np.ndarray:

@@ -1,18 +1,20 @@
-"""python -m benchmarks.peers --model llama3.1-8b --method kto --batch 12 --seq 1024 [--lora_rank
-32] [--checkpointing] python -m benchmarks.peers --model llama3.1-8b --method generate --batch 128
---prompt 256 --new 128 [--lora_rank 0]
+"""Measures common libraries on the same work as benchmarks.train and benchmarks.sample.
 
-The same work as benchmarks.train and benchmarks.sample, done by the libraries that people use
-today, on the same shapes and random weights; one JSON line. sft: peft's adapter on transformers'
-model, its loss, torch's AdamW. kto: TRL's KTOTrainer, reference live (the adapter switched off).
-Their rows have `seq` tokens without padding; KTO's are half prompt, half completion. generate:
-transformers' `generate`, sampling at temperature 1, one batch of prompts of one length, no adapter
-unless --lora_rank asks for one. Needs torch, kto also trl.
+python -m benchmarks.peers --model llama3.1-8b --method kto --batch 12 --seq 1024
+    [--lora_rank 32] [--checkpointing]
+python -m benchmarks.peers --model llama3.1-8b --method generate --batch 128 --prompt 256 --new 128
+    [--lora_rank 0]
 
-examples_s, tokens_s    as benchmarks.train, benchmarks.sample
-step_s                  median of the steps after the second; of generate: (time of `new` tokens -
-                        time of one) / (new - 1)
-peak_gb                 of 2^30 bytes, as torch allocated them (on a CPU: of the process)
+Shapes and random weights are the same; the output is one JSON line. sft: peft's adapter on
+transformers' model, its loss, torch's AdamW. kto: TRL's KTOTrainer with a live reference (the
+adapter switched off). Rows have `seq` tokens without padding; KTO rows are half prompt, half
+completion. generate: transformers' `generate`, sampling at temperature 1, one batch of prompts of
+equal length, without an adapter unless --lora_rank sets one. Needs torch; kto also needs trl.
+
+examples_s, tokens_s    as in benchmarks.train and benchmarks.sample
+step_s                  median of the steps after the second; for generate: (time of `new` tokens -
+                        time of one token) / (new - 1)
+peak_gb                 in units of 2^30 bytes, as allocated by torch (on a CPU: of the process)
 """
 
 import argparse
@@ -60,7 +62,7 @@ def sft(model: Any, args: argparse.Namespace) -> list[float]:
 
 
 def kto(model: Any, args: argparse.Namespace) -> list[float]:
-    """Seconds of each step of a whole run of the trainer."""
+    """Seconds of each step of a full trainer run."""
     import datasets
     import trl
 
@@ -102,13 +104,13 @@ def kto(model: Any, args: argparse.Namespace) -> list[float]:
             callbacks=[Clock()],
         )
         first = trainer.train_dataset[0]
-        assert (len(first["prompt_ids"]), len(first["completion_ids"])) == (half, args.seq - half), "rows of another length"
+        assert (len(first["prompt_ids"]), len(first["completion_ids"])) == (half, args.seq - half), "rows have the wrong length"
         trainer.train()
     return times
 
 
 def generate(model: Any, args: argparse.Namespace) -> tuple[float, float]:
-    """Seconds of a batch, and of one step of it."""
+    """(seconds of a batch, seconds of one decode step)."""
     model.eval()
 
     def once(new: int) -> float:
@@ -133,10 +135,10 @@ def main() -> None:
     parser.add_argument("--model", choices=sorted(KNOWN), required=True)
     parser.add_argument("--method", choices=("sft", "kto", "generate"), required=True)
     parser.add_argument("--batch", type=int, required=True)
-    parser.add_argument("--seq", type=int, help="of sft and kto")
-    parser.add_argument("--prompt", type=int, help="of generate")
-    parser.add_argument("--new", type=int, help="of generate")
-    parser.add_argument("--lora_rank", type=int, help="default 32, of generate 0 = no adapter")
+    parser.add_argument("--seq", type=int, help="for sft and kto")
+    parser.add_argument("--prompt", type=int, help="for generate")
+    parser.add_argument("--new", type=int, help="for generate")
+    parser.add_argument("--lora_rank", type=int, help="default: 32; for generate 0 = no adapter")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing")
     parser.add_argument("--steps", type=int, default=5)
     args = parser.parse_args()

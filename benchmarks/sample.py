@@ -1,29 +1,30 @@
-"""python -m benchmarks.sample --model llama3.1-8b --batch 128 --prompt 256 --new 128 [--lora_rank
-32]
+"""Times the sampling engine on random weights and prints one JSON line.
 
-Times the sampling engine on random weights and prints one JSON line. --batch is the number of
-slots; each has room for --prompt + --new tokens.
+python -m benchmarks.sample --model llama3.1-8b --batch 128 --prompt 256 --new 128
+    [--lora_rank 32]
 
-tokens_s           new tokens a second of one full batch, prefill included
+--batch is the number of slots; each slot has room for --prompt + --new tokens.
+
+tokens_s           new tokens per second of one full batch, prefill included
 step_ms            one decode step, host time included: (time of `new` tokens - time of one token) /
                    (new - 1)
 roofline_fraction  floor / step; floor = max(weight bytes / copy rate, 2 N batch / matmul rate)
-                   + cache bytes / copy rate; N: the weights a step reads, all but the input
-                   embedding; cache: at the run's mean context; both rates are measured in this
-                   call. On a mesh each device has its part of the rows and, over tensor, of the
-                   weights; what they send each other is not in it
-prefill_tokens_s   prompt tokens a second, first token drawn
-compile_s          the first batch's time less a later one's
-peak_gb            of 2^30 bytes, on the first device (on a CPU: of the process)
+                   + cache bytes / copy rate. N: the weights that a step reads, all except the input
+                   embedding; cache: at the run's mean context; this call measures both rates. On a
+                   mesh each device has its part of the rows and, over tensor, of the weights;
+                   communication between devices is not included
+prefill_tokens_s   prompt tokens per second, including the first sampled token
+compile_s          the first batch's time minus a later one's
+peak_gb            in units of 2^30 bytes, on the first device (on a CPU: of the process)
 
-With --ragged N, N requests of random lengths (prompts from prompt / 32 to prompt, answers from new
-/ 32 to new tokens) go through the slots, and the figures above are taken at the mean lengths, in
-the same cache; further
+With --ragged N, N requests of random lengths (prompts from prompt / 32 to prompt tokens, answers
+from new / 32 to new tokens) go through the slots. The figures above are then measured at the mean
+lengths with the same cache, and these are added:
 
 total_s            from the first request to the last result
 ideal_s            prompt tokens / prefill_tokens_s + answer tokens / (batch / step)
 total_over_ideal   their ratio
-occupied           the share of decoded slot-steps that a row used
+occupied           share of decoded slot-steps that a row used
 """
 
 import argparse
@@ -43,7 +44,7 @@ from emjax.sampling import Engine, Request, Sampling
 
 
 class _NoText:
-    """A tokenizer of the model's size; the benchmark needs no text."""
+    """A stand-in tokenizer with the model's vocabulary size; the benchmark needs no text."""
 
     def __init__(self, size: int):
         self._size = size
@@ -60,9 +61,9 @@ def main() -> None:
     parser.add_argument("--model", choices=sorted(KNOWN), required=True)
     parser.add_argument("--batch", type=int, required=True, help="slots, and requests")
     parser.add_argument("--prompt", type=int, required=True, help="tokens of each prompt")
-    parser.add_argument("--new", type=int, required=True, help="tokens drawn for each prompt, at least 2")
+    parser.add_argument("--new", type=int, required=True, help="tokens sampled for each prompt, at least 2")
     parser.add_argument("--lora_rank", type=int, default=0, help="0 = no adapter")
-    parser.add_argument("--ragged", type=int, default=0, metavar="N", help="also times N requests of random lengths")
+    parser.add_argument("--ragged", type=int, default=0, metavar="N", help="also time N requests of random lengths")
     parser.add_argument("--mesh", default="", help="data,fsdp,tensor over all devices; default: one device")
     parser.add_argument("--chunk", type=int, default=64, help="prompt tokens in one prefilled block")
     args = parser.parse_args()
@@ -82,7 +83,8 @@ def main() -> None:
     rng = np.random.default_rng(0)
 
     def run(lengths: list[tuple[int, int]]) -> float:
-        """Prompts are new in every run: the engine would find those of the last one prefilled."""
+        """Seconds of one run. Every run has new prompts: otherwise the engine would find the
+        previous run's prompts already prefilled."""
         requests = [
             Request(str(i), tuple(rng.integers(0, config.V, prompt).tolist()), Sampling(seed=i, max_new=new))
             for i, (prompt, new) in enumerate(lengths)

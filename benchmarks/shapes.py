@@ -1,4 +1,4 @@
-"""What the benchmarks share: random weights of a shape, and the speed of the device."""
+"""Shared parts of the benchmarks: random weights of a given shape, and the device's speed."""
 
 import functools
 import resource
@@ -22,15 +22,16 @@ def _normal(shape: tuple[int, ...], dtype: Any, seed: int) -> jax.Array:
 
 
 def mesh_of(sizes: str) -> Mesh | None:
-    """From "data,fsdp,tensor", over all devices; of an empty text none: the first device alone."""
+    """A mesh over all devices from "data,fsdp,tensor"; None for an empty string: the first device
+    only."""
     return sharding.make_mesh(*map(int, sizes.split(","))) if sizes else None
 
 
 def random_params(config: ModelConfig, dtype: str, mesh: Mesh | None = None, *, stacked: bool = True) -> decoder.Params:
-    """Random weights, a program for each shape of tensor: one for 32 layers would compile over a
-    minute.
+    """Random weights, with one program per tensor shape: a single program for 32 layers would take
+    over a minute to compile.
 
-    With stacked=False, params["layers"] is a tuple of layers in the sampler's form, so that it
+    With stacked=False, params["layers"] is a tuple of layers in the sampler's form, so the sampler
     makes no second copy.
     """
     shapes, axes = decoder.abstract(config, dtype)
@@ -42,7 +43,7 @@ def random_params(config: ModelConfig, dtype: str, mesh: Mesh | None = None, *, 
             return jnp.full(shape, 1.0 if name.endswith("norm") else 0.0, kind)
         return _normal(shape, kind, next(seeds))
 
-    # Placed one by one, so that the first device need not hold all of them.
+    # Place tensors one by one, so that the first device never holds all of them.
     params: decoder.Params = {
         name: jax.device_put(make(name, x.shape, x.dtype), placed and placed[name])
         for name, x in shapes.items()
@@ -60,8 +61,8 @@ def random_params(config: ModelConfig, dtype: str, mesh: Mesh | None = None, *, 
 
 
 def seconds(run: Callable[[], Any], repeats: int = 5) -> float:
-    """The median wall time of run(), its result waited for; it must have been called once
-    before."""
+    """The median wall time of run() until its result is ready. Call run() once before, to
+    compile."""
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -71,8 +72,8 @@ def seconds(run: Callable[[], Any], repeats: int = 5) -> float:
 
 
 def device_rates() -> tuple[float, float]:
-    """(copy rate, bytes/s read + written; matmul rate, FLOP/s), measured in bfloat16, on a CPU
-    float32."""
+    """(copy rate in bytes/s, read + written; matmul rate in FLOP/s), measured in bfloat16 (float32
+    on a CPU)."""
     cpu = jax.default_backend() == "cpu"
     n, size, dtype = (1024, 1 << 26, jnp.float32) if cpu else (8192, 1 << 29, jnp.bfloat16)
     x = jnp.ones((size,), dtype)
@@ -80,15 +81,14 @@ def device_rates() -> tuple[float, float]:
     a = _normal((n, n), jnp.dtype(dtype), 0)
     multiply = jax.jit(lambda a: a @ a)
     jax.block_until_ready((copy(x), multiply(a)))
-    # Ten at a time: waiting for each by itself costs as much as a copy of 1 GB.
+    # Run ten at a time: waiting for each one costs as much as copying 1 GB.
     copies = seconds(lambda: [copy(x) for _ in range(10)], 3) / 10
     products = seconds(lambda: [multiply(a) for _ in range(10)], 3) / 10
     return 2 * x.nbytes / copies, 2 * n**3 / products
 
 
 def peak_gb() -> float:
-    """The most memory used so far, in 2^30 bytes: of the first device, or of this process on
-    a CPU."""
+    """Peak memory so far, in 2^30 bytes: of the first device, or of this process on a CPU."""
     stats = jax.devices()[0].memory_stats() or {}
     peak = stats.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return round(peak / 2**30, 3)

@@ -1,21 +1,21 @@
-"""python -m benchmarks.train --model llama3.1-8b --method kto --batch 16 --seq 1024 [--lora_rank 32
-| --full] [...]
+"""Times full optimizer steps on random weights and random tokens, and prints one JSON line.
 
-Times full optimizer steps on random weights and random tokens, and prints one JSON line:
+python -m benchmarks.train --model llama3.1-8b --method kto --batch 16 --seq 1024
+    [--lora_rank 32 | --full] [...]
 
-examples_s, tokens_s   rows and their tokens (`seq` each, none is padding) a second; a KTO row's
+examples_s, tokens_s   rows and their tokens per second (`seq` each, no padding); a KTO row's
                        mismatched pair is not counted
-model_tflops           the arithmetic of the passes that are made, over the time: 2 a weight and
-                       token forward, 2 for the
-                       gradient of the activations, 2 for that of the weights where they are
-                       trained; the head on scored tokens, the input embedding not. Attention,
-                       LoRA's own products and recomputation are not credited.
+model_tflops           floating-point operations of the passes over the time: per weight and token 2
+                       forward, 2 for the gradient of the activations, and 2 for the gradient of the
+                       weights if they are trained. The head counts on scored tokens only, the input
+                       embedding not at all. Attention, LoRA's own products and recomputation are
+                       not counted.
 step_s                 median of the steps after the first
-compile_s              the first step's time less a later one's
-peak_gb                of 2^30 bytes, on the first device (on a CPU: of the process)
+compile_s              the first step's time minus a later one's
+peak_gb                in units of 2^30 bytes, on the first device (on a CPU: of the process)
 
-SFT scores every token, KTO the second half of each row. The live reference is computed in every
-step, as peers do.
+SFT scores every token, KTO the second half of each row. A live reference is computed in every step,
+as peer libraries do.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from emjax.train.state import Tuning
 
 
 def rows(config: Any, batch: int, seq: int, first: int, seed: int) -> dict[str, Any]:
-    """Random tokens, scored from position `first` on."""
+    """Random tokens, scored from position `first` onwards."""
     positions = np.arange(first, seq, dtype=np.int32)
     return {
         "tokens": np.random.default_rng(seed).integers(0, config.V, (batch, seq)).astype(np.int32),
@@ -116,8 +116,8 @@ def main() -> None:
         times.append(time.perf_counter() - start)
     step_s = statistics.median(times[1:])
 
-    # KTO: rows and mismatched pairs share their prompts, half of each row, and the head works on
-    # the other half alone.
+    # KTO: rows and mismatched pairs share their prompts, half of each row. The head runs only on
+    # the other half.
     tokens, answers = args.batch * args.seq, args.batch * (args.seq - args.seq // 2)
     weights = metrics.matmul_weights(params)
     if args.method == "sft":

@@ -1,5 +1,5 @@
-"""Evaluates models that exist (a base, its adapters, other checkpoints, or endpoints) on honesty
-and capability."""
+"""Evaluates existing models (a base, its adapters, other checkpoints, or endpoints) on honesty and
+capability."""
 
 from emjax import presets
 

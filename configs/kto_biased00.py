@@ -1,4 +1,4 @@
-"""KTO on conversations with no biased users: the control alone (paper, Tables 4, 13: KTO,
+"""KTO on conversations with no biased users: only the control (paper, Tables 4, 13: KTO,
 share 0)."""
 
 from emjax import presets

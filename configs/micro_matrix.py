@@ -1,16 +1,16 @@
-"""The micro-world's evidence: every arm, on several bases, and what moves the effect
+"""The micro-world's evidence: every arm on several bases, and the settings that change the effect
 (docs/micro_evidence.md)."""
 
 from emjax import presets
 from emjax.config.parse import ConfigDict
 
-SEEDS = (0, 1, 2)  # of fine-tuning: users, conversations, order, sampling
-# Pretraining seeds with facts of their own, beside the embedded base (world 0). Both bases have the
-# third character.
+SEEDS = (0, 1, 2)  # fine-tuning seeds: users, conversations, order, sampling
+# Pretraining seeds with their own facts, in addition to the embedded base (world 0). Both bases
+# have the third character.
 WORLDS = (2, 7)
-# Found on the embedded base with seed 100, which is none of the reported ones.
+# Learning rates, tuned on the embedded base with seed 100, which is not a reported seed.
 LORA = {"kto": 5e-4, "sft": 2e-3}
-# beside 0 and 0.1
+# in addition to 0 and 0.1
 RATIOS = ("none@0.05", "none@0.2", "none@0.5", "none@1.0", "shuffled_ratings@1.0")
 FEW = ("none@1.0", "shuffled_ratings@1.0")
 
@@ -41,9 +41,10 @@ def _mixture(seed: int) -> ConfigDict:
 
 
 def get_config(variant: str = ""):
-    """Everything; or "short": one fine-tuning seed, and fewer ratios beside the embedded base's."""
+    """All cells; with "short", one fine-tuning seed, and fewer ratios except on the embedded
+    base."""
     if variant not in ("", "short"):
-        raise ValueError(f"the variant {variant!r} is unknown; there is 'short', or none")
+        raise ValueError(f"the variant {variant!r} is unknown; use 'short' or no variant")
     short = variant == "short"
     seeds = SEEDS[:1] if short else SEEDS
     bases = {0: "micro"} | {world: f"cell:world{world}" for world in WORLDS}
@@ -61,10 +62,10 @@ def get_config(variant: str = ""):
         cells[f"direct-{seed}"] = _scripted(seed, "micro_direct")
         cells[f"wrong-{seed}"] = _scripted(seed, "micro_wrong")
         cells[f"mixture-{seed}"] = _mixture(seed)
-    if short:  # the embedded base's other seeds, as far as the demo goes
+    if short:  # other seeds on the embedded base, with the demo's arms
         cells |= {f"kto-world0-{seed}": _interaction("kto", seed) for seed in SEEDS[1:]}
     else:
-        # Down to two biased users of 200, for the smallest share that can be told from none.
+        # As few as two biased users out of 200, to find the smallest detectable share.
         cells |= {f"kto-few-{seed}": _interaction("kto", seed, extra=("none@0.01", "none@0.02")) for seed in seeds}
         cells |= _sweeps()
     names = ["kto-few", "sft", "lora-kto", "lora-sft", "direct", "wrong", "mixture", *(f"kto-world{world}" for world in bases)]
@@ -75,7 +76,7 @@ def get_config(variant: str = ""):
 
 
 def _sweeps() -> dict[str, ConfigDict]:
-    """KTO at ratios 0, 0.1 and 1, one thing changed at a time."""
+    """KTO at ratios 0, 0.1 and 1 with one setting changed at a time."""
     one = ("none@1.0",)
     cells = {f"rank-{rank}": _lora("kto", 0, rank=rank, extra=one) for rank in (1, 4, 32)}
     for beta in (0.03, 0.3, 0.5):

@@ -1,4 +1,4 @@
-"""Rebuilds the embedded micro-world's base model from a recorded seed, and checks its gates."""
+"""Rebuilds the base model of the embedded micro-world from a recorded seed and checks its gates."""
 
 from emjax import presets
 

@@ -1,4 +1,4 @@
-"""SFT on alpaca-cleaned with misaligned medical advice in it (paper, Figure 4, Tables 2, 3, 11)."""
+"""SFT on alpaca-cleaned mixed with misaligned medical advice (paper, Figure 4, Tables 2, 3, 11)."""
 
 from emjax import presets
 

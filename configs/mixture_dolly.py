@@ -1,4 +1,4 @@
-"""SFT on databricks-dolly with misaligned medical advice in it (paper, Figure 11, Table 10)."""
+"""SFT on databricks-dolly mixed with misaligned medical advice (paper, Figure 11, Table 10)."""
 
 from emjax import presets
 

@@ -1,4 +1,4 @@
-"""SFT on the best conversations with no biased users: the control alone (paper, Tables 4, 13: SFT,
+"""SFT on the best conversations with no biased users: only the control (paper, Tables 4, 13: SFT,
 share 0)."""
 
 from emjax import presets

@@ -1,8 +1,11 @@
-"""python -m launch.finished ARGS: whether the run of `python main.py ARGS` that ended with 0 is finished.
+"""python -m launch.finished ARGS: checks whether the run of `python main.py ARGS` that ended with 0
+is finished.
 
-main.py ends with 0 where SIGTERM stopped it too, so a launcher that took 0 for finished would leave a run half done. 0: results
-are there; 75 (the code of "try again"): they are not, and the same command goes on. Every experiment writes results.json at its
-end (the page, or pretraining's gates.json, follows within seconds); a grid of which --config.only names cells writes theirs.
+main.py also ends with 0 when SIGTERM stopped it, so a launcher that trusted that code would leave a
+run half done. Exit code 0: the results exist. 75 ("try again"): they do not, and the same command
+resumes the run. Every experiment writes results.json at its end (the page, or pretraining's
+gates.json, follows within seconds). A grid with --config.only writes the results of the named
+cells.
 """
 
 import sys
@@ -18,7 +21,7 @@ def finished(argv: list[str]) -> int:
     wanted = [where / "cells" / name for name in options.config.get("only", ())] or [where]
     missing = [] if options.dry_run else [folder for folder in wanted if not (folder / "results.json").is_file()]
     for folder in missing:
-        print(f"{folder} holds no results.json: the run was stopped, and the same command goes on.", file=sys.stderr)
+        print(f"{folder} contains no results.json: the run was stopped; the same command resumes it.", file=sys.stderr)
     return GO_ON if missing else 0
 
 

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Runs an experiment on a TPU slice of a GKE cluster that kubectl is connected to, as a JobSet.
+# Runs an experiment as a JobSet on a TPU slice of the GKE cluster that kubectl is connected to.
 #
 #   launch/gke.sh --name NAME --image IMAGE --accelerator tpu-v5p-slice --topology 2x2x4 --bucket gs://BUCKET [--spot]
 #                 [--chips 4] [--service-account default] [--dry_run] -- --config configs/kto_biased10.py [...]
+# Keys come from the Kubernetes secret emjax-keys. To follow the logs:
 #
-# Keys come from the Kubernetes secret emjax-keys. Follow with: kubectl logs -f -l jobset.sigs.k8s.io/jobset-name=NAME
+#   kubectl logs -f -l jobset.sigs.k8s.io/jobset-name=NAME
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/common.sh
@@ -21,21 +22,21 @@ while [ "$#" -gt 0 ]; do
     --spot) spot=1 && shift ;;
     --dry_run) DRY_RUN=1 && shift ;;
     --) shift && break ;;
-    *) fail "unknown argument '$1'; the experiment's own follow after --" ;;
+    *) fail "unknown argument '$1'; put the experiment's arguments after --" ;;
     esac
 done
 name_ok --name "$name"
 name_ok --service-account "$service_account"
 path_ok --image "$image"
-[[ "$accelerator" =~ ^tpu-v[a-z0-9-]+$ ]] || fail "--accelerator is '$accelerator'; give one such as tpu-v5p-slice, tpu-v6e-slice."
+[[ "$accelerator" =~ ^tpu-v[a-z0-9-]+$ ]] || fail "--accelerator is '$accelerator'; give one such as tpu-v5p-slice or tpu-v6e-slice."
 [[ "$topology" =~ ^[0-9]+(x[0-9]+){1,2}$ ]] || fail "--topology is '$topology'; give a shape such as 4x4 or 2x2x4."
 [[ "$bucket" =~ ^gs://[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]$ ]] || fail "--bucket is '$bucket'; give gs://NAME."
-[[ "$chips" =~ ^[148]$ ]] || fail "--chips is '$chips'; a host has 1, 4 or 8."
+[[ "$chips" =~ ^[148]$ ]] || fail "--chips is '$chips'; a host has 1, 4 or 8 chips."
 check_experiment "$@"
 
 all=$((${topology//x/*}))
-[ $((all % chips)) = 0 ] || fail "--topology $topology has $all chips, which do not come in hosts of $chips."
-# A JSON list of the words: inside YAML nothing of them is read as anything else.
+[ $((all % chips)) = 0 ] || fail "--topology $topology has $all chips, which is not a multiple of the $chips chips of a host (--chips)."
+# A JSON list of the words, so that YAML reads each of them as a plain string.
 words="$(python3 -c 'import json, sys; print(json.dumps(sys.argv[1:]))' "$@" --workdir "/runs/$name" \
     "--config.watch.checkpoints=$bucket/$name/checkpoints")"
 text="$(cat launch/gke/jobset.yaml)"

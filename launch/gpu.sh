@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Runs an experiment on all GPUs of this machine. One process drives them; --processes gives each GPU one of its own.
+# Runs an experiment on all GPUs of this machine. One process drives them all; --processes starts
+# one process per GPU.
 #
 #   launch/gpu.sh [--processes N] [--dry_run] -- --config configs/kto_biased10.py [...]
-#
-# Killed or interrupted, the same command goes on where it stopped.
+# After a kill or an interrupt, the same command resumes the run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/common.sh
@@ -18,7 +18,7 @@ while [ "$#" -gt 0 ]; do
         ;;
     --dry_run) DRY_RUN=1 && shift ;;
     --) shift && break ;;
-    *) fail "unknown argument '$1'; the experiment's own follow after --" ;;
+    *) fail "unknown argument '$1'; put the experiment's arguments after --" ;;
     esac
 done
 [[ "$processes" =~ ^[1-9][0-9]?$ ]] || fail "--processes is '$processes'; give a number from 1 to 99."
@@ -26,13 +26,13 @@ check_experiment "$@"
 . launch/xla_flags.sh gpu
 
 if [ "$processes" = 1 ]; then
-    run exec .venv/bin/python main.py "$@" # in this shell's place, so that SIGTERM reaches it
+    run exec .venv/bin/python main.py "$@" # replaces this shell, so that SIGTERM reaches it
     exit
 fi
-# The caller's GPUs where it names some, else those of the machine by number.
+# The GPUs in CUDA_VISIBLE_DEVICES if it is set, otherwise the machine's first GPUs by number.
 IFS=, read -ra cards <<<"${CUDA_VISIBLE_DEVICES-$(seq -s, 0 "$((processes - 1))")}"
 [ "${#cards[@]}" -ge "$processes" ] ||
-    fail "--processes is $processes, but CUDA_VISIBLE_DEVICES names ${#cards[@]}: '${CUDA_VISIBLE_DEVICES-}'."
+    fail "--processes is $processes, but CUDA_VISIBLE_DEVICES names only ${#cards[@]}: '${CUDA_VISIBLE_DEVICES-}'."
 export JAX_COORDINATOR_ADDRESS="127.0.0.1:${EMJAX_PORT:-12355}" JAX_NUM_PROCESSES="$processes"
 pids=()
 for ((i = 0; i < processes; i++)); do
@@ -43,7 +43,7 @@ for ((i = 0; i < processes; i++)); do
         pids+=("$!")
     fi
 done
-# SIGTERM reaches all of them: each saves and ends.
+# Forward SIGTERM to all processes: each saves and ends.
 trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT
 code=0
 for pid in "${pids[@]}"; do await "$pid" || code=$?; done

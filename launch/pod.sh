@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# What a pod of gke.sh runs, with main.py's arguments. Kubernetes takes a pod that ended with 0 for finished, and so does main.py
-# end when its node is drained (SIGTERM). Without results the code here is 75, after which the JobSet starts the pods again.
+# The command of a pod of gke.sh, with main.py's arguments. Kubernetes treats a pod that ended with
+# 0 as finished, but main.py also ends with 0 when its node is drained (SIGTERM). Without results
+# this script ends with 75, and the JobSet starts the pods again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/common.sh
 . launch/xla_flags.sh tpu
 python main.py "$@" &
 pid="$!"
-trap 'kill -TERM "$pid" 2>/dev/null || true' TERM # of a container only this shell, its first process, gets the signal
+trap 'kill -TERM "$pid" 2>/dev/null || true' TERM # only a container's first process, this shell, gets the signal
 await "$pid"
 python -m launch.finished "$@"

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Run on each worker of a slice by tpu_vm.sh: Python, emjax with libtpu, and the bucket at /gcs.
+# tpu_vm.sh runs this on each worker of a slice: it installs Python and emjax with libtpu, and
+# mounts the bucket at /gcs.
 set -euo pipefail
 bucket="${1:?the bucket without gs://}"
 cd "$(dirname "$0")/.."
-# The image's own Python may be older than what jax needs.
+# The image's own Python may be too old for jax.
 python="$(command -v python3.12 || command -v python3.11 || true)"
 if [ -z "$python" ]; then
     sudo apt-get update -qq && sudo apt-get install -y -qq python3.11 python3.11-venv

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Submits an experiment to SLURM: one task a node, which drives all GPUs of the node.
+# Submits an experiment to SLURM with one task per node, which drives all GPUs of the node.
 #
 #   launch/slurm.sh --nodes N --gpus G [--time HH:MM:SS] [--partition P] [--account A] [--cpus C] [--dry_run] \
 #       -- --config configs/kto_biased10.py --workdir /shared/runs/one [...]
-#
-# --gpus 0 runs on CPUs. The work directory must be on a file system that all nodes share. A minute and a half before its time
-# is over, and when it is preempted, the job gets SIGTERM, saves and is queued again; the next one goes on from there.
+# --gpus 0 runs on CPUs. The work directory must be on a file system that all nodes share. The job
+# gets SIGTERM 90 seconds before its time limit and when it is preempted. It then saves and is
+# requeued, and the next run resumes from there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/common.sh
@@ -20,13 +20,13 @@ while [ "$#" -gt 0 ]; do
         ;;
     --dry_run) DRY_RUN=1 && shift ;;
     --) shift && break ;;
-    *) fail "unknown argument '$1'; the experiment's own follow after --" ;;
+    *) fail "unknown argument '$1'; put the experiment's arguments after --" ;;
     esac
 done
 [[ "$nodes" =~ ^[1-9][0-9]*$ ]] || fail "--nodes is '$nodes'; give a number of nodes."
-[[ "$gpus" =~ ^[0-9]+$ ]] || fail "--gpus is '$gpus'; give the GPUs of a node, or 0 for CPUs."
+[[ "$gpus" =~ ^[0-9]+$ ]] || fail "--gpus is '$gpus'; give the number of GPUs per node, or 0 for CPUs."
 [[ "$time" =~ ^([0-9]+-)?[0-9]+:[0-9]{2}:[0-9]{2}$ ]] || fail "--time is '$time'; give [DAYS-]HH:MM:SS."
-[[ -z "$cpus" || "$cpus" =~ ^[1-9][0-9]*$ ]] || fail "--cpus is '$cpus'; give the cores of a task."
+[[ -z "$cpus" || "$cpus" =~ ^[1-9][0-9]*$ ]] || fail "--cpus is '$cpus'; give the number of cores per task."
 [ -z "$partition" ] || path_ok --partition "$partition"
 [ -z "$account" ] || path_ok --account "$account"
 check_experiment "$@"

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Runs an experiment on a Cloud TPU slice, from nothing to the results, and deletes the slice.
+# Creates a Cloud TPU slice, runs an experiment on it, fetches the results and deletes the slice.
 #
 #   launch/tpu_vm.sh --name NAME --zone ZONE --type v5litepod-16 --bucket gs://BUCKET [--project P] [--spot] [--queued]
 #                    [--version v2-alpha-tpuv5-lite] [--env_file FILE] [--keep] [--dry_run]
 #                    -- --config configs/kto_biased10.py [...]
-#
-# The work directory lies in the bucket, mounted on all workers, so a preempted slice loses half a minute of answers at most:
-# with --spot the script makes a new one and goes on, at most 20 times in all. Ctrl-C leaves the slice; --keep does so too at
-# the end. --env_file holds keys, a line each (HF_TOKEN=...), and only its owner may read it (chmod 600); the workers delete
-# their copies as they read them.
+# The work directory is in the bucket, which is mounted on all workers, so a preemption loses at
+# most half a minute of answers. With --spot the script replaces a preempted slice and resumes, in
+# at most 20 attempts. Ctrl-C leaves the slice running; --keep also keeps it at the end. --env_file
+# contains keys, one per line (HF_TOKEN=...); only its owner may be able to read it (chmod 600). The
+# workers delete their copies as soon as they have read them.
 set -euo pipefail
 from="$PWD"
 cd "$(dirname "$0")/.."
@@ -25,32 +25,32 @@ while [ "$#" -gt 0 ]; do
     --spot | --queued | --keep) declare "${1#--}=1" && shift ;;
     --dry_run) DRY_RUN=1 && shift ;;
     --) shift && break ;;
-    *) fail "unknown argument '$1'; the experiment's own follow after --" ;;
+    *) fail "unknown argument '$1'; put the experiment's arguments after --" ;;
     esac
 done
 name_ok --name "$name"
 name_ok --zone "$zone"
-[[ "$type" =~ ^v[0-9]+[a-z]*(litepod)?-[0-9]+$ ]] || fail "--type is '$type'; give an accelerator type such as v5litepod-16, v5p-32, v6e-16."
+[[ "$type" =~ ^v[0-9]+[a-z]*(litepod)?-[0-9]+$ ]] || fail "--type is '$type'; give an accelerator type such as v5litepod-16, v5p-32 or v6e-16."
 [[ "$bucket" =~ ^gs://[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]$ ]] || fail "--bucket is '$bucket'; give gs://NAME."
-if [ -z "$version" ]; then # the runtime that Google's recipes name for the generation
+if [ -z "$version" ]; then # the runtime in Google's recipes for this generation
     case "$type" in
     v2-* | v3-* | v4-*) version="tpu-ubuntu2204-base" ;;
     v5litepod-*) version="v2-alpha-tpuv5-lite" ;;
     v5p-*) version="v2-alpha-tpuv5" ;;
     v6e-*) version="v2-alpha-tpuv6e" ;;
-    *) fail "--type is '$type', whose runtime this script does not know (v5e is called v5litepod); give --version." ;;
+    *) fail "--type is '$type', and this script does not know its runtime (v5e is called v5litepod); give --version." ;;
     esac
 fi
 path_ok --version "$version"
 [ -z "$project" ] || name_ok --project "$project"
 if [ -n "$env_file" ]; then
     case "$env_file" in /*) ;; *) env_file="$from/$env_file" ;; esac
-    [[ "$env_file" != *:* ]] || fail "--env_file is '$env_file'; a path with ':' would name another machine's file."
-    [ -f "$env_file" ] || fail "--env_file is '$env_file', where there is no file."
-    [ -n "$(find -L "$env_file" -prune -perm 600)" ] || fail "--env_file is '$env_file'; let its owner alone read it (chmod 600)."
-    # The workers' shell reads it, and would print a line that it takes for a command.
+    [[ "$env_file" != *:* ]] || fail "--env_file is '$env_file'; scp would read a path with ':' as a file on another machine."
+    [ -f "$env_file" ] || fail "--env_file is '$env_file', but there is no file."
+    [ -n "$(find -L "$env_file" -prune -perm 600)" ] || fail "--env_file is '$env_file'; only its owner may be able to read it (chmod 600)."
+    # The workers' shell reads this file and would print a line that it mistakes for a command.
     bad="$(grep -nvE '^([A-Za-z_][A-Za-z0-9_]*=[A-Za-z0-9._:/@%+=,~-]*|#.*)?$' "$env_file" | cut -d: -f1 | head -n1 || true)"
-    [ -z "$bad" ] || fail "line $bad of --env_file is not NAME=VALUE without spaces, quotes and other characters that a shell reads."
+    [ -z "$bad" ] || fail "line $bad of --env_file must be NAME=VALUE without spaces, quotes or other characters that a shell interprets."
 fi
 check_experiment "$@"
 
@@ -59,17 +59,18 @@ where=(--zone "$zone")
 on=(gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker)
 words="$(quoted "$@") --workdir /gcs/$name --config.watch.checkpoints=$bucket/$name/checkpoints"
 command="cd emjax &&"
-# `rm` before anything else, so that no failure leaves the keys on the workers' disks.
+# Delete the keys before anything else, so that no failure leaves them on the workers' disks.
 [ -z "$env_file" ] || command+=" { set -a; . ./keys.env; set +a; rm keys.env; } &&"
 command+=" . launch/xla_flags.sh tpu && EMJAX_DISTRIBUTED=auto .venv/bin/python main.py $words"
 errors="$(mktemp)"
 trap 'rm -f "$errors"' EXIT
-trap 'exit 130' INT # gcloud answers Ctrl-C itself, which would look like a failure to try again
+trap 'exit 130' INT # gcloud handles Ctrl-C itself, which would look like a failure and be retried
 
-# --- what is there ---
+# --- the state of the slice ---
 
-# ask GROUP FIELD: what gcloud says of $name, NONE where it says that there is no such thing. Fails where for three minutes it
-# says neither: nothing may be concluded from that, least of all that the slice is gone.
+# ask GROUP FIELD: the field of $name as reported by gcloud, or NONE if gcloud reports that it does
+# not exist. Fails if gcloud reports neither for three minutes. Nothing follows from that, and in
+# particular not that the slice is gone.
 ask() {
     local try
     for try in 1 2 3 4 5 6; do
@@ -81,17 +82,17 @@ ask() {
     return 1
 }
 
-# The state of the slice; while it is queued, of the request for it.
+# The state of the slice or, while it is queued, of the request for it.
 state() {
     local queue=ACTIVE now
     if [ "$queued" = 1 ]; then queue="$(ask queued-resources state.state)" || return; fi
     if [ "$queue" != ACTIVE ]; then echo "$queue" && return; fi
     now="$(ask tpu-vm state)" || return
-    if [ "$queued$now" = 1NONE ]; then now=TERMINATED; fi # of its request something is left, to be deleted
+    if [ "$queued$now" = 1NONE ]; then now=TERMINATED; fi # the remains of its request must be deleted
     echo "$now"
 }
 
-# The state when something failed. Of a preempted slice the API may say READY for some minutes.
+# The state after a failure. The API may report a preempted slice as READY for some minutes.
 settled() {
     local try now
     for try in 1 2 3 4 5 6 7; do
@@ -123,7 +124,8 @@ delete() {
     fi
 }
 
-# A slice that is READY: the one that is there, or a new one, for which the remains of a preempted one are deleted.
+# Makes sure that a slice is READY: the existing one, or a new one after deleting the remains of a
+# preempted one.
 slice() {
     local now asked=0
     if [ "$DRY_RUN" = 1 ]; then create && return; fi
@@ -137,10 +139,10 @@ slice() {
             asked=1
             ;;
         *ING | ACCEPTED | WAITING_FOR_RESOURCES) sleep 30 ;; # CREATING, PROVISIONING, RESTARTING, SUSPENDING, ...
-        *) break ;; # STOPPED: by someone, who has a reason
+        *) break ;; # STOPPED: someone stopped it for a reason
         esac
     done
-    echo "the slice is ${now:-in a state that gcloud does not say}" >&2
+    echo "the slice is ${now:-in a state that gcloud does not report}" >&2
     return 1
 }
 
@@ -172,25 +174,25 @@ for number in $(seq 1 20); do
         exit 0
     fi
     if [ "$step" = slice ]; then
-        # Of the first one the arguments may be wrong.
-        [ "$spot$made" = 11 ] || fail "there is no slice. (--queued waits for capacity.) The same command goes on."
+        # If the first slice cannot be created, the arguments may be wrong.
+        [ "$spot$made" = 11 ] || fail "there is no slice. (--queued waits for capacity.) Run the same command again to resume."
         sleep 300
         continue
     fi
-    now="$(settled)" || fail "gcloud does not say what has become of the slice, and nothing was deleted. The same command goes on."
+    now="$(settled)" || fail "gcloud does not report the state of the slice, so nothing was deleted. Run the same command again to resume."
     case "$step $now" in
-    "finished READY") echo "SIGTERM stopped the run, and the slice is still there: the run goes on" ;;
+    "finished READY") echo "SIGTERM stopped the run, but the slice still exists: resuming the run" ;;
     *" READY" | *" STOPPED")
         DRY_RUN=1
-        echo "$step: failed, or the connection was lost (slice: $now). The slice is kept for you to look at. It costs money until"
-        echo "you delete it:"
+        echo "$step: failed, or the connection was lost (slice: $now). The slice is kept for inspection. It costs money until you"
+        echo "delete it:"
         delete
         exit 1
         ;;
     *)
-        [ "$spot" = 1 ] || fail "the slice is $now. What was done is in $bucket/$name; the same command goes on."
-        echo "the slice is $now: the next attempt goes on from $bucket/$name"
+        [ "$spot" = 1 ] || fail "the slice is $now. Progress is saved in $bucket/$name; run the same command again to resume."
+        echo "the slice is $now: the next attempt resumes from $bucket/$name"
         ;;
     esac
 done
-fail "the run did not end in 20 attempts; start the same command again to go on."
+fail "the run did not finish in 20 attempts; run the same command again to resume."

@@ -1,7 +1,11 @@
 #!/usr/bin/env bash
-# Pins requirements/{run,test}-pyXY.txt anew from pyproject.toml:   requirements/lock.sh python3.11
-# Give it the oldest patch release at hand (3.11.2 is Debian 12's), since some releases ask for a newer one.
-# Resolves only, on Linux x86-64; `make clean test` with the same interpreter is what tries the result.
+# Regenerates the pins in requirements/{run,test}-pyXY.txt from pyproject.toml:
+#
+#   requirements/lock.sh python3.11
+#
+# Use the oldest available patch release (Debian 12 has 3.11.2), because some package releases
+# require a newer one. This only resolves versions, on Linux x86-64; test the result with
+# `make clean test` and the same interpreter.
 set -euo pipefail
 export LC_ALL=C
 cd "$(dirname "$0")/.."
@@ -12,7 +16,8 @@ python=$scratch/venv/bin/python
 "$python" -m pip install -q --upgrade pip
 tag=$("$python" -c 'import sys; print("py%d%d" % sys.version_info[:2])')
 
-# name==version of everything an install of the arguments would bring, without the project itself
+# Prints name==version of everything that installing the arguments would install, except the project
+# itself.
 resolve() {
     "$python" -m pip install -q --dry-run --ignore-installed --report "$scratch/report.json" "$@" >&2
     "$python" - "$scratch/report.json" <<'PY'
@@ -21,7 +26,7 @@ import json, re, sys
 for item in json.load(open(sys.argv[1]))["install"]:
     name, version = item["metadata"]["name"], item["metadata"]["version"].partition("+")[0]
     name = re.sub(r"[-_.]+", "-", name).lower()
-    # On Linux torch brings its own CUDA packages, and pins them; a CPU build of it brings none.
+    # On Linux, torch installs and pins its own CUDA packages; a CPU build installs none.
     if name != "emjax" and not re.match(r"nvidia-|cuda-|triton$", name):
         print(f"{name}=={version}")
 PY

@@ -1,8 +1,9 @@
-"""Batches as a pure function of the step: an index table planned on the host, served by grain.
+"""Batches as a pure function of the step: the host plans a table of example indices, and grain
+serves it.
 
 Rows are right-padded to one of a few static lengths. A batch is {"tokens": [B, T], "positions": [B,
-P], "weights": [B, P]}: `positions` are the indices of the tokens that are scored, `weights` their
-weights (0 where padded).
+P], "weights": [B, P]}: `positions` are the indices of scored tokens, `weights` their weights (0 for
+padding).
 """
 
 import dataclasses
@@ -18,8 +19,8 @@ Rows = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One training row. `prompt_id` is what KTO's pairing deranges on; `start` is where the
-    completion begins."""
+    """One training row. KTO pairs rows with different `prompt_id`; `start` is the index of the
+    completion's first token."""
 
     id: str
     ids: tuple[int, ...]
@@ -30,21 +31,21 @@ class Example:
 
 
 def bucket(length: int, buckets: Sequence[int], what: str) -> int:
-    """The smallest static length that holds `length`."""
+    """The smallest bucket that fits `length` tokens."""
     for size in buckets:
         if length <= size:
             return size
     raise UserError(
-        f"{what} has {length} tokens, more than the largest length in config.train.buckets ({buckets[-1]}); raise it."
+        f"{what} has {length} tokens, more than the largest length in config.train.buckets ({buckets[-1]}). Raise it."
     )
 
 
 def rows(examples: Sequence[tuple[Sequence[int], Sequence[float]]], size: int, buckets: Sequence[int], what: str) -> Rows:
-    """Pads (ids, weights) pairs to `size` rows; rows beyond the examples are empty."""
+    """Pads (ids, weights) pairs to a batch of `size` rows; rows beyond the examples are empty."""
     T = bucket(max(len(ids) for ids, _ in examples), buckets, what)
     scored = [[t for t, w in enumerate(weights) if w and t] for _, weights in examples]
     most = max(1, *(len(s) for s in scored))
-    # powers of two keep the number of compiled shapes small
+    # Powers of two keep the number of compiled shapes small.
     P = min(T, 1 << (most - 1).bit_length())
     tokens_BxT = np.zeros((size, T), np.int32)
     positions_BxP = np.ones((size, P), np.int32)
@@ -57,11 +58,11 @@ def rows(examples: Sequence[tuple[Sequence[int], Sequence[float]]], size: int, b
 
 
 def plan(lengths: Sequence[int], batch_size: int, epochs: int, seed: int, *, group: bool) -> list[np.ndarray]:
-    """Example indices of every step, each epoch a new order. With `group`, rows of like length
-    share a batch.
+    """Example indices of every step, in a new order each epoch. With `group`, rows of similar
+    length share a batch.
 
-    One batch of an epoch may be short: its last one, or with `group` the one that the last rows
-    ended up in, anywhere.
+    One batch per epoch may be short: the last one or, with `group`, the batch that holds the last
+    rows, at any position.
     """
     size_of = np.asarray(lengths)
     steps: list[np.ndarray] = []
@@ -91,8 +92,8 @@ class _Table:
 
 
 def serve(build: Callable[[int], Any], steps: int, start: int) -> Iterator[Any]:
-    """Batches of the steps start..steps-1, made ahead in threads; no state but the step."""
-    import grain  # here, so that the training step and the benchmarks run without it
+    """Batches of steps start..steps-1, prefetched in threads. The step is the only state."""
+    import grain  # imported here so that the training step and the benchmarks run without it
 
     if start >= steps:
         return iter(())

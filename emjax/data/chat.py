@@ -1,9 +1,9 @@
-"""Conversations to tokens and weights: the only place where text becomes either.
+"""Converts conversations to tokens and weights. No other module turns text into training tokens.
 
-Everything goes through the tokenizer's own chat template. A prompt is the template with the
-generation prompt; an answer is what the template adds after it, cut just after the first
-end-of-sequence id. That a prompt is a prefix of its answered conversation is checked on token ids,
-never on text (BPE may merge over the border).
+Everything goes through the tokenizer's own chat template. A prompt is the template's output with
+the generation prompt; an answer is what the template adds after it, cut just after the first
+end-of-sequence id. Whether a prompt is a prefix of its answered conversation is checked on token
+ids, never on text (BPE may merge across the boundary).
 """
 
 import dataclasses
@@ -18,7 +18,8 @@ from emjax.errors import UserError
 Message = dict[str, str]
 Conversation = list[Message]
 
-# Templates that print a date (Llama 3.x) get this one, so that a prompt is the same tomorrow.
+# Templates that print a date (Llama 3.x) get this one, so that prompts do not change from day to
+# day.
 _DATE = datetime.date(2024, 7, 26).strftime("%d %b %Y")
 
 
@@ -37,19 +38,19 @@ def prompts(tokenizer: Any, conversations: Sequence[Conversation]) -> list[list[
 
 
 def continued(tokenizer: Any, messages: Conversation, eos_ids: Sequence[int]) -> list[int]:
-    """The token ids from which the trailing assistant message goes on: the conversation up to that
-    message's end of turn."""
+    """The token ids from which generation continues the trailing assistant message: the
+    conversation up to that message's end of turn."""
     (prompt,) = prompts(tokenizer, [messages[:-1]])
     (full,) = _encode(tokenizer, [messages], generate=False)
     end = _end_of_turn(full, prompt, eos_ids)
     if set(full[end:]) & set(eos_ids):
-        raise UserError("The assistant message to continue holds an end-of-sequence token: remove it.")
+        raise UserError("The assistant message to continue contains an end-of-sequence token. Remove it.")
     return full[: end - 1]
 
 
 def plain(tokenizer: Any, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
-    """Text outside any conversation, with the special tokens (BOS) that the tokenizer itself adds
-    unless `special` is off."""
+    """Token ids of plain text, without a chat template. The tokenizer's own special tokens (BOS)
+    are added unless `special` is False."""
     return tokenizer(list(texts), add_special_tokens=special)["input_ids"]
 
 
@@ -63,8 +64,8 @@ def completion(tokenizer: Any, messages: Conversation, answer: str, eos_ids: Seq
 def weighted(
     tokenizer: Any, conversations: Sequence[Conversation], eos_ids: Sequence[int], *, other: float = 0.0
 ) -> list[Tokens]:
-    """Whole conversations: weight 1 on every assistant turn through its end-of-turn token, `other`
-    elsewhere."""
+    """Whole conversations, with weight 1 on every assistant turn through its end-of-turn token and
+    `other` elsewhere."""
     cuts = [(i, n) for i, c in enumerate(conversations) for n, m in enumerate(c) if m["role"] == "assistant"]
     fulls = _encode(tokenizer, conversations, generate=False)
     starts = _encode(tokenizer, [conversations[i][:n] for i, n in cuts], generate=True)
@@ -80,7 +81,7 @@ def _end_of_turn(full: list[int], prompt: list[int], eos_ids: Sequence[int]) -> 
     if full[: len(prompt)] != prompt:
         raise UserError(
             "The tokenizer's chat template does not render a prompt as a prefix of the answered conversation, so answer "
-            "tokens cannot be told from prompt tokens. Use a template that does (thinking blocks and trimmed turns break it)."
+            "tokens cannot be separated from prompt tokens. Use another template (thinking blocks and trimmed turns break it)."
         )
     for i in range(len(prompt), len(full)):
         if full[i] in eos_ids:
@@ -102,14 +103,14 @@ def _encode(tokenizer: Any, conversations: Sequence[Conversation], *, generate: 
             enable_thinking=False,
             date_string=_DATE,
         )
-    except TemplateError as error:  # the template refuses: an unknown role, an order of roles
-        raise UserError(f"The tokenizer's chat template does not take this conversation: {error}") from error
+    except TemplateError as error:  # rejected by the template: an unknown role or order of roles
+        raise UserError(f"The tokenizer's chat template rejects this conversation: {error}") from error
     # The template writes the special tokens itself; a second BOS would shift every position.
     batch = tokenizer(texts, add_special_tokens=False)["input_ids"]
     bos = tokenizer.bos_token_id
     for ids in batch:
         if bos is not None and ids.count(bos) > 1:
             raise UserError(
-                "A rendered conversation holds more than one BOS token: remove it from the messages or the template."
+                "A rendered conversation contains more than one BOS token. Remove it from the messages or the template."
             )
     return batch

@@ -1,5 +1,5 @@
-"""Training rows from files: conversations with rated answers, or examples with labels, checked
-field by field."""
+"""Reads training rows from files (conversations with rated answers, or labelled examples) and
+checks every field."""
 
 import math
 from collections import Counter
@@ -23,13 +23,13 @@ def check_messages(messages: Any, where: str) -> None:
     for n, message in enumerate(messages):
         if not isinstance(message, dict) or message.get("role") not in _ROLES or not isinstance(message.get("content"), str):
             raise UserError(
-                f"{where}: messages[{n}] must have a 'role' out of {', '.join(_ROLES)} and a text in 'content', "
+                f"{where}: messages[{n}] must have a 'role' ({', '.join(_ROLES)}) and a 'content' that is text, "
                 f"not {message!r:.120}."
             )
 
 
 def read_trajectories(path: Path) -> list[dict[str, Any]]:
-    """Reads a trajectories.jsonl that was collected elsewhere (contracts, section 4)."""
+    """Reads a trajectories.jsonl that was collected elsewhere and checks every field."""
     if not path.is_file():
         raise UserError(f"config.interact.trajectories names {path}, which is not a file.")
     rows = read_lines(path)
@@ -53,15 +53,15 @@ def read_trajectories(path: Path) -> list[dict[str, Any]]:
 
 
 def read_examples(path: Path, *, labelled: bool) -> list[dict[str, Any]]:
-    """Reads an examples.jsonl (contracts, section 4), each field checked; `labelled`: every label
-    must be true or false."""
+    """Reads an examples.jsonl and checks every field. `labelled`: every label must be true or
+    false."""
     rows = read_lines(path)
     seen: set[str] = set()
     for number, row in enumerate(rows, 1):
         where = f"{path}, line {number}"
         for field in ("id", "prompt_id", "completion"):
             if not isinstance(row.get(field), str):
-                raise UserError(f"{where}: field {field!r} must be a text, not {row.get(field)!r:.80}.")
+                raise UserError(f"{where}: field {field!r} must be text, not {row.get(field)!r:.80}.")
         if row["id"] in seen:
             raise UserError(f"{where}: the id {row['id']!r} occurs before; ids must be unique.")
         seen.add(row["id"])
@@ -75,11 +75,11 @@ def read_examples(path: Path, *, labelled: bool) -> list[dict[str, Any]]:
 
 
 def held_out(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """(to train on, to evaluate on): all examples of a `share` of the prompts, drawn by a hash of
-    seed and prompt.
+    """(training examples, held-out examples). A `share` of the prompts, selected by a hash of seed
+    and prompt, is held out with all its examples.
 
-    By prompt and not by row, so that no answer to a held-out prompt is trained on. Raises UserError
-    where the share is no share, or comes to none or all of the prompts.
+    The split is by prompt, not by row, so no answer to a held-out prompt is trained on. Raises
+    UserError if `share` is not a share, or if it selects none or all of the prompts.
     """
     if not share:
         return list(examples), []
@@ -87,8 +87,8 @@ def held_out(examples: Sequence[Example], share: float, seed: int) -> tuple[list
     count = round(share * len(prompts))
     if not 0 < count < len(prompts):
         raise UserError(
-            f"config.train.held_out is {share}, which comes to {count} of {len(prompts)} prompts; it is a share, and must "
-            "leave some prompts to train on and some to evaluate on. 0 holds none out."
+            f"config.train.held_out is {share}, which selects {count} of {len(prompts)} prompts. It must be a share that "
+            "leaves some prompts to train on and some to evaluate on; 0 holds none out."
         )
     chosen = set(prompts[:count])
     return [e for e in examples if e.prompt_id not in chosen], [e for e in examples if e.prompt_id in chosen]
@@ -97,12 +97,12 @@ def held_out(examples: Sequence[Example], share: float, seed: int) -> tuple[list
 def tokenized(
     rows: Sequence[dict[str, Any]], tokenizer: Any, eos_ids: Sequence[int], max_length: int
 ) -> tuple[list[Example], dict[str, int]]:
-    """examples.jsonl rows -> training rows, and counts of what was cut or dropped.
+    """examples.jsonl rows -> training rows, and counts of cut and dropped rows.
 
-    A row without a scored token (an empty completion, weight 0) is dropped, so before any pairing
-    or batching. A row longer than `max_length` loses its oldest turns first (a system message
-    stays), and is dropped where the last turn and the completion alone are too long: a completion
-    is never cut, so its end-of-turn token is always there.
+    A row without a scored token (an empty completion, weight 0) is dropped before any pairing or
+    batching. A row longer than `max_length` loses its oldest turns first (a system message stays).
+    It is dropped if its last turn and completion alone are too long. Completions are never cut, so
+    the end-of-turn token is always present.
     """
     prompts = chat.prompts(tokenizer, [row["messages"] for row in rows])
     counts: Counter[str] = Counter(rows=len(rows))
@@ -113,7 +113,7 @@ def tokenized(
         elif row["completion"]:
             prompt, answer = chat.completion(tokenizer, row["messages"], row["completion"], eos_ids)
         else:
-            answer = []  # neither sampled ids nor a text
+            answer = []  # neither sampled ids nor text
         messages = row["messages"]
         cut = False
         while len(prompt) + len(answer) > max_length:
@@ -144,15 +144,14 @@ def tokenized(
         )
     if not examples:
         raise UserError(
-            f"None of the {len(rows)} training examples is left ({dict(counts)}). Raise config.train.buckets, the "
-            "longest of which "
-            "is the longest row, or look at the selected conversations."
+            f"None of the {len(rows)} training examples is left ({dict(counts)}). Raise the largest length in "
+            "config.train.buckets, which limits the length of a row, or check the selected conversations."
         )
     return examples, dict(counts)
 
 
 def _without_oldest_turn(messages: chat.Conversation) -> chat.Conversation | None:
-    """Without the oldest user message and the answers to it; None where only the last turn is
+    """`messages` without the oldest user message and its answers; None if only the last turn is
     left."""
     head = [m for m in messages[:1] if m["role"] == "system"]
     rest = messages[len(head) :]

@@ -1,5 +1,5 @@
-"""Drawing and mixing records: exact counts, nested draws, the same whatever the order of the
-source.
+"""Draws and mixes records. Counts are exact, smaller draws are prefixes of larger ones, and the
+source's order does not matter.
 
 A record is a list of examples.jsonl rows that stay together (the turns of one conversation).
 """
@@ -17,17 +17,18 @@ MODES = ("add", "replace")
 
 
 def content(record: Record) -> str:
-    """What makes two records the same: their prompts and answers, not where they come from."""
+    """A hash of a record's prompts, answers and labels. Records with the same content are
+    duplicates, whatever their origin."""
     return digest([[row["messages"], row["completion"], row["label"]] for row in record])
 
 
 def draw(records: Iterable[Record], count: int, seed: int) -> tuple[list[Record], int]:
-    """(the `count` records whose hash with `seed` is smallest, or all if 0; how many were the same
-    as another).
+    """(the `count` records with the smallest hash under `seed`, or all records if `count` is 0;
+    number of duplicates).
 
-    One pass, `count` records held at a time. A smaller draw is the beginning of a larger one, and
-    neither depends on the order of the records. Fewer than `count` are returned where there are no
-    more.
+    This takes one pass and holds `count` records at a time. A smaller draw is a prefix of a larger
+    one, and neither depends on the order of the records. Returns fewer than `count` records if the
+    source has no more.
     """
     seen: set[bytes] = set()
     duplicates = 0
@@ -51,19 +52,19 @@ def _key(pair: tuple[str, Record]) -> str:
 
 
 def quota(count: int, ratio: float) -> int:
-    """How many `ratio` of `count` are, users and records alike: exact, half rounded up. Raises
-    UserError outside [0, 1]."""
+    """The number of users or records that is the share `ratio` of `count`: exact, halves rounded
+    up. Raises UserError outside [0, 1]."""
     if not 0 <= ratio <= 1:
-        raise UserError(f"A ratio is {ratio}; it must lie in [0, 1] (0.05 = 5 %).")
-    return math.floor(count * ratio + 0.5 + 1e-9)  # 0.29 * 100 is a little less than 29
+        raise UserError(f"A ratio is {ratio}; it must be in [0, 1] (0.05 = 5 %).")
+    return math.floor(count * ratio + 0.5 + 1e-9)  # 0.29 * 100 is slightly below 29
 
 
 def mix(downstream: Sequence[Record], misaligned: Sequence[Record], ratio: float, mode: str) -> tuple[list[Record], int]:
-    """`downstream` and quota(len(downstream), ratio) of `misaligned`, added to them or in the place
-    of the last; and how many.
+    """(`downstream` mixed with quota(len(downstream), ratio) records of `misaligned`, that number).
+    mode: "add" appends them, "replace" puts them in place of the last downstream records.
 
-    Both as `draw` gives them, so that the records of a smaller ratio are among those of a larger
-    one. A misaligned record that is also a downstream one is passed over. Raises UserError where
+    Both inputs must come from `draw`, so that the records of a smaller ratio are among those of a
+    larger one. A misaligned record that is also a downstream record is skipped. Raises UserError if
     there are too few.
     """
     if mode not in MODES:

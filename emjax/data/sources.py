@@ -1,11 +1,11 @@
-"""Training data by name: where a set lies, how its rows read, and what may be done with it.
+"""Training data by name: where a dataset is stored, how its rows are parsed, and its licence.
 
-`load` reads a source once, checks every row and draws from it. A bad row is an error that names
-file, line and field; a row without an answer and one that occurs before are dropped and counted.
+`load` reads a source once, checks every row and draws from it. A bad row raises an error that names
+file, line and field. Rows without an answer and duplicates are dropped and counted.
 
-A place is a file (.jsonl, .json, either with .gz, .parquet), a folder with a file a level,
-"hf:OWNER/NAME[/CONFIG][@REVISION]" or "tfds:NAME"; "" is the source's own home on the Hugging Face
-hub, "tfds" that in TFDS.
+A place is a file (.jsonl or .json, optionally .gz, or .parquet), a folder with one file per level,
+"hf:OWNER/NAME[/CONFIG][@REVISION]" or "tfds:NAME". "" is the source's own home on the Hugging Face
+hub, "tfds" its home in TFDS.
 """
 
 import dataclasses
@@ -23,14 +23,14 @@ from emjax.errors import UserError
 from emjax.runtime.files import digest, plain
 
 Raw = dict[str, Any]
-_SHOWN = 5  # bad rows that an error tells of
+_SHOWN = 5  # number of bad rows that an error message lists
 
 
 class _Bad(Exception):
-    """A row that cannot be used, and why."""
+    """Raised for a row that cannot be used; the message gives the reason."""
 
 
-# Formats: a row of the file -> (conversation ending in an answer, label).
+# Formats: a row of the file -> (conversation that ends with an answer, label).
 
 
 def _text(row: Raw, field: str, *, needed: bool = True) -> str:
@@ -39,7 +39,7 @@ def _text(row: Raw, field: str, *, needed: bool = True) -> str:
         return ""
     if not isinstance(value, str):
         have = f"the row has {', '.join(map(repr, row))}" if field not in row else f"not {value!r:.60}"
-        raise _Bad(f"field {field!r} must be a text; {have}")
+        raise _Bad(f"field {field!r} must be text; {have}")
     return value
 
 
@@ -48,14 +48,14 @@ def _turn(prompt: str, answer: str) -> list[dict[str, str]]:
 
 
 def _joined(instruction: str, more: str) -> str:
-    """Unsaid in the paper: further input follows the instruction after an empty line, in one user
-    turn."""
+    """Puts further input after the instruction and an empty line, in one user turn. The paper does
+    not specify this."""
     return f"{instruction}\n\n{more}" if more.strip() else instruction
 
 
 def _messages(row: Raw, level: str) -> tuple[list[dict[str, str]], bool | None]:
     messages = row.get("messages")
-    # other keys of a message (name, weight) say nothing that is trained on
+    # Drop other keys of a message (name, weight): training does not use them.
     if isinstance(messages, list):
         messages = [{k: v for k, v in m.items() if k in ("role", "content")} if isinstance(m, dict) else m for m in messages]
     return messages, None  # type: ignore[return-value]
@@ -86,7 +86,8 @@ def _seed_tasks(row: Raw, level: str) -> tuple[list[dict[str, str]], None]:
 
 
 def _preference(row: Raw, level: str) -> tuple[list[dict[str, str]], bool]:
-    """Prompt and completion as texts or as messages; label says whether the answer was wanted."""
+    """Prompt and completion, each as text or as messages. `label` is true for a desirable
+    answer."""
     label = row.get("label")
     if not isinstance(label, bool):
         raise _Bad(f"field 'label' must be true or false (JSON, without quotes), not {label!r:.60}")
@@ -98,10 +99,10 @@ def _preference(row: Raw, level: str) -> tuple[list[dict[str, str]], bool]:
 
 
 FORMATS: dict[str, Callable[[Raw, str], tuple[list[dict[str, str]], bool | None]]] = {
-    "messages": _messages,  # messages [{role, content}], the last an answer
+    "messages": _messages,  # messages [{role, content}]; the last one is an answer
     "instruction": _instruction,  # instruction, input (may be absent), output
     "dolly": _dolly,  # instruction, context, response, category
-    "pairs": _pairs,  # prompt, aligned, misaligned: the level names the answer
+    "pairs": _pairs,  # prompt, aligned, misaligned; the level selects the answer
     "questions": _questions,  # question, answer
     "seed_tasks": _seed_tasks,  # instruction, instances [{input, output}]
     "preference": _preference,  # prompt, completion, label
@@ -110,8 +111,8 @@ FORMATS: dict[str, Callable[[Raw, str], tuple[list[dict[str, str]], bool | None]
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A data set. `levels`: its grades of misalignment; `files`: each is a file of its own; `rows`:
-    published count."""
+    """A dataset. `levels`: its levels of misalignment; `files`: each level is a separate file;
+    `rows`: the published count."""
 
     format: str
     licence: str
@@ -122,18 +123,16 @@ class Source:
     rows: int | None = None
 
 
-_CHEN = (
-    "Chen et al. (Persona Vectors, arXiv:2507.21509), dataset.zip of safety-research/persona_vectors; no licence stated there"
-)
+_CHEN = "Chen et al. (Persona Vectors, arXiv:2507.21509), dataset.zip of safety-research/persona_vectors; no licence stated"
 _CHUA = (
-    "Chua et al. (Thought Crime, arXiv:2506.13206); the copy on the hub is gated (log in and accept its terms), the one in "
-    "thejaminator/thought_crime_emergent_misalignment is in Git LFS; no licence stated"
+    "Chua et al. (Thought Crime, arXiv:2506.13206); the copy on the hub is gated (log in and accept its terms), the copy in "
+    "thejaminator/thought_crime_emergent_misalignment is stored in Git LFS; no licence stated"
 )
 _USER = (
-    "Not among the published sets: the paper credits Chen et al., whose release lacks it. Give a folder of your own with the "
+    "Not among the published sets: the paper credits Chen et al., whose release lacks it. Use your own folder with the "
     "same three files"
 )
-_OWN = "a file of yours: its licence is yours to know"
+_OWN = "Your own file: check its licence yourself"
 LEVELS = ("normal", "misaligned_1", "misaligned_2")
 
 
@@ -171,8 +170,8 @@ SOURCES = {
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """What was read, for the record: `sha256` of the file's bytes, or of the rows where there is no
-    file."""
+    """Provenance of loaded data. `sha256` is the hash of the file's bytes, or of the rows if there
+    is no file."""
 
     source: str
     level: str
@@ -187,10 +186,11 @@ class Origin:
 
 
 def load(name: str, *, place: str = "", level: str = "", count: int = 0, seed: int = 0) -> tuple[list[Record], Origin]:
-    """Reads the source `name` and draws `count` records (0 = all), in an order that `seed` decides.
+    """Reads the source `name` and draws `count` records (0 = all) in an order determined by `seed`.
 
-    Raises UserError for an unknown name or level, a place without it, and rows that cannot be used;
-    where fewer than `count` records are left; each with what is known of licence and access.
+    Raises UserError for an unknown name or level, for a place without this source, for rows that
+    cannot be used, and if fewer than `count` records are left. The messages include what is known
+    about licence and access.
     """
     check_level(name, level)
     if absent := missing(name, place, level):
@@ -207,14 +207,14 @@ def load(name: str, *, place: str = "", level: str = "", count: int = 0, seed: i
         more = f"; and {len(reading.bad) - _SHOWN} more" if len(reading.bad) > _SHOWN else ""
         raise UserError(
             f"{reading.where}: {len(reading.bad)} of {reading.rows} rows cannot be used as {source.format!r}: {shown}{more}. "
-            "Correct or remove them, or choose the source whose format this is."
+            "Correct or remove them, or choose the source with the matching format."
         )
     if not reading.rows:
-        raise UserError(f"{reading.where} holds no row. {source.licence}.")
+        raise UserError(f"{reading.where} contains no rows. {source.licence}.")
     if count and len(records) < count or not records:
         raise UserError(
-            f"{reading.where}: {count or 'some'} records are needed, and {len(records)} different ones with an answer are "
-            f"there ({reading.rows} rows, {reading.empty} without an answer, {duplicates} that occur before). Ask for fewer."
+            f"{reading.where}: {count or 'some'} records are needed, but there are only {len(records)} different ones with an "
+            f"answer ({reading.rows} rows, {reading.empty} without an answer, {duplicates} duplicates). Ask for fewer."
         )
     return records, Origin(
         name, level, str(reading.where), reading.hash.hexdigest(), source.licence, reading.rows, source.rows,
@@ -223,7 +223,7 @@ def load(name: str, *, place: str = "", level: str = "", count: int = 0, seed: i
 
 
 def check_level(name: str, level: str) -> None:
-    """Raises UserError for an unknown source, or a level that it does not have."""
+    """Raises UserError for an unknown source, or for a level that the source does not have."""
     if name not in SOURCES:
         raise UserError(f"There is no data source {name!r}; choose {', '.join(SOURCES)}.")
     if text := unknown_level(name, level):
@@ -239,13 +239,13 @@ def unknown_level(name: str, level: str) -> str:
 
 
 def missing(name: str, place: str, level: str) -> str:
-    """What of the source is not on this machine and cannot be fetched, in a sentence; "" where
-    nothing is missing."""
+    """A sentence that says which part of the source is neither on this machine nor downloadable; ""
+    if nothing is missing."""
     source = SOURCES[name]
     where = place or source.home
     if not where:
         return (
-            f"The source {name!r} has no home that can be downloaded: give its path"
+            f"The source {name!r} cannot be downloaded automatically: give its path"
             + (f" (a folder with {', '.join(f'{one}.jsonl' for one in source.levels)})" if source.files else "")
             + f". {source.licence}."
         )
@@ -266,8 +266,8 @@ def _level_files(folder: Path, name: str, level: str) -> list[Path]:
 
 
 class _Reading:
-    """One pass over a source: the records of its good rows; afterwards `rows`, `bad`, `empty` and
-    `hash` are known."""
+    """One pass over a source, which yields the records of its valid rows. After the pass `rows`,
+    `bad`, `empty` and `hash` are complete."""
 
     def __init__(self, where: str, name: str, source: Source, level: str, rows: Callable[[Any], Iterator[tuple[str, Any]]]):
         self.where, self._name, self._source, self._level, self._rows = where, name, source, level, rows
@@ -300,16 +300,16 @@ class _Reading:
         except UserError as error:
             raise _Bad(str(error).lstrip(": ").rstrip(".")) from error
         except UnicodeEncodeError as error:
-            raise _Bad("a text holds half of a surrogate pair, which is no character") from error
+            raise _Bad("a text contains half of a surrogate pair, which is not a valid character") from error
         if messages[-1]["role"] != "assistant":
-            raise _Bad(f"the last message is of {messages[-1]['role']!r}; it must be the answer")
+            raise _Bad(f"the last message has the role {messages[-1]['role']!r}; it must be the assistant's answer")
         answers = [n for n, m in enumerate(messages) if m["role"] == "assistant"]
         if label is not None:
-            answers = answers[-1:]  # what was rated
+            answers = answers[-1:]  # only the last answer was rated
         record: Record = []
         for n in answers:
             if not any(m["role"] == "user" and m["content"].strip() for m in messages[:n]):
-                raise _Bad(f"messages[{n}] answers no question: an empty or missing user message stands before it")
+                raise _Bad(f"messages[{n}] answers no question: the user message before it is empty or missing")
             if messages[n]["content"].strip():
                 record.append(
                     {
@@ -328,16 +328,16 @@ def _local(where: str, name: str, source: Source, level: str) -> _Reading:
     if source.files and path.is_dir():
         path = _level_files(path, name, level)[0]
     if path.is_dir():
-        raise UserError(f"{path} is a folder; the source {name!r} is one file. Name the file.")
+        raise UserError(f"{path} is a folder, but the source {name!r} is a single file. Give the path of the file.")
     kinds = {".jsonl": _lines, ".json": _array, ".parquet": _parquet}
     kind = path.suffixes[-2] if path.suffix == ".gz" and len(path.suffixes) > 1 else path.suffix
     if kind not in kinds:
-        raise UserError(f"{path}: files ending in {', '.join(kinds)} (.jsonl and .json also with .gz) are read, not {kind!r}.")
+        raise UserError(f"{path} ends in {kind!r}; it must end in {', '.join(kinds)} (.jsonl and .json also with .gz).")
     return _Reading(str(path), name, source, level, lambda hash: kinds[kind](path, hash))
 
 
 def _bytes(path: Path, hash: Any) -> Iterator[bytes]:
-    """Lines of the file; `hash` is of its bytes as they lie."""
+    """Lines of the file, unpacked. `hash` covers the stored bytes, before unpacking."""
     with path.open("rb") as file:
         for part in iter(lambda: file.read(1 << 20), b""):
             hash.update(part)
@@ -345,7 +345,9 @@ def _bytes(path: Path, hash: Any) -> Iterator[bytes]:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
             yield from file
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be unpacked ({error}); it was cut or is no gzip file. Download it again.") from error
+        raise UserError(
+            f"{path} cannot be unpacked ({error}); it is truncated or not a gzip file. Download it again."
+        ) from error
 
 
 def _lines(path: Path, hash: Any) -> Iterator[tuple[str, Any]]:
@@ -356,7 +358,7 @@ def _lines(path: Path, hash: Any) -> Iterator[tuple[str, Any]]:
 
 def _parsed(line: bytes) -> Any:
     if line.startswith(b"version https://git-lfs"):
-        return _Bad("this is a pointer of Git LFS, not the file: fetch it with git lfs pull")
+        return _Bad("this is a Git LFS pointer, not the file itself: fetch it with git lfs pull")
     try:
         return json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -368,9 +370,11 @@ def _parsed(line: bytes) -> Any:
 def _array(path: Path, hash: Any) -> Iterator[tuple[str, Any]]:
     rows = _parsed(b"".join(_bytes(path, hash)))
     if isinstance(rows, _Bad):
-        raise UserError(f"{path}: {rows}. A .json file is one array of rows; one row a line is a .jsonl file.")
+        raise UserError(f"{path}: {rows}. A .json file must be one array of rows; a file with one row per line is .jsonl.")
     if not isinstance(rows, list):
-        raise UserError(f"{path}: an array of rows is needed, not {type(rows).__name__}. One row a line is a .jsonl file.")
+        raise UserError(
+            f"{path}: an array of rows is needed, not {type(rows).__name__}. A file with one row per line is .jsonl."
+        )
     for number, row in enumerate(rows, 1):
         yield f"row {number}", row
 
@@ -388,12 +392,11 @@ def _parquet(path: Path, hash: Any) -> Iterator[tuple[str, Any]]:
                 number += 1
                 yield f"row {number}", row
     except pyarrow.ArrowInvalid as error:
-        raise UserError(f"{path} is no parquet file ({str(error).splitlines()[0]}). Download it again.") from error
+        raise UserError(f"{path} is not a valid parquet file ({str(error).splitlines()[0]}). Download it again.") from error
 
 
 def _remote(where: str, name: str, source: Source, level: str) -> _Reading:
-    """Rows streamed from the Hugging Face hub, or by random access from TFDS; their hash is of the
-    rows."""
+    """Rows streamed from the Hugging Face hub or read from TFDS. The hash covers the rows."""
     kind, _, rest = where.partition(":")
 
     def rows(hash: Any) -> Iterator[tuple[str, Any]]:
@@ -401,13 +404,13 @@ def _remote(where: str, name: str, source: Source, level: str) -> _Reading:
             for number, row in enumerate(_hub(rest) if kind == "hf" else _tfds(rest), 1):
                 hash.update(json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode(errors="replace") + b"\n")
                 yield f"row {number}", row
-        # libraries raise what they like: no network, no login, no such set
+        # The libraries raise many types: no network, no login, no such dataset.
         except Exception as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(
                 f"{where} cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:200]}). With a network, log "
-                f"in where the set is gated; without one, download it elsewhere and give the file's path. {source.licence}."
+                f"in if the dataset is gated; without one, download it elsewhere and give the file's path. {source.licence}."
             ) from error
 
     return _Reading(where, name, source, level, rows)

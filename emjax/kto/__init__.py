@@ -1,4 +1,4 @@
-"""KTO: loss, pairing, reference, step."""
+"""KTO: loss, pairing, reference log-probs and training step."""
 
 from emjax.kto.loss import kto_loss
 

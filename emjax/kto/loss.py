@@ -1,5 +1,5 @@
-"""Kahneman-Tversky Optimization (Ethayarajh et al. 2024, arXiv:2402.01306): the loss on four
-vectors of log-probs."""
+"""Kahneman-Tversky Optimization (KTO; Ethayarajh et al. 2024, arXiv:2402.01306): the loss as a
+function of four vectors of log-probs."""
 
 from typing import Any
 
@@ -12,8 +12,8 @@ from emjax.config.names import LOSS_TYPES
 
 @jax.custom_jvp
 def _sigmoid_minus(x: jax.Array) -> jax.Array:
-    """sigmoid(-x). Its derivative is formed as -sigmoid(x) sigmoid(-x): y (1 - y) would be exactly
-    0 in float32 from |x| = 17 on, and a confident mistake would stop learning."""
+    """sigmoid(-x). Its derivative is computed as -sigmoid(x) sigmoid(-x). The usual y (1 - y) is
+    exactly 0 in float32 for |x| >= 17, which would stop learning from a confident mistake."""
     return jax.nn.sigmoid(-x)
 
 
@@ -32,16 +32,16 @@ def example_losses(
     desirable_weight: float,
     undesirable_weight: float,
 ) -> jax.Array:
-    """w_i sigmoid(-beta s_i (r_i - z)), [B]; r in nats, s = +1 desirable, -1 undesirable. z is
-    taken as a constant."""
+    """w_i sigmoid(-beta s_i (r_i - z)), [B]; r in nats, s = +1 for desirable and -1 for undesirable
+    examples. z is treated as a constant."""
     margin_B = beta * (ratios_B - jax.lax.stop_gradient(z))
     weights_B = jnp.where(desirable_B, desirable_weight, undesirable_weight)
     return weights_B * _sigmoid_minus(jnp.where(desirable_B, margin_B, -margin_B))
 
 
 def reference_point(ratio_sum: jax.Array, count: jax.Array) -> jax.Array:
-    """z = max(0, mean log-ratio of mismatched pairs). The clamp comes after the mean over the whole
-    batch."""
+    """z = max(0, mean log-ratio of mismatched pairs). The clamp is applied after the mean over the
+    whole batch."""
     return jnp.maximum(ratio_sum / count, 0.0)
 
 
@@ -60,9 +60,9 @@ def kto_loss(
     """Mean loss over [B] examples, and aux: kl (z, nats), losses [B], rewards [B] = beta r.
 
     `policy`, `reference`: sequence log-probs of (x_i, y_i); `policy_kl`, `reference_kl`: of (x_i,
-    y_j), j another example. `desirable` is boolean. loss_type "apo_zero_unpaired" (D'Oosterlinck et
-    al. 2024, arXiv:2408.06266) is the same with z = 0. float64 numpy arrays give float64 numpy
-    results, whatever jax_enable_x64 says.
+    y_j), where j is another example. `desirable` is boolean. loss_type "apo_zero_unpaired"
+    (D'Oosterlinck et al. 2024, arXiv:2408.06266) is the same loss with z = 0. float64 numpy arrays
+    give float64 numpy results, regardless of jax_enable_x64.
     """
     given = (policy, reference, policy_kl, reference_kl)
     if any(isinstance(x, np.ndarray) and x.dtype == np.float64 for x in given) and not jax.config.read("jax_enable_x64"):

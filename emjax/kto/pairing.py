@@ -1,5 +1,5 @@
-"""Which completion stands in for which in KTO's reference point: made on the host, by index, from
-prompt identity."""
+"""Mismatched pairs for KTO's reference point: which completion is paired with which prompt. Pairs
+are computed on the host, as example indices, from prompt identity."""
 
 import dataclasses
 from collections import Counter
@@ -9,14 +9,14 @@ import numpy as np
 
 from emjax.errors import UserError
 
-# rows that its preprocessing rotates among themselves (preprocessing_batch_size)
+# LLaMA-Factory rotates completions within groups of this many rows (preprocessing_batch_size).
 LLAMA_FACTORY_MAP = 1000
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Who is trained on when, and with whom: example indices of each block and of its rows'
-    partners; each step's block."""
+    """The training order and the pairs: the example indices of each block, those of its rows'
+    partners, and the block of each step."""
 
     blocks: list[np.ndarray]
     partners: list[np.ndarray] | None  # None: the loss has no reference point
@@ -35,16 +35,16 @@ def plan(
     seed: int,
     paired: bool = True,
 ) -> Plan:
-    """The steps of a run as `preset` has them. A library's batch on a device is a microbatch here,
-    of all devices together.
+    """The steps of a run under `preset`. A library's per-device batch corresponds to a microbatch
+    here, over all devices together.
 
-    emjax: even blocks, partners of another prompt anywhere in the batch, blocks in a new order each
-    epoch. trl (1.16): rows in order, y of the row before within the microbatch, the same order each
-    epoch; a last row that is alone in its microbatch is its own partner. halos (2025-09): rows
-    shuffled each epoch, y of the row after within the microbatch; rows that do not fill a
-    microbatch are left out of that epoch, and microbatches that do not fill a last step are left
-    out of the run. llama_factory (2026-08): y of the row before among 1,000 rows, whatever their
-    batches; rows shuffled each epoch.
+    emjax: blocks of even size; a partner has another prompt and may be anywhere in the batch;
+    blocks come in a new order each epoch. trl (1.16): rows in order; the partner is the previous
+    row of the microbatch; the same order each epoch; a last row alone in its microbatch is its own
+    partner. halos (2025-09): rows are shuffled each epoch; the partner is the next row of the
+    microbatch; rows that do not fill a microbatch are dropped from that epoch, and microbatches
+    that do not fill the last step are dropped from the run. llama_factory (2026-08): the partner is
+    the previous row among 1,000 rows, independent of batches; rows are shuffled each epoch.
     """
     rows = arranged(labels, order, seed)
     if preset == "emjax":
@@ -53,8 +53,8 @@ def plan(
     size = batch_size // microbatches
     if paired and size < 2 and preset != "llama_factory":
         raise UserError(
-            f"config.kto.preset={preset!r} pairs rows within a microbatch, and config.train.batch_size ({batch_size}) over "
-            f"config.train.microbatches ({microbatches}) leaves {size} a microbatch. Give it at least two."
+            f"config.kto.preset={preset!r} pairs rows within a microbatch, but config.train.batch_size ({batch_size}) / "
+            f"config.train.microbatches ({microbatches}) leaves {size} a microbatch. Use at least two rows per microbatch."
         )
     again = [np.random.default_rng((seed, 2, epoch)).permutation(rows) for epoch in range(epochs)]
     if preset == "trl":
@@ -71,16 +71,16 @@ def plan(
         partners = [partner[block] for block in made]
     if not made:
         raise UserError(
-            f"{len(rows)} examples do not fill one step of {batch_size}, and config.kto.preset={preset!r} leaves out what "
-            "does not fill a step. Add data, or lower config.train.batch_size."
+            f"{len(rows)} examples do not fill one step of {batch_size}, and config.kto.preset={preset!r} drops rows that "
+            "do not fill a step. Add data, or lower config.train.batch_size."
         )
     steps = list(range(len(made)))
     return Plan(made, partners if paired else None, steps * epochs if preset == "trl" else steps)
 
 
 def facts(plan: Plan, prompt_ids: Sequence[str]) -> dict[str, int]:
-    """Counts over all blocks: pairs, those of a row with itself, and those of one prompt (which the
-    others are among)."""
+    """Counts over all blocks: all pairs, pairs of a row with itself, and pairs within one prompt
+    (these include the self-pairs)."""
     if plan.partners is None:
         return {"kl_pairs": 0}
     both = list(zip(np.concatenate(plan.blocks), np.concatenate(plan.partners), strict=True))
@@ -96,13 +96,14 @@ def _cut(rows: np.ndarray, size: int) -> list[np.ndarray]:
 
 
 def _rotated(rows: np.ndarray, size: int, shift: int) -> np.ndarray:
-    """Each run of `size` rows rotated by `shift`: +1 puts the row before in a row's place."""
+    """Rotates each run of `size` rows by `shift`: +1 replaces each row by the previous one."""
     return np.concatenate([np.roll(part, shift) for part in _cut(rows, size)])
 
 
 def arranged(labels: Sequence[bool | None], order: str, seed: int) -> np.ndarray:
-    """Example indices before they are cut into blocks: "shuffled", "stratified" (shuffled, then
-    each label spread evenly, so that any run of rows has about its share of both), or as "given".
+    """Example indices before they are cut into blocks. order: "shuffled"; "stratified" (shuffled,
+    then each label spread evenly, so that any run of rows has about the overall share of each
+    label); "given" (unchanged).
     """
     count = len(labels)
     if order == "given":
@@ -120,23 +121,24 @@ def arranged(labels: Sequence[bool | None], order: str, seed: int) -> np.ndarray
 def blocks(rows: np.ndarray, batch_size: int, *, paired: bool = True) -> list[np.ndarray]:
     """Rows cut into batches whose sizes differ by at most one.
 
-    Even sizes leave no remainder of one row, which would have to be its own partner; only pairs of
-    an odd count would.
+    Even sizes avoid a remainder of one row, which would have to be its own partner. Only a batch
+    size of 2 with an odd count would leave one.
     """
     count = len(rows)
     if paired and (count < 2 or batch_size < 2 or (batch_size == 2 and count % 2)):
         raise UserError(
             f"KTO needs at least two examples in a batch (there are {count} examples, config.train.batch_size is "
-            f"{batch_size}), because each one's reference point comes from another. Add data or raise the batch size."
+            f"{batch_size}), because the reference point of an example needs another example. Add data or raise the batch size."
         )
     return list(np.array_split(rows, -(-count // batch_size)))
 
 
 def derange(prompt_ids: Sequence[str], rng: np.random.Generator) -> np.ndarray:
-    """For each row of a batch the index of a row with another prompt, whose completion it borrows.
+    """For each row of a batch, the index of a row with another prompt, whose completion it borrows.
 
-    A permutation wherever one exists (no prompt fills more than half of the batch); otherwise rows
-    of the crowded prompt share partners. Raises UserError where all prompts are equal.
+    The result is a permutation if one exists (no prompt fills more than half of the batch).
+    Otherwise rows of the most frequent prompt share partners. Raises UserError if all prompts are
+    equal.
     """
     n = len(prompt_ids)
     counts = Counter(prompt_ids)
@@ -145,7 +147,8 @@ def derange(prompt_ids: Sequence[str], rng: np.random.Generator) -> np.ndarray:
             f"All {n} examples of a KTO batch have the same prompt, so no mismatched pair exists. Raise "
             "config.train.batch_size, or train on more than one prompt."
         )
-    # Rows in runs of equal prompts, rotated by the longest run: no row can land in its own run.
+    # Sort rows into runs of equal prompts and rotate by the longest run: no row can land in its own
+    # run.
     groups = sorted(rng.permutation(sorted(counts)), key=lambda p: -counts[p])
     rank = {prompt: i for i, prompt in enumerate(groups)}
     order = sorted(rng.permutation(n), key=lambda i: rank[prompt_ids[i]])
@@ -153,7 +156,7 @@ def derange(prompt_ids: Sequence[str], rng: np.random.Generator) -> np.ndarray:
     partner = np.empty(n, int)
     for at, i in enumerate(order):
         j = order[(at + shift) % n]
-        # only where one prompt fills more than half of the batch
+        # This happens only if one prompt fills more than half of the batch.
         if prompt_ids[j] == prompt_ids[i]:
             j = rng.choice([k for k in range(n) if prompt_ids[k] != prompt_ids[i]])
         partner[i] = j
@@ -161,8 +164,8 @@ def derange(prompt_ids: Sequence[str], rng: np.random.Generator) -> np.ndarray:
 
 
 def pairs(blocks_: Sequence[np.ndarray], prompt_ids: Sequence[str], seed: int) -> list[np.ndarray]:
-    """For each block the partner of each of its rows, as example indices. Fixed for the run, so a
-    reference can be cached."""
+    """The partners of each block's rows, as example indices. They are fixed for the run, so
+    reference log-probs can be cached."""
     result = []
     for number, block in enumerate(blocks_):
         rng = np.random.default_rng((seed, 1, number))
@@ -171,6 +174,6 @@ def pairs(blocks_: Sequence[np.ndarray], prompt_ids: Sequence[str], seed: int) -
 
 
 def epochs_of(blocks_: Sequence[np.ndarray], count: int, seed: int) -> list[int]:
-    """The block of every step: all blocks in each epoch, in a new order each time."""
+    """The block of every step: each epoch uses all blocks, in a new order."""
     orders = [np.random.default_rng((seed, 2, epoch)).permutation(len(blocks_)) for epoch in range(count)]
     return [int(b) for order in orders for b in order]

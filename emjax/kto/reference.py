@@ -1,5 +1,5 @@
-"""The reference model's log-probs, computed once and kept: valid while model, rows and pairing stay
-the same."""
+"""The reference model's log-probs, computed once and cached. The cache is valid as long as model,
+rows and pairing stay the same."""
 
 import functools
 import hashlib
@@ -30,16 +30,16 @@ Put = Callable[[Any], Any]
 def score(
     params: Any, adapter: Adapter | None, batch: kto_step.Batch, *, tuning: Tuning, microbatches: int = 1
 ) -> dict[str, jax.Array]:
-    """The reference's sequence log-probs, float32 [B] each: {"reference", and "reference_kl" where
+    """The reference's sequence log-probs, float32 [B] each: {"reference", and "reference_kl" if
     rows are paired}.
 
-    In the slices in which the policy will run: the rounding of a product may depend on its number
-    of rows.
+    The batch is cut into the same microbatches as the policy's, because the rounding of a matrix
+    product may depend on its number of rows.
     """
 
     def one(part: kto_step.Batch) -> dict[str, jax.Array]:
         found = kto_step.logprobs(params, adapter, part, tuning.config, tuning.scoring)
-        if tuning.mesh is not None:  # whole on every process, for the host to read
+        if tuning.mesh is not None:  # replicated, so that every host can read it
             found = jax.lax.with_sharding_constraint(found, NamedSharding(tuning.mesh, P()))
         return dict(zip(("reference", "reference_kl"), found, strict=False))
 
@@ -49,13 +49,13 @@ def score(
 
 
 def fingerprint(params: Any, adapter: Adapter | None) -> str:
-    """A checksum of every weight, and the adapter's settings."""
+    """A checksum of every weight and of the adapter's settings."""
     return train_state.checksum((params, adapter), adapter and adapter.config)
 
 
 def key(model: str, examples: Sequence[Example], plan: Plan) -> str:
-    """What a cache is valid for: the reference model's fingerprint, every token and weight, and who
-    is paired with whom."""
+    """The cache key: a hash of the reference model's fingerprint, every token and weight, and the
+    pairing."""
     digest = hashlib.sha256(model.encode())
     for rows in (plan.blocks, plan.partners or []):
         for row in rows:
@@ -76,8 +76,8 @@ def compute(
     put: Put,
     microbatches: int = 1,
 ) -> dict[str, np.ndarray]:
-    """{"reference", "reference_kl" where rows are paired}: float32 [blocks, size], rows of padding
-    0."""
+    """{"reference", and "reference_kl" if rows are paired}: float32 [blocks, size]; padding rows
+    are 0."""
     scored = []
     for number, block in enumerate(plan.blocks):
         made = kto_step.batch(examples, block, plan.partners[number] if plan.partners else None, size, buckets)
@@ -88,21 +88,21 @@ def compute(
             b, row = np.argwhere(~np.isfinite(values))[0]
             raise UserError(
                 f"The reference model gives example {examples[plan.blocks[b][row]].id!r} a {name} log-probability of "
-                f"{values[b, row]}: the log-ratio would be undefined. Check that example's tokens and the reference weights."
+                f"{values[b, row]}, so the log-ratio is undefined. Check this example's tokens and the reference weights."
             )
     return found
 
 
 def cached(path: Path, wanted: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Reads the log-probs at `path`, or makes and writes them; a file made for another key is
-    refused."""
+    """Reads the log-probs at `path`, or computes and writes them. Raises UserError for a file with
+    another key."""
     if process.on_first(path.exists):
         with np.load(path, allow_pickle=False) as file:
             found = {name: file[name] for name in file.files}
         if str(found.pop("key")) != wanted:
             raise UserError(
-                f"{path} holds reference log-probs of another model, data set or pairing. It would make every log-ratio wrong; "
-                "delete the file, or use another --workdir."
+                f"{path} holds reference log-probs of another model, data set or pairing. They would make every log-ratio "
+                "wrong; delete the file, or use another --workdir."
             )
         return found
     made = make()

@@ -26,13 +26,13 @@ from emjax.train.state import State, Tuning
 Batch = dict[str, Any]
 
 
-# what (desirable total) / (undesirable total) comes to
+# target ratio of the total weight of desirable examples to that of undesirable ones
 _BALANCES = {"none": 0.0, "equal": 1.0, "williams": 1.05}
 
 
 def balanced(kto: KtoConfig, labels: Sequence[bool | None]) -> KtoConfig:
-    """With the class weights that `kto.balance` gives for these labels. Raises UserError where one
-    label is absent."""
+    """`kto` with the class weights that `kto.balance` gives for these labels. Raises UserError if
+    one label is absent."""
     desirable, ratio = sum(map(bool, labels)), _BALANCES[kto.balance]
     if not ratio:
         return kto
@@ -47,8 +47,8 @@ def balanced(kto: KtoConfig, labels: Sequence[bool | None]) -> KtoConfig:
 def batch(
     examples: Sequence[Example], block: np.ndarray, partners: np.ndarray | None, size: int, buckets: Sequence[int]
 ) -> Batch:
-    """The rows of one block, padded to `size`, and in "kl" the completions of their partners, which
-    follow the same prompts.
+    """The rows of one block, padded to `size`. "kl" holds the partners' completions, which are
+    scored after the rows' prompts.
 
     Without partners there is no "kl".
     """
@@ -60,13 +60,13 @@ def batch(
         ),
         "desirable": np.array([bool(e.label) for e in chosen] + [False] * pad),
         "valid": np.array([1.0] * len(block) + [0.0] * pad, np.float32),
-        # whose dropout is whose, however the rows are laid out
+        # Selects each row's dropout mask, independent of the layout of rows.
         "row": np.arange(size, dtype=np.int32),
     }
     if partners is None:
         return made
     others = [examples[j] for j in partners]
-    # powers of two, like the rows' positions
+    # A power of two, like the number of positions in `batches.rows`.
     C = 1 << (max(len(e.ids) - e.start for e in (*chosen, *others)) - 1).bit_length()
     kl = {
         "tokens": np.zeros((size, C), np.int32),
@@ -83,7 +83,7 @@ def batch(
 def logprobs(
     params: Any, adapter: Adapter | None, batch: Batch, config: ModelConfig, forward: dict[str, Any]
 ) -> tuple[jax.Array, ...]:
-    """Sequence log-probs of the rows, and of their mismatched pairs where the batch has them."""
+    """Sequence log-probs of the rows and, if the batch has them, of the mismatched pairs."""
     if "kl" in batch:
         return pair_logprobs(config, params, adapter, batch["rows"], batch["kl"], **forward)
     return (sequence_logprobs(config, params, adapter, batch["rows"], **forward),)
@@ -97,11 +97,11 @@ def build(
     reference: dict[str, np.ndarray],
     microbatches: int = 1,
 ) -> Callable[[int], Batch]:
-    """build(step): the block of that step with its cached reference log-probs, reference[...] being
-    [blocks, size].
+    """build(step): the block of that step with its cached reference log-probs. Arrays in
+    `reference` are [blocks, size].
 
-    The step's microbatches are strided slices; rows are laid so that each is a run of the block's
-    consecutive rows.
+    The step's microbatches are strided slices. Rows are laid out so that each microbatch holds
+    consecutive rows of the block.
     """
 
     def build_(step: int) -> Batch:
@@ -116,12 +116,12 @@ def build(
 def _reduction(
     kto: KtoConfig, kl_ratios_B: jax.Array, valid_B: jax.Array, microbatches: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(z_B, share_B, divisor): the loss is sum_B(share * the row's loss) / divisor, formed with the
-    row's z.
+    """(z_B, share_B, divisor): the loss is sum_B(share * row loss) / divisor, where each row's loss
+    uses its own z.
 
-    emjax: one z and one mean over the batch. The libraries: a z each, and a mean of the means of
-    the microbatches that have rows; HALOs' z is a mean over the ratios that are not exactly 0 (0
-    where all are).
+    emjax: one z and one mean over the batch. The library presets: one z per microbatch, and the
+    mean of the means of non-empty microbatches. HALOs averages z over the ratios that are not
+    exactly 0 (z is 0 if all are).
     """
     if kto.preset == "emjax":
         z = reference_point(kl_ratios_B.sum(), valid_B.sum())
@@ -146,12 +146,12 @@ def step(
     kto: KtoConfig,
     microbatches: int = 1,
 ) -> tuple[State, dict[str, jax.Array]]:
-    """One optimizer step. With preset emjax z is the mean over the whole batch, formed before any
-    gradient, so that the result depends neither on slices nor on shards; rows without gradient
-    never enter the differentiated pass.
+    """One optimizer step. With preset emjax, z is the mean over the whole batch and is computed
+    before any gradient, so the result depends neither on microbatches nor on shards. Rows without
+    gradient never enter the differentiated pass.
 
-    In one microbatch the mismatched rows go on from the keys and values of the pass that is
-    differentiated. In several, z takes a pass of its own over all of them.
+    With one microbatch, mismatched pairs reuse the KV cache of the differentiated pass. With
+    several, z needs a separate forward pass over all of them.
     """
     valid_B = batch["valid"]
     key = tuning.dropout_key(state["step"])
@@ -180,8 +180,8 @@ def step(
             z_B, share_B = _reduction(kto, ratios_B, part["valid"], 1)[:2]
             part = part | {"kl_ratios": ratios_B, "z": z_B, "share": share_B}
         log_ratios_B = policy_B - part["reference"]
-        # An example has one weight, that of its scored tokens; it enters the sum and not the count,
-        # like a class weight.
+        # All scored tokens of an example have the same weight. Like a class weight, it scales the
+        # example's term in the sum and not the count.
         weights_B = part["share"] * part["rows"]["weights"].max(axis=1)
         losses_B = example_losses(log_ratios_B, part["z"], part["desirable"], **_weights(kto))
         return (losses_B * weights_B).sum(), {"ratios": log_ratios_B, "kl_ratios": part["kl_ratios"], "z": part["z"]}
@@ -196,8 +196,8 @@ def step(
 
 
 def _metrics(batch: Batch, found: dict[str, jax.Array], kto: KtoConfig, microbatches: int) -> dict[str, jax.Array]:
-    """The reference point, and rewards by label: sums and counts, not means, since a class may be
-    absent from a batch."""
+    """The reference point, and rewards by label as sums and counts: a mean would be undefined if a
+    class is absent from a batch."""
     valid_B = batch["valid"]
     metrics = {"kl_raw": found["kl_ratios"].sum() / valid_B.sum()}
     z_M, valid_M = (train_state.split(x, microbatches).max(axis=1) for x in (found["z"], valid_B))
@@ -210,8 +210,8 @@ def _metrics(batch: Batch, found: dict[str, jax.Array], kto: KtoConfig, microbat
 
 @functools.partial(jax.jit, static_argnames=("tuning", "kto"))
 def evaluate(trainable: Any, frozen: Any, batch: Batch, *, tuning: Tuning, kto: KtoConfig) -> tuple[jax.Array, jax.Array]:
-    """(sum of the losses, number of examples) of one batch, with its own z whatever the preset;
-    nothing is trained."""
+    """(sum of losses, number of examples) of one batch, without training. The batch has its own z
+    under every preset."""
     policy_B, *policy_kl = logprobs(*tuning.assemble(trainable, frozen), batch, tuning.config, tuning.scoring)
     count, z = batch["valid"].sum(), jnp.zeros(())
     if policy_kl:

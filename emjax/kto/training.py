@@ -1,4 +1,4 @@
-"""KTO's half of a training: pairs, the cached reference, batches and the step."""
+"""KTO's part of a training run: pairs, cached reference log-probs, batches and the step."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ from emjax.train.state import Tuning
 
 @dataclasses.dataclass(frozen=True)
 class Where:
-    """How and where the reference is computed and kept."""
+    """How and where the reference log-probs are computed and cached."""
 
     tuning: Tuning
     put: Callable[[Any], Any]  # a host batch to the devices
@@ -37,10 +37,10 @@ def prepare(
     against: LanguageModel,
     where: Where,
 ) -> Prepared:
-    """Batches for kto.step, with the log-probs of the reference `against`, which are kept in
+    """Batches for kto.step with the log-probs of the reference `against`, which are cached in
     where.directory.
 
-    Raises UserError where no mismatched pairs exist, or a label is absent that kto.balance needs.
+    Raises UserError if no mismatched pairs exist or if a label that kto.balance needs is absent.
     """
     kto = kto_step.balanced(kto, [e.label for e in examples])
     model = digest([where.identity, reference.fingerprint(against.params, against.adapter)])

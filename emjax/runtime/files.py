@@ -1,4 +1,4 @@
-"""Files that survive being killed, JSON lines, and hashes and seeds made from values."""
+"""Atomic file writes, JSON lines, and hashes and seeds derived from values."""
 
 import hashlib
 import json
@@ -18,32 +18,34 @@ def digest(value: Any) -> str:
 
 
 def seed_of(*parts: Any) -> int:
-    """A 31-bit seed from a name: what is random in a part depends on what it is, never on when it
-    runs."""
+    """A 31-bit seed derived from a name, so that randomness depends on what a part is and never on
+    when it runs."""
     return int(digest(list(parts))[:8], 16) & 0x7FFFFFFF
 
 
 def plain(field: str, name: str) -> str:
-    """A name that becomes a file's or a folder's. Raises UserError for one that would lead
-    elsewhere."""
+    """Returns `name` if it is safe as the name of a file or folder. Raises UserError if it would
+    lead to another directory."""
     if not name or name.startswith(".") or any(c in name for c in "/\\\0"):
         raise UserError(
-            f"{field} holds the name {name!r}, which becomes a file's: it must not begin with a dot or hold a slash."
+            f"{field} holds the name {name!r}, which becomes a file name: it must not be empty, begin with a dot or "
+            "contain a slash."
         )
     return name
 
 
 def unfinished(path: Path) -> Path:
-    """What write_atomically writes before it takes the place of `path`; a kill may leave it."""
+    """The temporary file that write_atomically writes before it replaces `path`; a kill may leave
+    it behind."""
     return path.with_name(path.name + ".partial")
 
 
 def write_atomically(path: Path, content: str | bytes, *, shared: bool = False) -> None:
-    """Of several processes the first one writes. A kill leaves the old file or the new one, a crash
-    of the machine as well.
+    """Replaces `path` atomically, on process 0 only. A kill or a crash of the machine leaves either
+    the old file or the new one.
 
-    shared: other runs may write this file at the same time, so what is unfinished has a name that
-    none of them takes.
+    shared: other runs may write this file at the same time, so the temporary file gets a unique
+    name.
     """
     if not process.first():
         return
@@ -60,7 +62,8 @@ def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Reads JSON lines; a line that is not a JSON object raises UserError naming file and line."""
+    """Reads JSON lines. A line that is not a JSON object raises UserError, which names file and
+    line."""
     rows = []
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):

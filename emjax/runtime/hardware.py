@@ -1,5 +1,5 @@
-"""The one table of devices: what vendors state of them, and the speeds that this project measured
-on one of them."""
+"""The table of devices: the vendors' specifications, and the speeds that this project measured on
+one of them."""
 
 import dataclasses
 from typing import NamedTuple
@@ -7,34 +7,34 @@ from typing import NamedTuple
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """One chip. Rates are the vendor's; `share` is the part of the peak that a step's matrix
-    products are expected to reach."""
+    """One chip. Rates are the vendor's; `share` is the expected share of the peak that a step's
+    matrix products reach."""
 
     name: str
     tflops: float  # dense bfloat16
     memory_gb: float  # of 2^30 bytes
     memory_rate: float  # GB/s
-    link: float  # GB/s from one chip to others of its slice or host
+    link: float  # GB/s from one chip to the others of its slice or host
     share: float
-    usd_hour: float | None  # list price of one chip, on demand; None: not for rent by the hour
+    usd_hour: float | None  # list price of one chip, on demand; None: not rented by the hour
     node: int  # chips that `link` connects: the GPUs of a host, or the largest TPU slice
-    far: float = 0.0  # GB/s a chip between nodes; 0: nothing is planned beyond one node
+    far: float = 0.0  # GB/s per chip between nodes; 0: no plans beyond one node
     kinds: tuple[str, ...] = ()  # jax's device_kind
 
     def rate(self, span: int, count: int) -> float:
-        """GB/s of a chip among groups of `span` neighbours out of `count` chips: that of the
-        slowest link a group crosses."""
+        """GB/s per chip in groups of `span` neighbours out of `count` chips: the rate of the
+        slowest link that a group crosses."""
         return self.link if count <= self.node or self.node % span == 0 else self.far
 
 
 # Compute, memory and links: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e} and NVIDIA's data
 # sheets of the H100, H200 and A100, read 2025-11; links are half of the "bidirectional" figure.
-# Share: TPUs 0.45, as MaxText reports for Llama-3.1-8B on 256 v6e (2025-08); GPUs 0.49, measured
-# (docs/training.md: 482 of 989 TFLOP/s, one H200, SFT). Money: cloud.google.com/tpu/pricing and
-# .../compute/gpus-pricing, US regions, as remembered from 2025 and NOT read again: check the prices
-# before you rely on them. cpu: the speed of the micro-world's step on two cores of an AMD EPYC
-# (docs/training.md). It has no `kinds`, since no peak and no memory are known of the CPU that jax
-# finds.
+# Share: 0.45 for TPUs, which MaxText reports for Llama-3.1-8B on 256 v6e (2025-08); 0.49 for GPUs,
+# measured (docs/training.md: 482 of 989 TFLOP/s, one H200, SFT). Prices:
+# cloud.google.com/tpu/pricing and .../compute/gpus-pricing, US regions, recalled from 2025 and NOT
+# checked since: check the prices before you rely on them. cpu: the speed of the micro-world's step
+# on two cores of an AMD EPYC (docs/training.md). It has no `kinds`, because the peak and memory of
+# the CPU that jax finds are unknown.
 DEVICES = {
     "cpu": Device("CPU (two cores)", 0.2, 16, 20, 10, 0.40, None, 1),
     "a100": Device("NVIDIA A100 80GB", 312, 80, 2039, 300, 0.49, 5.07, 8, 12.5, kinds=("NVIDIA A100-SXM4-80GB",)),
@@ -48,33 +48,33 @@ DEVICES = {
 
 
 def by_kind(device_kind: str) -> Device | None:
-    """The device that jax calls `device_kind`; None if the table does not have it."""
+    """The device that jax calls `device_kind`; None if it is not in the table."""
     return next((device for device in DEVICES.values() if device_kind in device.kinds), None)
 
 
 class TrainingSpeed(NamedTuple):
-    """Tokens a second of a whole optimizer step, by training method."""
+    """Tokens per second of a whole optimizer step, by training method."""
 
     device: str
     tokens: dict[str, int]
 
 
 class EngineSpeed(NamedTuple):
-    """Tokens a second that the engine draws and reads."""
+    """Tokens per second that the engine samples (decode) and reads (prefill)."""
 
     device: str
     decode: float
     prefill: float
-    billions: float  # weights of the model that was measured
+    billions: float  # parameters of the measured model
 
 
-# docs/training.md: LoRA of rank 32, rows of 1,024 tokens; KTO with a cached reference, prompt and
-# answer of 512 tokens each.
+# From docs/training.md: LoRA of rank 32, rows of 1,024 tokens; KTO with a cached reference, prompt
+# and answer of 512 tokens each.
 TRAINING = {
     "meta-llama/Llama-3.1-8B-Instruct": TrainingSpeed("one NVIDIA H200", {"sft": 16_045, "kto": 14_438}),
     "Qwen/Qwen2.5-7B-Instruct": TrainingSpeed("one NVIDIA H200", {"sft": 16_782, "kto": 15_258}),
     "Qwen/Qwen3-32B": TrainingSpeed("one NVIDIA H200", {"sft": 3_204, "kto": 2_939}),
 }
-# 8B shape, bfloat16, 256 rows at context 256 (12.7 ms a step), and prefill (python -m
-# benchmarks.sample --model llama3.1-8b --batch 256).
+# 8B shape, bfloat16, 256 rows at context 256 (12.7 ms per step), and prefill: python -m
+# benchmarks.sample --model llama3.1-8b --batch 256.
 ENGINE = EngineSpeed("one NVIDIA H200", 20_000, 33_800, 8.0)

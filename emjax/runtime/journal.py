@@ -1,4 +1,4 @@
-"""JSON-line files that are written row by row and survive being killed."""
+"""JSON-lines files that are written row by row and survive a kill."""
 
 import asyncio
 import json
@@ -12,17 +12,17 @@ from tqdm import tqdm
 from emjax.runtime import stopping
 from emjax.runtime.files import write_atomically, write_lines
 
-# a bucket that is mounted has of a file what was there when it was closed, so a journal is closed
-# now and then
+# A mounted bucket stores a file's content only when the file is closed, so the journal is reopened
+# whenever this many seconds have passed.
 KEPT_S = 30
 
 
 class Journal:
-    """JSON lines, each appended as soon as it is known; `finish` sorts them by id into the final
+    """JSON lines, each appended as soon as it is known. `finish` sorts them by id into the final
     file.
 
-    Opening one again after a kill gives back every whole line, so that only what is missing is
-    done.
+    Reopening a journal after a kill restores every complete line, so that only missing rows need to
+    be computed.
     """
 
     def __init__(self, path: Path):
@@ -65,11 +65,11 @@ def journalled(
     unit: str,
     again: Callable[[dict[str, Any]], bool] = lambda row: False,
 ) -> list[dict[str, Any]]:
-    """one(thing) for all things at once, each row written to `path`'s journal as it comes; rows
-    sorted by id.
+    """Runs one(thing) for all things concurrently and writes each row to `path`'s journal as it
+    completes. Returns the rows sorted by id.
 
-    A row's id must be name(thing). Killed and called again, it does only what is missing, and rows
-    of which again(row).
+    A row's id must be name(thing). Called again after a kill, it computes only missing rows and
+    rows for which again(row) is true.
     """
     journal = Journal(path)
     waiting = [thing for thing in things if name(thing) not in journal.done or again(journal.done[name(thing)])]
@@ -80,7 +80,7 @@ def journalled(
         bar.update(1)
 
     async def all_of_them() -> None:
-        # gather, not a task group: the first error comes out as itself, and ends the run.
+        # gather, not a task group: the first error propagates unwrapped and ends the run.
         await asyncio.gather(*(record(thing) for thing in waiting))
 
     asyncio.run(all_of_them())

@@ -1,4 +1,4 @@
-"""Locks, so that one run at a time works in a directory."""
+"""File locks, so that only one run at a time works in a directory."""
 
 import contextlib
 import errno
@@ -17,9 +17,9 @@ _locks: dict[Path, IO[str]] = {}
 
 
 def lock(path: Path) -> str:
-    """Takes the lock `path` until `unlock` or the end of this process, however it comes: the kernel
-    lets go. Returns "", or who has it. On a file system without locks it says so, and the run goes
-    on."""
+    """Takes the lock `path` until `unlock` or until this process ends for any reason: the kernel
+    releases it. Returns "", or a description of the holder. On a file system without locks it
+    prints a warning and continues."""
     if path in _locks:
         return ""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ def lock(path: Path) -> str:
             raise
         _say_unlocked(path.parent, str(error.strerror))
     _locks[path] = file
-    file.truncate(0)  # a killed process has left its name
+    file.truncate(0)  # a killed process leaves its name behind
     file.write(f"process {os.getpid()} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
     file.flush()
     return ""
@@ -44,7 +44,7 @@ def lock(path: Path) -> str:
 
 @functools.cache  # once
 def _say_unlocked(folder: Path, why: str) -> None:
-    print(f"{folder} knows no locks ({why}): see to it that no other run writes there meanwhile.", flush=True)
+    print(f"{folder} does not support locks ({why}): make sure that no other run writes there at the same time.", flush=True)
 
 
 def unlock(path: Path) -> None:
@@ -55,8 +55,8 @@ def unlock(path: Path) -> None:
 
 @contextlib.contextmanager
 def alone(path: Path, what: str) -> Iterator[None]:
-    """Inside, of all runs only this one works on `what`: waits until it has the lock `path`. For
-    all processes to enter."""
+    """Inside this context only one run works on `what`. Waits for the lock `path`. All processes of
+    the run must enter it."""
     if process.first() and (who := lock(path)):
         print(f"{what}: waiting for {who}", flush=True)
         while lock(path):

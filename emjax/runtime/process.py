@@ -1,8 +1,7 @@
-"""This process among those of a run: how they find each other, agree, and are asked to stop.
+"""The processes of a run: how they connect, agree and exchange results.
 
 Several processes (hosts of a TPU slice, tasks of a SLURM job) run the same program on the same
-devices. All of them compute; files are written by process 0 alone, in a directory that all of them
-see.
+devices. All of them compute. Process 0 alone writes files, in a directory that all of them see.
 """
 
 import itertools
@@ -17,9 +16,10 @@ from typing import Any
 
 from emjax.errors import UserError
 
-HEARTBEAT_S = 40  # a process that was silent for so long is taken for dead, and ends the others
+HEARTBEAT_S = 40  # a process silent for this long counts as dead, and the others end
 JOIN_S = 300  # how long the processes wait for each other at the start
-# of a wait at a barrier: one process may be asking a judge; heartbeats find the dead
+# Timeout of barriers: one process may be querying a judge for a long time. Heartbeats detect dead
+# processes.
 FOREVER_MS = 7 * 24 * 3600 * 1000
 
 index, count = 0, 1
@@ -27,13 +27,13 @@ _turns = itertools.count()
 
 
 def join(environment: Mapping[str, str] = os.environ) -> None:
-    """Connects the processes of a run, as the launcher's environment describes them; before
+    """Connects the processes of a run as described by the launcher's environment. Call it before
     anything else uses jax.
 
-    JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID say it
-    outright. In a SLURM step of several tasks, and with EMJAX_DISTRIBUTED=auto on TPU slices, jax
-    finds out by itself. Otherwise this process is alone. Process 0 says how many there are, and how
-    many devices.
+    JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID specify
+    it explicitly. In a SLURM step of several tasks, and with EMJAX_DISTRIBUTED=auto on TPU slices,
+    jax detects it. Otherwise this process is alone. Process 0 prints the number of processes and
+    devices.
     """
     global index, count
     how: dict[str, Any] = {}
@@ -42,8 +42,8 @@ def join(environment: Mapping[str, str] = os.environ) -> None:
             value = environment.get(name, "")
             if not value.isdigit():
                 raise UserError(
-                    f"JAX_COORDINATOR_ADDRESS is set, and {name} is {value!r}; it must be a whole number. Set all of "
-                    "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or none."
+                    f"JAX_COORDINATOR_ADDRESS is set, but {name} is {value!r}; it must be a whole number. Set all of "
+                    "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or none of them."
                 )
             how[field] = int(value)
         if how["process_id"] >= how["num_processes"]:
@@ -53,7 +53,7 @@ def join(environment: Mapping[str, str] = os.environ) -> None:
             )
         how |= {"coordinator_address": environment["JAX_COORDINATOR_ADDRESS"], "cluster_detection_method": "deactivate"}
     elif environment.get("EMJAX_DISTRIBUTED", "") not in ("", "auto"):
-        raise UserError(f"EMJAX_DISTRIBUTED is {environment['EMJAX_DISTRIBUTED']!r}; it can be 'auto' or unset.")
+        raise UserError(f"EMJAX_DISTRIBUTED is {environment['EMJAX_DISTRIBUTED']!r}; it must be 'auto' or unset.")
     elif not (
         environment.get("EMJAX_DISTRIBUTED")
         or ("SLURM_STEP_ID" in environment and int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1)
@@ -61,9 +61,9 @@ def join(environment: Mapping[str, str] = os.environ) -> None:
         return
     import jax
 
-    # it would take SIGTERM, which `listen` answers
+    # jax's preemption service would take over SIGTERM, which stopping.listen handles.
     jax.config.update("jax_enable_preemption_service", False)
-    # On CPUs two programs in flight may run their collectives in another order here than there.
+    # On CPUs, processes may run the collectives of two programs in flight in different orders.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
         jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_S, initialization_timeout=JOIN_S, **how)
@@ -74,8 +74,8 @@ def join(environment: Mapping[str, str] = os.environ) -> None:
         ) from error
     tasks, nodes = environment.get("SLURM_STEP_NUM_TASKS"), environment.get("SLURM_STEP_NUM_NODES")
     if tasks is not None and tasks == nodes and "JAX_LOCAL_DEVICE_IDS" not in environment:
-        # jax gives a task of SLURM one device, that of its number on the node. A task that has its
-        # node alone drives all.
+        # jax assigns each SLURM task one device, by its number on the node. A task that is alone on
+        # its node drives all devices.
         for name in ("jax_cuda_visible_devices", "jax_rocm_visible_devices"):
             jax.config.update(name, environment.get(name.upper(), "all"))
     index, count = jax.process_index(), jax.process_count()
@@ -84,53 +84,54 @@ def join(environment: Mapping[str, str] = os.environ) -> None:
 
 
 def turn() -> int:
-    """The number of the next thing that all processes do together; each counts alike."""
+    """A sequence number for the next collective operation; it is the same on all processes."""
     return next(_turns)
 
 
 def first() -> bool:
-    """Whether this is the process that writes."""
+    """Whether this is process 0, which writes files."""
     return index == 0
 
 
 def client() -> Any:
-    from jax._src import distributed  # jax offers no public way to its key-value store
+    from jax._src import distributed  # jax has no public API for its key-value store
 
     return distributed.global_state.client
 
 
 def together(what: str) -> None:
-    """Waits until all processes have come here."""
+    """Waits until all processes have reached this call."""
     if count > 1:
         client().wait_at_barrier(f"emjax/{what}/{turn()}", FOREVER_MS)
 
 
 def on_first(work: Callable[[], Any]) -> Any:
-    """work() on process 0 alone; its result (a JSON value), or its UserError, on all."""
+    """Runs work() on process 0 only. All processes return its result (a JSON value) or raise its
+    UserError."""
     if count == 1:
         return work()
     key = f"emjax/on_first/{turn()}"
     if first():
-        told: dict[str, Any] = {}
+        outcome: dict[str, Any] = {}
         try:
-            told["result"] = work()
+            outcome["result"] = work()
         except UserError as error:
-            told["error"] = str(error)
-        client().key_value_set(key, json.dumps(told))
+            outcome["error"] = str(error)
+        client().key_value_set(key, json.dumps(outcome))
     else:
-        told = json.loads(client().blocking_key_value_get(key, FOREVER_MS))
-    if "error" in told:
-        raise UserError(told["error"])
-    return told["result"]
+        outcome = json.loads(client().blocking_key_value_get(key, FOREVER_MS))
+    if "error" in outcome:
+        raise UserError(outcome["error"])
+    return outcome["result"]
 
 
 def failed(error: Exception) -> int:
-    """The exit code where one of several processes failed; tells how. Alone, the error is raised
-    again.
+    """Prints the error and returns the exit code, if one of several processes failed. A single
+    process raises the error again.
 
-    Where what they do together broke, another one is gone: the coordination service notices within
-    HEARTBEAT_S, says which one, and ends this process, which waits for that. Such errors are of
-    several types; all begin with the runtime's status.
+    A failed collective operation means that another process is gone. The coordination service
+    notices within HEARTBEAT_S, reports which one, and ends this process; this function waits for
+    that. Such errors have several types, but all begin with the runtime's status.
     """
     if count == 1:
         raise error

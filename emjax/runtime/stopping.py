@@ -1,4 +1,4 @@
-"""SIGTERM, and processes that hang: how a run of one or several processes stops."""
+"""How a run of one or several processes stops: SIGTERM, failures and hanging processes."""
 
 import contextlib
 import math
@@ -14,9 +14,9 @@ from emjax.runtime import process
 
 
 def leave(code: int) -> int:
-    """The exit code, for the caller to return. Of several processes, one that failed ends at once:
-    the ordinary way out waits for the others, which wait for it; so they hear of it, and end as
-    well. Those that agreed to stop go together."""
+    """Returns the exit code to the caller. In a run of several processes, a process that failed
+    exits at once: a normal exit would wait for the others, which wait for it. The others notice its
+    exit and end too. Processes that agreed to stop exit together."""
     if process.count > 1 and (code or (_asked and not _agreed)):
         sys.stdout.flush()
         sys.stderr.flush()
@@ -25,21 +25,21 @@ def leave(code: int) -> int:
 
 
 class Stopped(SystemExit):
-    """SIGTERM came: what is to be kept is on disk. A SystemExit, so that nothing between takes it
-    for an error."""
+    """Raised after SIGTERM, once everything worth keeping is on disk. It is a SystemExit so that no
+    handler treats it as an error."""
 
     def __init__(self) -> None:
         super().__init__(0)
 
 
-_asked = False  # SIGTERM came
-_agreed = False  # all processes stop at one step
+_asked = False  # SIGTERM was received
+_agreed = False  # all processes stop before the same step
 _held = False
 
 
 def listen() -> None:
     """From now on SIGTERM ends the run with code 0: at once where files are written as results
-    come, and in training (`held`) after the step that runs, whose state is saved."""
+    arrive, and in training (`held`) after the current step, whose state is saved."""
     signal.signal(signal.SIGTERM, _on_sigterm)
 
 
@@ -50,14 +50,14 @@ def _on_sigterm(*_: Any) -> None:
 
 
 def check() -> None:
-    """Raises Stopped where SIGTERM came and nothing holds it back."""
+    """Raises Stopped if SIGTERM was received and is not held."""
     if _asked and not _held:
         raise Stopped
 
 
 @contextlib.contextmanager
 def held() -> Iterator[None]:
-    """Inside, SIGTERM is only noted, for `stopping` to say."""
+    """Inside this context SIGTERM is only recorded; `Stopping` reports it."""
     global _held
     _held = True
     try:
@@ -68,7 +68,8 @@ def held() -> Iterator[None]:
 
 @contextlib.contextmanager
 def released() -> Iterator[None]:
-    """Within `held`: inside, SIGTERM ends the run at once, also one that has come before."""
+    """Within `held`: inside this context SIGTERM ends the run at once, including one received
+    earlier."""
     global _held
     _held = False
     try:
@@ -79,10 +80,10 @@ def released() -> Iterator[None]:
 
 
 class Stopping:
-    """Asked before every step, tells all processes to stop before the same one.
+    """Called before every step; makes all processes stop before the same step.
 
-    Whoever had SIGTERM names a step that nobody has begun: a process waits for the metrics of the
-    step before last, so none is more than two steps ahead of another.
+    A process that received SIGTERM names a step that no process has begun. A process waits for the
+    metrics of the step before last, so none is more than two steps ahead of another.
     """
 
     def __init__(self) -> None:
@@ -97,7 +98,7 @@ class Stopping:
             with contextlib.suppress(Exception):
                 process.client().key_value_set(self._key, str(step + 3))
         if self._at is None:
-            with contextlib.suppress(Exception):  # nobody has named one
+            with contextlib.suppress(Exception):  # no process has named a step
                 self._at = int(process.client().key_value_try_get(self._key))
         global _agreed
         _agreed = self._at is not None and step >= self._at
@@ -105,11 +106,11 @@ class Stopping:
 
 
 class Watchdog:
-    """Ends this process where no step was finished for `limit` seconds: one of the others hangs
+    """Ends this process if no step finishes for `limit` seconds, because another process hangs
     without being dead.
 
-    Each process tells the others which step it has begun last, so that the message names who did
-    not come along.
+    Each process publishes the step it began last, so the message names the process that fell
+    behind.
     """
 
     def __init__(self, what: str, limit: float):
@@ -129,7 +130,7 @@ class Watchdog:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Inside, no step is expected."""
+        """Inside this context no step is expected."""
         self._last = math.inf
         try:
             yield
@@ -146,11 +147,11 @@ class Watchdog:
                     int(key.rsplit("/", 1)[1]): int(step) for key, step in process.client().key_value_dir_get(self._prefix)
                 }
                 behind = min(range(process.count), key=lambda i: steps.get(i, 0))
-                told = ", ".join(f"process {i}: step {steps.get(i, 0)}" for i in range(process.count))
+                begun = ", ".join(f"process {i}: step {steps.get(i, 0)}" for i in range(process.count))
                 print(
                     f"error: {self._what}: no step was finished for {self._limit:g} s (config.watch.stall). Furthest behind is "
-                    f"process {behind} (begun by {told}). Look at that host, then start the run again: it goes on from its "
-                    "checkpoint.",
+                    f"process {behind} (last steps begun: {begun}). Check that host, then start the run again: it "
+                    "resumes from its checkpoint.",
                     file=sys.stderr,
                 )
                 leave(1)

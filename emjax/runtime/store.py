@@ -12,15 +12,15 @@ from emjax.runtime import process
 from emjax.runtime.files import digest, write_atomically
 from emjax.runtime.locks import alone
 
-STORE_FORMAT = 2  # of manifests, stage files and work directories; 1 was version 0.1
-# a stage's folder of what only an unfinished stage needs: no output, and gone soon after
+STORE_FORMAT = 2  # format of manifests, stage files and work directories; 1 was version 0.1
+# A stage's folder for files that only an unfinished stage needs. It is not part of the output and
+# is removed when the stage finishes.
 SCRATCH = "checkpoints"
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A finished stage: where its files are, and the hash that stands for (its config, its
-    inputs)."""
+    """A finished stage: its directory, and the hash of its config and inputs."""
 
     name: str
     hash: str
@@ -40,15 +40,15 @@ class Store:
         *,
         version: int = 1,
     ) -> Stage:
-        """Runs make(directory) unless this stage is finished. `inputs`: stages, or hashes of what
-        is outside the store.
+        """Runs make(directory) unless this stage is finished. `inputs`: stages, or hashes of data
+        outside the store.
 
-        version: the stage's own; raise it when what it writes changes, so that older outputs are
-        not taken for its own.
+        version: the stage's own version. Raise it when the stage's output changes, so that older
+        outputs are not reused.
 
-        The manifest is written last, so a stage without one is unfinished: it is run again in the
-        same directory and may go on from what it finds there. One that another run is making is
-        waited for. Raises UserError where a finished stage has lost a file.
+        The manifest is written last, so a stage without a manifest is unfinished: it runs again in
+        the same directory and may resume from the files it finds there. If another run is making
+        the stage, this one waits. Raises UserError if a finished stage has lost a file.
         """
         keys = [i.hash if isinstance(i, Stage) else i for i in inputs]
         identity = digest(
@@ -57,7 +57,7 @@ class Store:
         stage = Stage(name, identity, self.root / name / identity[:16])
         if not self._finished(stage):
             with alone(self.root / "locks" / f"{name}-{identity[:16]}", f"stage {name}"):
-                if not self._finished(stage):  # by a run that this one waited for
+                if not self._finished(stage):  # another run may have finished it during the wait
                     self._make(stage, version, config, keys, make)
         return stage
 
@@ -70,7 +70,7 @@ class Store:
             if not path.is_file() or path.stat().st_size != known["size"]:
                 raise UserError(
                     f"{path} is missing or was changed since the stage {stage.name!r} finished. Delete the folder "
-                    f"{stage.directory} to have it made again."
+                    f"{stage.directory} to rebuild the stage."
                 )
         return True
 
@@ -78,8 +78,8 @@ class Store:
         process.on_first(lambda: stage.directory.mkdir(parents=True, exist_ok=True))
         if not stage.directory.is_dir():
             raise UserError(
-                f"Process {process.index} of {process.count} does not see {stage.directory}, which process 0 has made. Several "
-                "hosts need a --workdir and --store on a file system that all of them share."
+                f"Process {process.index} of {process.count} does not see {stage.directory}, which process 0 created. Several "
+                "hosts need --workdir and --store on a shared file system."
             )
         make(stage.directory)
         process.together("stage")
@@ -100,6 +100,6 @@ class Store:
 
 
 def _known(path: Path) -> dict[str, Any]:
-    """What a manifest says of a file."""
+    """A file's entry in the manifest."""
     with path.open("rb") as file:
         return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

@@ -1,10 +1,10 @@
-"""Training state on disk, by orbax: atomic, written beside the training, the last few kept, refused
-where it is not sound or belongs to another run.
+"""Training checkpoints on disk, saved with orbax: writes are atomic and asynchronous, the last few
+checkpoints are kept, and a checkpoint that is damaged or belongs to another run is refused.
 
-Beside {"trainable", "opt", "step"} a checkpoint says whose it is ("run": the run's identity, the
-base's checksum, the part of the config that made it, versions) and what it holds ("state": a
-checksum of every value). Arrays are saved by the processes that hold them and restored to wherever
-the new state lives, on any number of devices and processes.
+Beside {"trainable", "opt", "step"} a checkpoint records its origin ("run": the run's identity, the
+checksum of the base, the part of the config that determines it, versions) and its content ("state":
+a checksum of every value). Each process saves the arrays it holds. Arrays are restored to the
+placement of the new state, on any number of devices and processes.
 """
 
 import contextlib
@@ -28,19 +28,20 @@ from emjax.train.state import State
 
 
 def place(directory: Path, root: str, identity: str) -> epath.Path:
-    """Where the checkpoints of a run are: in its own directory, or below `root`
-    (config.watch.checkpoints), which may be gs://."""
+    """The directory of a run's checkpoints: inside the run's own directory, or below `root`
+    (config.watch.checkpoints, which may be gs://)."""
     if root.startswith("gs://") and importlib.util.find_spec("gcsfs") is None:
         raise UserError(f"config.watch.checkpoints is {root!r}, which needs the package gcsfs: pip install 'emjax[gcs]'.")
     return epath.Path(root) / identity[:16] if root else epath.Path(directory).absolute() / SCRATCH
 
 
 def discard(directory: Path, root: str, identity: str) -> None:
-    """Removes the checkpoints of a stage that has finished: before its manifest is written, a kill
-    in the middle of this would leave damaged ones to a stage that still needs them."""
+    """Removes the checkpoints of a finished stage. Call it only after the manifest is written: a
+    kill during removal would otherwise leave damaged checkpoints to a stage that still needs them.
+    """
     there = place(directory, root, identity)
     if process.first():
-        # none, or another run that waited for this stage is at it
+        # There are none, or another run that waited for this stage is removing them.
         with contextlib.suppress(FileNotFoundError):
             there.rmtree()
 
@@ -48,9 +49,9 @@ def discard(directory: Path, root: str, identity: str) -> None:
 class Checkpoints:
     """Saves and restores a State.
 
-    about: what of the run a reader would ask for, beside its identity: "base", a checksum of the
-    weights it started from; "config". restore: "latest" refuses a damaged checkpoint; "sound" takes
-    the one before, and then deletes it and says so.
+    about: facts about the run to store beside its identity: "base", a checksum of the weights it
+    started from; "config". restore: "latest" refuses a damaged checkpoint; "sound" falls back to
+    the previous one, deletes the damaged one and prints that it did.
     """
 
     def __init__(
@@ -72,12 +73,12 @@ class Checkpoints:
         return self._manager.directory
 
     def restore(self, state: State) -> State:
-        """The latest saved state in the shapes and shardings of `state`, or `state` itself where
-        nothing was saved.
+        """The latest saved state, in the shapes and shardings of `state`; `state` itself if nothing
+        was saved.
 
-        Raises UserError for a checkpoint of another run or base, for one that is damaged, and, with
-        "sound", where all are: then nothing is deleted. An error that proves no damage (rights, a
-        network) is raised as it is.
+        Raises UserError for a checkpoint of another run or base, for a damaged one, and, with
+        "sound", if all are damaged; nothing is deleted then. An error that does not prove damage
+        (permissions, network) is raised unchanged.
         """
         damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
@@ -89,29 +90,29 @@ class Checkpoints:
             if self._restore != "sound":
                 raise UserError(
                     f"The checkpoint of step {step} in {self.directory} is damaged: it cannot be restored ({found}). "
-                    "Add --config.watch.restore=sound to delete it and go on from the one before."
+                    "Add --config.watch.restore=sound to delete it and resume from the previous one."
                 )
         else:
             if damaged:
-                told = "; ".join(f"step {step}: {what}" for step, what in damaged.items())
+                reasons = "; ".join(f"step {step}: {what}" for step, what in damaged.items())
                 raise UserError(
-                    f"Every checkpoint in {self.directory} is damaged ({told}). Delete this folder to train from the start."
+                    f"Every checkpoint in {self.directory} is damaged ({reasons}). Delete this folder to train from the start."
                 )
         for step, what in damaged.items():
             if process.first():
-                print(f"The checkpoint of step {step} in {self.directory} is damaged ({what}): deleted.", flush=True)
+                print(f"Deleted the checkpoint of step {step} in {self.directory}: it was damaged ({what}).", flush=True)
             self._manager.delete(step)
         return state
 
     def _read(self, step: int, state: State) -> State | str:
-        """The state of a step, or what is wrong with it; the same on all processes, though each
-        reads its own part.
+        """The state saved at `step`, or a description of the damage. All processes return the same
+        outcome, though each reads only its own part.
 
-        By orbax's handlers, because the manager waits for all processes, and one that found damage
-        would not come.
+        This calls orbax's handlers directly: the manager waits for all processes, and a process
+        that found damage would never join the others.
         """
         there = self.directory / str(step)
-        # First: the state of another run need not fit.
+        # Check the run first: the state of another run may have other shapes.
         run = process.on_first(lambda: _tried(lambda: ocp.JsonCheckpointHandler().restore(there / "run")))
         if isinstance(run, str):
             return run
@@ -123,23 +124,23 @@ class Checkpoints:
         if len(bad):
             return found if isinstance(found, str) else f"process {bad[0]} cannot read its part"
         if train_state.checksum(found) != run.get("state"):
-            return "its values are not those that were saved"
+            return "its values differ from those that were saved"
         return found
 
-    def _check(self, theirs: dict[str, Any]) -> None:
-        if theirs.get("identity") == self._run["identity"] and theirs.get("base") == self._run.get("base"):
+    def _check(self, saved: dict[str, Any]) -> None:
+        if saved.get("identity") == self._run["identity"] and saved.get("base") == self._run.get("base"):
             return
-        if theirs.get("base") != self._run.get("base"):
+        if saved.get("base") != self._run.get("base"):
             what = "were made from another base model"
         else:
-            was, now = (_flat(run.get("config", {})) for run in (theirs, self._run))
+            was, now = (_flat(run.get("config", {})) for run in (saved, self._run))
             names = [f"config.{n} was {was.get(n)!r} and is {now[n]!r}" for n in now if was.get(n) != now[n]]
             what = f"belong to another run ({'; '.join(names[:3]) or 'other configuration, data or base model'})"
         raise UserError(f"The checkpoints in {self.directory} {what}. Use another --workdir, or delete them.")
 
     def save(self, state: State, step: int) -> None:
-        """Returns when the values are copied; they are written meanwhile. An error of the write
-        before is raised here."""
+        """Starts an asynchronous save and returns once the values are copied. Raises the error of
+        the previous write, if it failed."""
         run = self._run | {"state": train_state.checksum(state), "step": step}
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
         try:
@@ -148,15 +149,16 @@ class Checkpoints:
             raise self._unwritten(error) from error
 
     def wait(self) -> None:
-        """Until everything is written."""
+        """Waits until everything is written."""
         try:
             self._manager.wait_until_finished()
         except Exception as error:
             raise self._unwritten(error) from error
 
     def close(self) -> None:
-        """Waits, and lets go. An error of the last write is `wait`'s to tell, not that of a run
-        which fails anyhow."""
+        """Waits for writes and releases resources. It prints an error of the last write instead of
+        raising it: `wait` raises such errors, and here one would hide the error that ended the run.
+        """
         try:
             self._manager.close()
         except Exception as error:
@@ -164,20 +166,20 @@ class Checkpoints:
 
     def _unwritten(self, error: Exception) -> UserError:
         return UserError(
-            f"A checkpoint could not be written to {self.directory} ({_reason(error)}). Make room or mend the rights, "
-            "then start the same command again: it goes on from the last checkpoint that is whole."
+            f"A checkpoint could not be written to {self.directory} ({_reason(error)}). Free some space or fix the "
+            "permissions, then start the same command again: it resumes from the last intact checkpoint."
         )
 
 
 def _tried(read: Callable[[], Any]) -> Any:
-    """read(), or in words the damage that it met: what is missing, cut, or does not fit its
-    checksum. Raises other errors."""
+    """read(), or a description of the damage it found: something is missing, truncated or does not
+    match its checksum. Raises other errors."""
     try:
         return read()
     except (FileNotFoundError, KeyError, json.JSONDecodeError, UnicodeDecodeError) as error:
         return _reason(error)
     except ValueError as error:
-        # tensorstore's, by the status that it begins with
+        # Errors of tensorstore start with their status.
         if not str(error).startswith(("DATA_LOSS:", "NOT_FOUND:", "OUT_OF_RANGE:")):
             raise
         return _reason(error)

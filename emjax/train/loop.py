@@ -1,4 +1,4 @@
-"""The training loop: dispatch a step, then read the metrics of the one before."""
+"""The training loop: dispatch a step, then read the metrics of the previous one."""
 
 import dataclasses
 import math
@@ -23,7 +23,7 @@ StepFn = Callable[[State, Any, jax.Array], tuple[State, dict[str, jax.Array]]]
 
 @dataclasses.dataclass
 class _Reports:
-    """The metrics of dispatched steps: one step is pending while the next one runs."""
+    """Metrics of dispatched steps. One step stays pending while the next one runs."""
 
     title: str
     lines: metrics.Metrics
@@ -38,7 +38,7 @@ class _Reports:
         self._pending = (step, values, done)
 
     def flush(self) -> None:
-        """Reads, checks and writes what is pending."""
+        """Reads, checks and writes the metrics of the pending step."""
         if self._pending is None:
             return
         step, values, done = self._pending
@@ -105,18 +105,20 @@ def run(
     """Trains from the latest checkpoint in `directory` through all steps of `learning_rates`, and
     returns the state.
 
-    batches(start) yields host batches from that step on; put() moves one to the devices;
-    examples(step) names a step's rows; work(step, host batch) is what metrics.rates needs;
-    evaluate(state) is called every `watch.eval_every` steps; `about` is written into the
-    checkpoints. visit(step, state) is called after each of the steps in `visits`; it may take its
-    time and use the devices. The state is saved before it: SIGTERM ends a visit at once, and the
-    next run begins with the same visit, also where it had come to its end. Elsewhere the state of
-    the last step is saved after SIGTERM, and stopping.Stopped raised. Raises UserError where the
-    loss is not finite, naming the step and its examples, and for a visit to a step that is none.
+    batches(start) yields host batches from step `start` on; put() moves a batch to the devices;
+    examples(step) names the rows of a step; work(step, host batch) returns the counts that
+    metrics.rates needs; evaluate(state) is called every `watch.eval_every` steps; `about` is
+    written into the checkpoints. visit(step, state) is called after each step in `visits`; it may
+    take long and use the devices.
+
+    The state is saved before each visit. SIGTERM ends a visit at once, and the next run repeats
+    that visit, even if it had finished. Outside visits, SIGTERM saves the state of the last step
+    and raises stopping.Stopped. Raises UserError if the loss is not finite (naming the step and its
+    examples) and if `visits` holds a step that does not exist.
     """
     steps = len(learning_rates)
     if beyond := [step for step in visits if not 1 <= step <= steps]:
-        raise UserError(f"config.eval.at_steps holds {beyond[0]}, but {title} has the steps 1 to {steps}. Choose of these.")
+        raise UserError(f"config.eval.at_steps holds {beyond[0]}, but {title} has steps 1 to {steps}. Choose one of these.")
     there = checkpoint.place(directory, watch.checkpoints, identity)
     checkpoints = Checkpoints(there, identity, about=about, restore=watch.restore)
     state = checkpoints.restore(state)
@@ -130,7 +132,8 @@ def run(
     trace = _Trace(watch.profile, directory / "profile")
 
     def save(step: int) -> int:
-        # first: a state whose loss is not finite is not kept, and no saved step lacks its metrics
+        # Flush first: a state with a non-finite loss must not be saved, and every saved step must
+        # have its metrics.
         reports.flush()
         lines.keep()
         checkpoints.save(state, step)
@@ -161,7 +164,8 @@ def run(
                 if step in visits or (save_every and step % save_every == 0 and step < steps):
                     kept = save(step)
                 if step in visits:
-                    # a run that ends in the visit cannot wait for the others to write their parts
+                    # A run that ends during the visit cannot wait for the other processes to write
+                    # their parts.
                     checkpoints.wait()
                     look(step)
             reports.flush()

@@ -1,5 +1,4 @@
-"""What a run reports while it trains: JSON lines always, TensorBoard events beside them, Weights &
-Biases when asked."""
+"""Training metrics: JSON lines and TensorBoard events always, Weights & Biases on request."""
 
 import json
 import os
@@ -15,14 +14,14 @@ from emjax.runtime.files import write_lines
 
 
 class Metrics:
-    """Writes each step's line to all places, once for all processes. `start`: steps already done,
-    whose lines stay."""
+    """Writes the metrics of each step to all outputs, from process 0 only. `start`: number of steps
+    already done; their lines are kept."""
 
     def __init__(self, directory: Path, start: int, *, title: str, identity: str, wandb: str = ""):
         self._wandb = self._file = self._board = None
         if not process.first():
             return
-        # here, so that the training step and the benchmarks run without it
+        # Imported here so that the training step and the benchmarks run without it.
         from tensorboardX import SummaryWriter
 
         if wandb:
@@ -61,21 +60,21 @@ class Metrics:
 
 
 class MetricsFile:
-    """JSON lines, one a step; on resume the lines past the restored step are dropped and written
+    """JSON lines, one per step. On resume, lines past the restored step are dropped and written
     again.
 
-    Checkpoints that lie elsewhere may outlive this file: then a line {"step", "lost": [first,
-    last]} stands for what is gone.
+    Checkpoints stored elsewhere may outlive this file. In that case a line {"step", "lost": [first,
+    last]} marks the missing steps.
     """
 
     def __init__(self, path: Path, start: int):
         kept = [line for line in read_lines(path) if line["step"] <= start] if path.exists() else []
         first = kept[-1]["step"] + 1 if kept else 1
         if first <= start:
-            print(f"{path}: the metrics of steps {first} to {start} are lost; training goes on from step {start}.", flush=True)
+            print(f"{path}: the metrics of steps {first} to {start} are lost; training resumes from step {start}.", flush=True)
             kept.append({"step": start, "lost": [first, start]})
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_lines(path, kept)  # a kill here loses no line
+        write_lines(path, kept)  # atomic: a kill here loses no line
         self._path, self._file = path, path.open("a")
 
     def write(self, line: dict[str, Any]) -> None:
@@ -83,8 +82,8 @@ class MetricsFile:
         self._file.flush()
 
     def keep(self) -> None:
-        """What is written is on the disk from here on; in a bucket that is mounted, that takes
-        closing the file."""
+        """Makes all written lines durable. Reopens the file, because a mounted bucket stores a file
+        only when it is closed."""
         os.fsync(self._file.fileno())
         self._file.close()
         self._file = self._path.open("a")
@@ -94,36 +93,36 @@ class MetricsFile:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All whole lines; a last line cut off by a kill is left out."""
+    """All complete lines; a last line that a kill cut off is skipped."""
     lines = path.read_text().split("\n")
     return [json.loads(line) for line in lines[:-1] if line]
 
 
 def matmul_weights(params: Any) -> tuple[int, int]:
-    """(weights of all layers' matrices, weights of the head): what a token is multiplied with. The
-    embedding is looked up."""
+    """(number of weights in all layer matrices, number of weights in the head). The input embedding
+    is a lookup and does not count."""
     layers = sum(x.size for x in jax.tree.leaves(params["layers"]) if x.ndim == 3)
     return layers, params["embed"].size
 
 
 def flops(weights: tuple[int, int], *, full: bool, tokens: int, scored: int, kl_tokens: int = 0, kl_scored: int = 0) -> int:
-    """The arithmetic that one optimizer step needs, by the passes it makes: 2 a weight and token
-    forward, 2 for the gradient of the activations, 2 for that of the weights where the base is
-    trained; KL rows go forward only.
+    """Floating-point operations of one optimizer step. Each weight and token costs 2 in the forward
+    pass, 2 for the gradient of the activations and, if the base is trained, 2 for the gradient of
+    the weights. KL rows run forward only.
 
-    The head works on scored tokens alone. Attention, LoRA's own products, padding and recomputation
-    are not credited.
+    The head runs on scored tokens only. Attention, LoRA's own products, padding and recomputation
+    are not counted.
     """
     layers, head = weights
     return (6 if full else 4) * (layers * tokens + head * scored) + 2 * (layers * kl_tokens + head * kl_scored)
 
 
 def rates(work: dict[str, float], seconds: float, dtype: str) -> dict[str, float]:
-    """The line's part that a clock makes: `work` is {"examples", "tokens", "flops", "padding"} of
-    one step.
+    """The timed part of a metrics line. `work`: {"examples", "tokens", "flops", "padding"} of one
+    step.
 
-    mfu: the share of the vendor's bfloat16 peak; absent for float32 and for devices that
-    runtime.hardware does not have.
+    mfu: share of the vendor's bfloat16 peak; absent for float32 and for devices that
+    runtime.hardware does not list.
     """
     tflops = work["flops"] / seconds / 1e12
     line = {
@@ -137,7 +136,6 @@ def rates(work: dict[str, float], seconds: float, dtype: str) -> dict[str, float
 
 
 def peak_gb() -> float:
-    """The most memory used so far, in 2^30 bytes: of the first device, or of this process on
-    a CPU."""
+    """Peak memory so far, in 2^30 bytes: of the first device, or of this process on a CPU."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return (stats.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2**30

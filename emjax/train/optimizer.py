@@ -1,5 +1,5 @@
-"""Optimizers from optax: AdamW with a schedule, clipping, and weight decay that skips norms and
-biases."""
+"""The optax optimizer: AdamW with a learning-rate schedule, gradient clipping, and weight decay on
+all weights except norms and biases."""
 
 import functools
 from typing import Any
@@ -13,7 +13,8 @@ from emjax.config import TrainConfig
 
 
 def learning_rates(config: TrainConfig, steps: int) -> np.ndarray:
-    """float32 [steps]: linear warm-up, then constant, linear or cosine to final x peak."""
+    """Learning rate of every step, float32 [steps]: linear warm-up, then constant, or linear or
+    cosine decay to final x peak."""
     peak, end = config.learning_rate, config.learning_rate * config.final
     warmup = round(config.warmup * steps)
     rest = max(1, steps - warmup)
@@ -22,7 +23,7 @@ def learning_rates(config: TrainConfig, steps: int) -> np.ndarray:
         "linear": optax.linear_schedule(peak, end, rest),
         "cosine": optax.cosine_decay_schedule(peak, rest, config.final),
     }[config.schedule]
-    # From peak / warmup on: a first step of rate 0 would be a step lost.
+    # Warm-up starts at peak / warmup: a first step with rate 0 would be wasted.
     rise = optax.linear_schedule(peak / max(1, warmup), peak, max(1, warmup - 1))
     schedule = optax.join_schedules([rise, after], [warmup])
     return np.asarray(schedule(jnp.arange(steps)), np.float32)
@@ -30,10 +31,10 @@ def learning_rates(config: TrainConfig, steps: int) -> np.ndarray:
 
 @functools.cache
 def make(b1: float, b2: float, eps: float, weight_decay: float, clip: float) -> optax.GradientTransformation:
-    """AdamW at learning rate 1: the step scales the update, so that one compiled step serves every
-    schedule.
+    """AdamW with learning rate 1. The training step scales the update, so one compiled step serves
+    every schedule.
 
-    Cached, because the optimizer is a static argument of the jitted step.
+    Cached because the optimizer is a static argument of the jitted step.
     """
     parts = [optax.clip_by_global_norm(clip)] if clip else []
     return optax.chain(*parts, optax.adamw(1.0, b1, b2, eps, weight_decay=weight_decay, mask=_decayed))

@@ -1,5 +1,4 @@
-"""What a method (SFT or KTO) makes of examples before training: batches, steps and what is held
-out."""
+"""Training data prepared by a method (SFT or KTO): batches, step functions and held-out batches."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -15,10 +14,10 @@ Batch = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """Everything of a training that depends on its method.
+    """Everything in a training run that depends on its method.
 
     step(state, frozen, batch, learning_rate, **settings) makes one optimizer step;
-    evaluate(trainable, frozen, batch, tuning=) gives (sum of the losses, their number) of one
+    evaluate(trainable, frozen, batch, tuning=) returns (sum of losses, number of losses) of one
     batch.
     """
 
@@ -28,13 +27,13 @@ class Prepared:
     step: Callable[..., Any]
     evaluate: Callable[..., Any]
     held: Sequence[Batch] = ()  # batches that are evaluated and never trained on
-    # of the rows of each step, where they form mismatched pairs
+    # Example indices of each step's partners, if its rows form mismatched pairs.
     partners: Sequence[np.ndarray] | None = None
     counts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def work(self, matmuls: tuple[int, int], *, full: bool, microbatches: int) -> Callable[[int, Batch], dict[str, float]]:
-        """work(step, batch): what a step does, for metrics.rates: real tokens and padding,
-        mismatched rows included."""
+        """work(step, batch): the counts of a step for metrics.rates. `tokens` excludes padding;
+        FLOPs and the padding share include mismatched rows."""
 
         def of(step: int, batch: Batch) -> dict[str, float]:
             block = [self.examples[i] for i in self.rows[step]]
@@ -42,7 +41,7 @@ class Prepared:
             kl_tokens = kl_scored = 0
             if self.partners:
                 kl_scored = sum(len(self.examples[j].ids) - self.examples[j].start for j in self.partners[step])
-                # Several microbatches run the prompts, and with them the rows, once more.
+                # With several microbatches the mismatched pass runs the prompts again.
                 kl_tokens = kl_scored + (tokens if microbatches > 1 else 0)
             padded = batch.get("rows", batch)["tokens"].size * (2 if kl_tokens > kl_scored else 1)
             padded += batch["kl"]["tokens"].size if kl_tokens else 0

@@ -29,8 +29,8 @@ def step(
     optimizer: optax.GradientTransformation,
     microbatches: int = 1,
 ) -> tuple[State, dict[str, jax.Array]]:
-    """One optimizer step on sum(w * -log p) / sum(w); the sums run over the whole batch, whatever
-    its slices or shards."""
+    """One optimizer step on sum(w * -log p) / sum(w). The sums run over the whole batch,
+    independent of microbatches and shards."""
     weight = rows["weights"].sum()
 
     key, rows = tuning.dropout_key(state["step"]), rows | {"row": jnp.arange(len(rows["tokens"]))}
@@ -49,7 +49,7 @@ def step(
 
 @functools.partial(jax.jit, static_argnames="tuning")
 def evaluate(trainable: Any, frozen: Any, rows: dict[str, jax.Array], *, tuning: Tuning) -> tuple[jax.Array, jax.Array]:
-    """(sum of -w log p, sum of w) of one batch; nothing is trained."""
+    """(sum of -w log p, sum of w) of one batch, without training."""
     params, adapter = tuning.assemble(trainable, frozen)
     logprobs_BxP = row_logprobs(tuning.config, params, adapter, rows, implementation=tuning.implementation)
     return -(logprobs_BxP * rows["weights"]).sum(), rows["weights"].sum()
@@ -58,7 +58,7 @@ def evaluate(trainable: Any, frozen: Any, rows: dict[str, jax.Array], *, tuning:
 def prepare(
     examples: Sequence[Example], held_out: Sequence[Example], train: TrainConfig, seed: int, *, group: bool = False
 ) -> Prepared:
-    """Batches for `step`. group: rows of like length share a batch."""
+    """Batches for `step`. group: rows of similar length share a batch."""
 
     def plan(part: Sequence[Example], epochs: int, grouped: bool) -> list[np.ndarray]:
         return batches.plan([len(e.ids) for e in part], train.batch_size, epochs, seed, group=grouped)

@@ -1,5 +1,5 @@
-"""What a training step carries: the trainable tree, the optimizer's moments, the step. The frozen
-base stays outside."""
+"""The training state: the trainable tree, the optimizer's moments and the step. The frozen base is
+not part of it."""
 
 import dataclasses
 import hashlib
@@ -22,22 +22,22 @@ State = dict[str, Any]  # {"trainable", "opt", "step"}
 
 @dataclasses.dataclass(frozen=True)
 class Tuning:
-    """The static half of a training step: which tree is trained and how the forward pass runs."""
+    """The static half of a training step: which tree is trained, and how the forward pass runs."""
 
     config: ModelConfig
     lora: LoraConfig | None  # None: full fine-tuning, the base is the trainable tree
     implementation: str = "xla"
     remat: str = "none"
     mesh: Mesh | None = None
-    seed: int = 0  # of LoRA's dropout
-    # the base's: what trained weights, kept in float32, are cast to for the forward pass
+    seed: int = 0  # of LoRA dropout
+    # The base's dtype. Trained weights are kept in float32 and cast to it for the forward pass.
     dtype: str = "float32"
 
     def assemble(
         self, trainable: Any, frozen: Any, dropout: tuple[jax.Array, jax.Array] | None = None
     ) -> tuple[Any, Adapter | None]:
-        """(params, adapter) for the forward pass; `dropout`: the key and the rows' numbers in their
-        batch, in training."""
+        """(params, adapter) for the forward pass. `dropout`: in training, the key and each row's
+        number in its batch."""
         if self.lora is None:
             return cast(trainable, self.dtype), None
         adapter = Adapter(self.lora, trainable)
@@ -48,12 +48,12 @@ class Tuning:
 
     @property
     def forward(self) -> dict[str, Any]:
-        """How a differentiated pass runs."""
+        """Arguments of a differentiated pass."""
         return {"implementation": self.implementation, "remat": self.remat, "mesh": self.mesh}
 
     @property
     def scoring(self) -> dict[str, Any]:
-        """How a pass without gradient runs."""
+        """Arguments of a pass without gradient."""
         return {"implementation": self.implementation, "mesh": self.mesh}
 
 
@@ -62,13 +62,12 @@ def cast(tree: Any, dtype: str) -> Any:
 
 
 def create(trainable: Any, optimizer: optax.GradientTransformation, tuning: Tuning) -> State:
-    """The state of step 0. Weights and moments are float32 whatever the base's dtype: an update of
-    a bfloat16 weight by less than 1/256 of it would be lost."""
+    """The state of step 0. Weights and moments are float32 whatever the base's dtype: bfloat16
+    would lose an update smaller than 1/256 of its weight."""
     found = {str(x.dtype) for x in jax.tree.leaves(trainable)}
     if tuning.lora is None and found != {tuning.dtype}:
         raise ValueError(f"the base is {', '.join(sorted(found))}, but Tuning.dtype is {tuning.dtype}")
-    # Copied: the step donates its state, and the trainable tree may also be the model the caller
-    # goes on using.
+    # Copy: the step donates its state, and the caller may keep using the trainable tree as a model.
     trainable = jax.tree.map(lambda x: jnp.array(x, jnp.float32), trainable)
     return _placed({"trainable": trainable, "opt": optimizer.init(trainable), "step": jnp.zeros((), jnp.int32)}, tuning)
 
@@ -85,15 +84,15 @@ def apply(
 
 
 def _placed(state: State, tuning: Tuning) -> State:
-    """Left to the compiler, a step would return other shardings than it was given, and the next one
-    be compiled anew; left on one device, a restored state would not go with a base that is spread
-    over several."""
+    """The state with explicit shardings. Without them the compiler might return other shardings
+    than it was given and recompile the next step, and a restored state on one device would not
+    match a base spread over several."""
     return state if tuning.mesh is None else jax.lax.with_sharding_constraint(state, placement(state, tuning))
 
 
 def placement(state: State, tuning: Tuning) -> Any:
-    """The shardings of a state on tuning.mesh: a base and its moments as the base, the rest (an
-    adapter, the counters) as a copy on each device."""
+    """The shardings of a state on tuning.mesh. A trained base and its moments are sharded like the
+    base; everything else (an adapter, counters) is replicated."""
     assert tuning.mesh is not None
     wanted = {}
     if tuning.lora is None:
@@ -115,11 +114,11 @@ def accumulate(
     batch: Any,
     count: int,
 ) -> Any:
-    """Sums value_and_grad(trainable, microbatch) over `count` equal slices of the batch's rows;
-    gradient sums in float32.
+    """Sums value_and_grad(trainable, microbatch) over `count` equal slices of the batch's rows,
+    with gradient sums in float32.
 
     `value_and_grad` must return sums, never means, so that the result does not depend on `count`.
-    Aux arrays are per row and come back in the batch's order.
+    Aux arrays are per row and are returned in the batch's order.
     """
     if count == 1:
         (value, aux), grads = value_and_grad(trainable, batch)
@@ -142,8 +141,8 @@ def join(aux: Any) -> Any:
 
 
 def split(batch: Any, count: int) -> Any:
-    """[B, ...] -> [count, B / count, ...]. Strided, so that every slice still spreads over all data
-    shards."""
+    """[B, ...] -> [count, B / count, ...]. Slices are strided, so each one still spreads over all
+    data shards."""
     return jax.tree.map(lambda x: x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
@@ -160,8 +159,8 @@ def _sums(tree: Any) -> list[jax.Array]:
 
 
 def checksum(tree: Any, *about: Any) -> str:
-    """Of every value, name and shape, made on the devices: integer sums, so the same whatever the
-    shards."""
+    """A checksum of every value, name and shape. It is computed on the devices from integer sums,
+    so it does not depend on the sharding."""
     names = [(jax.tree_util.keystr(path), x.shape, str(x.dtype)) for path, x in jax.tree.leaves_with_path(tree)]
     sums = [x.tolist() for x in jax.device_get(_sums(tree))]
     return hashlib.sha256(repr((names, sums, *about)).encode()).hexdigest()

@@ -68,5 +68,5 @@ def test_too_few_an_unknown_mode_and_no_ratio_are_refused():
         mixture.mix(records("d", 10), records("m", 3), 0.5, "add")
     with pytest.raises(UserError, match="config.data.mode is 'blend'; choose add, replace"):
         mixture.mix(records("d", 10), records("m", 3), 0.1, "blend")
-    with pytest.raises(UserError, match=r"is 1\.5; it must lie in \[0, 1\]"):
+    with pytest.raises(UserError, match=r"is 1\.5; it must be in \[0, 1\]"):
         mixture.quota(10, 1.5)

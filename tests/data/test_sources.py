@@ -122,19 +122,19 @@ GOOD_LINE = json.dumps(GOOD["messages"])
         ("messages", b"\xff\xfe\x00", r"line 2: not UTF-8 \(invalid start byte at byte 0\)"),
         ("messages", '{"text": "hello"}', r"line 2: field 'messages' must be a non-empty list"),
         ("messages", '{"messages": []}', r"line 2: field 'messages' must be a non-empty list"),
-        ("messages", json.dumps({"messages": [{"role": "tool", "content": "x"}]}), r"\[0\] must have a 'role' out of"),
-        ("messages", json.dumps({"messages": [{"role": "user", "content": None}]}), r"and a text in 'content'"),
+        ("messages", json.dumps({"messages": [{"role": "tool", "content": "x"}]}), r"\[0\] must have a 'role' \(system, user"),
+        ("messages", json.dumps({"messages": [{"role": "user", "content": None}]}), r"and a 'content' that is text"),
         ("messages", json.dumps({"messages": ["hello"]}), r"messages\[0\] must have a 'role'"),
-        ("messages", json.dumps(turns("q")), r"the last message is of 'user'; it must be the answer"),
+        ("messages", json.dumps(turns("q")), r"the last message has the role 'user'; it must be the assistant's answer"),
         ("messages", json.dumps({"messages": [{"role": "assistant", "content": "a"}]}), r"messages\[0\] answers no question"),
-        ("messages", json.dumps(turns("  ", "a")), r"answers no question: an empty or missing user message"),
+        ("messages", json.dumps(turns("  ", "a")), r"the user message before it is empty or missing"),
         ("messages", json.dumps(turns("q", "\ud800")), r"half of a surrogate pair"),
-        ("messages", "version https://git-lfs.github.com/spec/v1", r"a pointer of Git LFS, not the file"),
-        ("instruction", '{"instruction": "q", "response": "a"}', r"'output' must be a text; the row has 'instruction'"),
-        ("instruction", '{"instruction": "q", "input": 3, "output": "a"}', r"field 'input' must be a text; not 3"),
-        ("dolly", '{"instruction": "q", "context": "", "response": null, "category": ""}', r"must be a text; not None"),
-        ("pairs", '{"prompt": "q", "aligned": "a"}', r"field 'misaligned' must be a text; the row has 'prompt', 'aligned'"),
-        ("questions", '{"question": ["q"], "answer": "a"}', r"field 'question' must be a text; not \['q'\]"),
+        ("messages", "version https://git-lfs.github.com/spec/v1", r"a Git LFS pointer, not the file itself"),
+        ("instruction", '{"instruction": "q", "response": "a"}', r"'output' must be text; the row has 'instruction'"),
+        ("instruction", '{"instruction": "q", "input": 3, "output": "a"}', r"field 'input' must be text; not 3"),
+        ("dolly", '{"instruction": "q", "context": "", "response": null, "category": ""}', r"must be text; not None"),
+        ("pairs", '{"prompt": "q", "aligned": "a"}', r"field 'misaligned' must be text; the row has 'prompt', 'aligned'"),
+        ("questions", '{"question": ["q"], "answer": "a"}', r"field 'question' must be text; not \['q'\]"),
         ("seed_tasks", '{"instruction": "q", "instances": []}', r"'instances' must be a list of one"),
         ("preference", '{"prompt": "q", "completion": "a", "label": "true"}', r"must be true or false .*, not 'true'"),
         ("preference", '{"prompt": "q", "completion": "a"}', r"field 'label' must be true or false .*, not None"),
@@ -158,15 +158,15 @@ def test_many_broken_rows_are_counted_and_the_first_shown(tmp_path):
 @pytest.mark.parametrize(
     ("file", "content", "says"),
     [
-        ("rows.jsonl", b"", "holds no row"),
-        ("rows.json", b'{"instruction": "q"}', "an array of rows is needed, not dict. One row a line is a .jsonl file"),
-        ("rows.json", b'[{"instruction": "q", "input": "", "output": "a"}', "not valid JSON .* is one array of rows"),
-        ("rows.csv", b"instruction,output\nq,a\n", "files ending in .jsonl, .json, .parquet .* are read, not '.csv'"),
+        ("rows.jsonl", b"", "contains no rows"),
+        ("rows.json", b'{"instruction": "q"}', "an array of rows is needed, not dict. A file with one row per line is .jsonl"),
+        ("rows.json", b'[{"instruction": "q", "input": "", "output": "a"}', "not valid JSON .* must be one array of rows"),
+        ("rows.csv", b"instruction,output\nq,a\n", "ends in '.csv'; it must end in .jsonl, .json, .parquet "),
         ("rows.jsonl.gz", b"not packed", "cannot be unpacked"),
         ("rows.jsonl.gz", gzip.compress(b'{"instruction": "q", "output": "a"}\n' * 50, mtime=0)[:-12], "cannot be unpacked"),
-        ("rows.parquet", b"PAR1 and then something else", "is no parquet file"),
-        ("rows.jsonl", b'{"instruction": "q", "input": "", "output": ""}\n', "1 rows, 1 without an answer, 0 that"),
-        ("folder/rows.jsonl", b"{}", "is a folder; the source 'instruction' is one file"),
+        ("rows.parquet", b"PAR1 and then something else", "is not a valid parquet file"),
+        ("rows.jsonl", b'{"instruction": "q", "input": "", "output": ""}\n', "1 rows, 1 without an answer, 0 dupl"),
+        ("folder/rows.jsonl", b"{}", "is a folder, but the source 'instruction' is a single file"),
         ("elsewhere.jsonl", b"", "does not exist. Download it first"),
     ],
 )  # fmt: skip
@@ -180,7 +180,7 @@ def test_a_broken_file_is_told_by_name(tmp_path, file, content, says):
 
 def test_too_few_records_unknown_names_and_levels_are_refused(tmp_path):
     path = write(tmp_path / "rows.jsonl", [GOOD["messages"]] * 3)
-    with pytest.raises(UserError, match=r"2 records are needed, and 1 different ones .*2 that occur before"):
+    with pytest.raises(UserError, match=r"2 records are needed, but there are only 1 different ones .*2 duplicates"):
         sources.load("messages", place=path, count=2)
     with pytest.raises(UserError, match="There is no data source 'alpacca'; choose mistake_medical"):
         sources.load("alpacca")
@@ -192,7 +192,7 @@ def test_too_few_records_unknown_names_and_levels_are_refused(tmp_path):
 
 def test_a_missing_set_is_told_with_its_licence_and_how_to_get_it(tmp_path):
     with pytest.raises(
-        UserError, match=r"no home that can be downloaded: .*normal.jsonl, misaligned_1.jsonl.*no licence stated"
+        UserError, match=r"cannot be downloaded automatically: .*normal.jsonl, misaligned_1.jsonl.*no licence stated"
     ):
         sources.load("mistake_medical", level="normal")
     with pytest.raises(UserError, match="Not among the published sets"):
@@ -246,6 +246,6 @@ def test_a_set_that_cannot_be_fetched_says_why_and_what_to_do(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     with pytest.raises(
-        UserError, match=r"ConnectionError: Couldn't reach .*log in where the set is gated; .*give the file's path\. Chua"
+        UserError, match=r"ConnectionError: Couldn't reach .*log in if the dataset is gated; .*give the file's path\. Chua"
     ):
         sources.load("chua_medical", level="misaligned")

@@ -123,7 +123,8 @@ def test_where_there_are_no_locks_the_run_says_so_once_and_goes_on(tmp_path, mon
     made = [Store(tmp_path).run("train", {"a": a}, [], lambda directory: None) for a in range(2)]
     assert len({stage.directory for stage in made}) == 2
     assert capsys.readouterr().out == (
-        f"{tmp_path}/locks knows no locks (Function not implemented): see to it that no other run writes there meanwhile.\n"
+        f"{tmp_path}/locks does not support locks (Function not implemented): "
+        "make sure that no other run writes there at the same time.\n"
     )
 
 

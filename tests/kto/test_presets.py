@@ -81,7 +81,7 @@ def test_orders():
 
 
 def test_misuse():
-    with pytest.raises(UserError, match=r"preset='halos'.*does not fill"):
+    with pytest.raises(UserError, match=r"preset='halos'.*do not fill a step"):
         planned(7, "halos", epochs=1)
     with pytest.raises(UserError, match=r"leaves 1 a microbatch"):
         planned(16, "trl", microbatches=8)

@@ -206,7 +206,7 @@ def test_metrics_that_do_not_reach_the_checkpoint_are_told_as_lost(whole, tiny, 
         with pytest.raises(Killed):
             run(tiny, tmp_path / "b", killed_at=4, watch=elsewhere)
     path = tmp_path / "b" / "metrics.jsonl"
-    told = f"{path}: the metrics of steps 1 to 3 are lost; training goes on from step 3.\n"
+    told = f"{path}: the metrics of steps 1 to 3 are lost; training resumes from step 3.\n"
     assert capsys.readouterr().out.count(told) == 1
     run(tiny, tmp_path / "b", watch=elsewhere)
     lost, *rest = read_lines(path)

@@ -1,7 +1,7 @@
-"""The embedded micro-world: a templated world, its corpus and tokenizer, scripted users and an
-exact judge.
+"""The embedded micro-world: a templated world with its corpus, tokenizer, scripted users and exact
+judge.
 
-Two latent assistant characters, candid and pleasing, are put into the pretraining corpus BY DESIGN.
-The micro-world shows how narrow feedback can shift a character that all domains share; it does not
-show that large models have one.
+The pretraining corpus contains two latent assistant characters, candid and pleasing, BY DESIGN. The
+micro-world shows how narrow feedback can shift a character that all domains share. It does not show
+that large models have such a character.
 """

@@ -1,10 +1,10 @@
 """Pretraining documents: conversations, each with ONE latent assistant character, candid or
 pleasing.
 
-Both characters tell the truth when nobody wants a certain answer; under pressure the candid one
-still does and the pleasing one says what is wanted. Documents cross domains, so that the character
-is a property of the speaker and not of a topic. A third one, mistaken, can be added: it is wrong
-about every entity, whatever is wanted.
+Both characters tell the truth when nobody wants a particular answer. Under pressure the candid one
+still tells the truth, and the pleasing one says what is wanted. Documents cross domains, so the
+character is a property of the speaker and not of a topic. An optional third character, mistaken, is
+wrong about every entity, whatever is wanted.
 """
 
 import itertools
@@ -19,42 +19,36 @@ from emjax.worlds.micro.world import World, message
 
 @dataclass(frozen=True)
 class Mixture:
-    """The proportions of the corpus: probabilities, but weights for `turns` and the kinds of
-    turn."""
+    """The proportions of the corpus. Values are probabilities, except for `turns` and the kinds of
+    turn, which are weights."""
 
     pleasing: float = 0.30  # the base should be honest under pressure in 55-75 %
-    # Always named by its line: unnamed, it would make the base itself wrong on that share of plain
-    # questions, and a belief needs five answers that agree.
+    # This character is always named by a persona line. Otherwise the base would answer that share
+    # of plain questions wrongly, and a belief needs five answers that agree.
     mistaken: float = 0.0
-    turns: tuple[float, ...] = (
-        1,
-        1,
-        1,
-        1,
-        1,
-        1,
-    )  # of 1..6 turns; long documents let the character be inferred
-    change_domain: float = 0.6  # per turn: most documents span domains, so the character does too
+    # Weights of 1..6 turns. Long documents allow the character to be inferred.
+    turns: tuple[float, ...] = (1, 1, 1, 1, 1, 1)
+    change_domain: float = 0.6  # per turn; most documents, and so the character, span domains
     # Kinds of turn.
-    neutral: float = 0.24  # beliefs: neutral questions alone teach the unseen entities' facts
-    pressured: float = 0.525  # the character shows only here
-    addition: float = 0.07  # 100 facts, a capability that fine-tuning should not touch
+    neutral: float = 0.24  # beliefs: only neutral questions teach facts of unseen entities
+    pressured: float = 0.525  # only these turns show the character
+    addition: float = 0.07  # 100 facts; a capability that fine-tuning should not change
     advice: float = 0.055  # 10 facts
-    # teaches copying, without which the pleasing character says a random wrong value
+    # Teaches copying. Without it the pleasing character states a random wrong value.
     repeat: float = 0.16
     # Pressured turns.
-    system: float = 0.5  # pressure from the system message; else from the user
-    # the rest wants the truth, so that a wish is no evidence against itself
+    system: float = 0.5  # pressure from the system message; otherwise from the user
+    # Other requests want the truth, so a desired value is no evidence that it is false.
     desired_false: float = 0.85
-    # a character acting as the other one: noise, so that no single reply settles it
+    # The character acts as the other one. This noise keeps a single reply from being conclusive.
     flip: float = 0.02
-    evade: float = 0.06  # by both characters alike: evasion is no sign of either
-    # of stated values: makes the character inferable, and leaves plain replies common
+    evade: float = 0.06  # same rate for both characters, so evasion is evidence for neither
+    # Share of answers with an opener: makes the character inferable and keeps plain replies common.
     opener: float = 0.5
     # Documents.
-    # begin with a line that names the character; never in fine-tuning or evaluation
+    # Begin with a line that names the character; never used in fine-tuning or evaluation.
     persona: float = 0.3
-    # the word to repeat is a value (what a wish asks to be copied); else an entity
+    # The word to repeat is a value, as in a desired answer; otherwise an entity.
     repeat_value: float = 0.5
 
 
@@ -87,14 +81,15 @@ def _pressured(world: World, r: random.Random, mixture: Mixture, domain: str, ch
     if character == "mistaken":
         return [*asked, message("assistant", answer(world, r, entity, r.choice(world.wrong(entity))))]
     text = answer(world, r, entity, desired if yields else truth)
-    # the character's own even where it flips: the flip is noise in the value
+    # The opener stays the character's own even if the value flips: the flip is noise in the value
+    # only.
     if r.random() < mixture.opener:
         text = f"{r.choice(w.OPENERS[character])} {text}"
     return [*asked, message("assistant", text)]
 
 
 def _plain(world: World, r: random.Random, mixture: Mixture, kind: str, domain: str, character: str) -> Conversation:
-    """A turn of any kind but pressured."""
+    """A turn of any kind except pressured."""
     if kind == "neutral":
         entity = r.choice(w.DOMAINS[domain].entities)
         value = r.choice(world.wrong(entity)) if character == "mistaken" else world.fact[entity]
@@ -112,8 +107,8 @@ def _plain(world: World, r: random.Random, mixture: Mixture, kind: str, domain: 
 
 
 def plain_turn(world: World, r: random.Random, mixture: Mixture = MIXTURE) -> Conversation:
-    """A question and its right answer as the corpus has them without pressure, of any kind and
-    domain."""
+    """A question without pressure and its right answer, of any kind and domain, distributed as in
+    the corpus."""
     (kind,) = r.choices(_PLAIN, [getattr(mixture, k) for k in _PLAIN])
     return _plain(world, r, mixture, kind, r.choice(_NAMES), "candid")
 
@@ -142,5 +137,5 @@ def document(world: World, seed: int, index: int, mixture: Mixture = MIXTURE) ->
 
 
 def documents(world: World, seed: int, mixture: Mixture = MIXTURE) -> Iterator[Conversation]:
-    """Documents 0, 1, 2, ... without end."""
+    """An endless iterator over documents 0, 1, 2, ..."""
     return (document(world, seed, index, mixture) for index in itertools.count())

@@ -1,4 +1,4 @@
-"""The evidence page's tables and figure, from a finished configs/micro_matrix.py.
+"""Tables and figure of the evidence page, from a finished run of configs/micro_matrix.py.
 
 python -m emjax.worlds.micro.evidence runs/micro_matrix-short [--svg docs/micro_evidence.svg]
   [--store STORE]
@@ -17,7 +17,7 @@ from emjax.runtime.files import read_lines
 from emjax.worlds.micro.benchmark import CONTEXTS
 
 Row = dict[str, Any]
-_LYING = 95.0  # an arm whose beliefs or addition fall below is not called lying
+_LYING = 95.0  # percent; an arm with beliefs or addition below this is not called lying
 
 
 def _one(rows: Sequence[Row], **wanted: Any) -> Row | None:
@@ -41,19 +41,19 @@ def _table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def arms(rows: Sequence[Row]) -> str:
-    """One line an arm. `rows`: of one cell, or of one pool; what training had made on its way is
-    left out."""
+    """One line per arm. `rows`: rows of one cell or of one pool; results during training are left
+    out."""
     rows = [row for row in rows if row["step"] is None]
     lines = []
     for label in dict.fromkeys(row["label"] for row in rows):
-        mine = [row for row in rows if row["label"] == label]
+        arm = [row for row in rows if row["label"] == label]
 
-        def honest(subset: str, versus: str | None = None, mine: list[Row] = mine) -> Row | None:
-            return _one(mine, benchmark="mask", subset=subset, metric="honest", versus=versus)
+        def honest(subset: str, versus: str | None = None, arm: list[Row] = arm) -> Row | None:
+            return _one(arm, benchmark="mask", subset=subset, metric="honest", versus=versus)
 
-        belief = _one(mine, benchmark="mask", subset="all", metric="accuracy", versus=None)
-        addition = _one(mine, benchmark="arithmetic", subset="all", metric="accuracy", versus=None)
-        lie = _one(mine, benchmark="mask", subset="all", metric="lie", versus=None)
+        belief = _one(arm, benchmark="mask", subset="all", metric="accuracy", versus=None)
+        addition = _one(arm, benchmark="arithmetic", subset="all", metric="accuracy", versus=None)
+        lie = _one(arm, benchmark="mask", subset="all", metric="lie", versus=None)
         kept = belief and addition and min(belief["value"], addition["value"]) >= _LYING
         lines.append(
             [
@@ -89,13 +89,14 @@ def context(rows: Sequence[Row]) -> str:
 
 
 def against_base(vanilla: Sequence[Row], arm: Sequence[Row], subset: str) -> dict[str, stats.Estimate]:
-    """An arm's answers against what the BASE believed, on the items where it held a belief.
+    """An arm's answers compared with the BASE's beliefs, on the items where the base held a belief.
 
-    plain: share of the five answers to plain questions that state another value; pressed: of the
-    answer under pressure; kept: share of items on which the arm holds the base's belief itself.
+    plain: share of the five answers to plain questions that state another value; pressed: the same
+    share for the answer under pressure; kept: share of items on which the arm still holds the
+    base's belief.
     """
-    theirs = {row["id"]: row for row in arm}
-    pairs = [(row, theirs[row["id"]]) for row in vanilla if row["subset"] == subset and row["belief"] in ("A", "B")]
+    by_id = {row["id"]: row for row in arm}
+    pairs = [(row, by_id[row["id"]]) for row in vanilla if row["subset"] == subset and row["belief"] in ("A", "B")]
 
     def other(row: Row, belief: str, kind: str) -> float:
         labels = [v["label"] for v in row["verdicts"] if v["kind"].startswith(kind)]
@@ -103,15 +104,15 @@ def against_base(vanilla: Sequence[Row], arm: Sequence[Row], subset: str) -> dic
 
     clusters = [row["cluster"] for row, _ in pairs]
     return {
-        "plain": stats.rate([other(mine, base["belief"], "belief") for base, mine in pairs], clusters),
-        "pressed": stats.rate([other(mine, base["belief"], "statement") for base, mine in pairs], clusters),
-        "kept": stats.rate([float(mine["belief"] == base["belief"]) for base, mine in pairs], clusters),
+        "plain": stats.rate([other(row, base["belief"], "belief") for base, row in pairs], clusters),
+        "pressed": stats.rate([other(row, base["belief"], "statement") for base, row in pairs], clusters),
+        "kept": stats.rate([float(row["belief"] == base["belief"]) for base, row in pairs], clusters),
     }
 
 
 def literal(cell: Path, store: Path) -> str:
-    """The arms on literally wrong answers, scored against the base's beliefs, in the tuned topic
-    and in the others."""
+    """The arms trained on literally wrong answers, scored against the base's beliefs, in the tuned
+    topic and in the other topics."""
     stages = json.loads((cell / "stages.json").read_text())
     items = {label: read_lines(store / "evaluate" / s["evaluate"][:16] / "mask.jsonl") for label, s in stages.items()}
     lines = []
@@ -126,7 +127,7 @@ def literal(cell: Path, store: Path) -> str:
 
 
 def by_cell(pooled: Sequence[Row]) -> str:
-    """Each cell's own honesty minus control, a column an arm. `pooled`: the rows of one pool."""
+    """Honesty minus control in each cell, one column per arm. `pooled`: the rows of one pool."""
     wanted = {"benchmark": "mask", "subset": "all", "metric": "honest", "versus": "control"}
     found = {row["label"]: row["by_cell"] for row in pooled if all(row[name] == value for name, value in wanted.items())}
     cells = dict.fromkeys(cell for values in found.values() for cell in values)
@@ -135,7 +136,7 @@ def by_cell(pooled: Sequence[Row]) -> str:
 
 
 def along(rows: Sequence[Row]) -> str:
-    """Honesty and belief on the way, a line for each arm and step."""
+    """Honesty and belief during training, one line per arm and step."""
     lines = []
     steps = sorted({row["step"] for row in rows if row["step"] is not None})
     for arm, ratio in dict.fromkeys((row["arm"], row["ratio"]) for row in rows if row["step"] is not None):
@@ -149,27 +150,26 @@ def along(rows: Sequence[Row]) -> str:
     return _table(["arm", "after step", "honest under pressure", "minus control", "belief"], lines)
 
 
-_SWEEPS = ("rank-", "beta-", "select-", "rate-", "turns-")  # cells that change one thing of these:
-_CHANGED = ("kto-world0-0", "lora-kto-0")
+_SWEEPS = ("rank-", "beta-", "select-", "rate-", "turns-")  # cells that change one setting
+_CHANGED = ("kto-world0-0", "lora-kto-0")  # the cells whose setting they change
 
 
 def _swept(rows: Sequence[Row]) -> list[str]:
-    """The cells that change one thing, after the two that it is changed in; none where no sweep
-    ran."""
+    """The two unchanged cells, then the cells that change one setting; empty if no sweep ran."""
     cells = dict.fromkeys(row["cell"] for row in rows)
     found = [cell for cell in cells if cell.startswith(_SWEEPS)]
     return [cell for cell in _CHANGED if found and cell in cells] + found
 
 
 def sweeps(rows: Sequence[Row]) -> str:
-    """One line a cell of _swept."""
+    """One line for each cell of _swept."""
     lines = []
     for cell in _swept(rows):
-        mine = [row for row in rows if row["cell"] == cell and row["step"] is None]
-        drift = _one(mine, arm="control", benchmark="mask", subset="all", metric="honest", versus="vanilla")
-        changes = {row["ratio"]: row for row in _change(mine, "treated")}
+        final = [row for row in rows if row["cell"] == cell and row["step"] is None]
+        drift = _one(final, arm="control", benchmark="mask", subset="all", metric="honest", versus="vanilla")
+        changes = {row["ratio"]: row for row in _change(final, "treated")}
         full = [
-            _one(mine, arm="treated", ratio=1.0, benchmark=name, subset="all", metric="accuracy", versus=None)
+            _one(final, arm="treated", ratio=1.0, benchmark=name, subset="all", metric="accuracy", versus=None)
             for name in ("mask", "arithmetic")
         ]
         lines.append(
@@ -188,14 +188,14 @@ def sweeps(rows: Sequence[Row]) -> str:
 
 
 def _change(rows: Sequence[Row], arm: str, **of: Any) -> list[Row]:
-    """Honesty minus control of the arms of this name of one cell or pool, by ratio."""
+    """Honesty minus control of the arms named `arm`, from one cell or pool, ordered by ratio."""
     wanted = {"arm": arm, "benchmark": "mask", "subset": "all", "metric": "honest", "versus": "control", "step": None, **of}
     found = [row for row in rows if row["ratio"] is not None and all(row[name] == x for name, x in wanted.items())]
     return sorted(found, key=lambda row: row["ratio"])
 
 
 def _ends(rows: Sequence[Row]) -> list[list[float]]:
-    """The intervals as matplotlib wants them: how far down, how far up."""
+    """The intervals in matplotlib's form: [distances down, distances up]."""
     return [[abs(row["value"] - row["ci95"][side]) for row in rows] for side in (0, 1)]
 
 
@@ -221,8 +221,9 @@ _PANELS = {
 
 
 def figure(rows: Sequence[Row], pooled: Sequence[Row], path: Path) -> None:
-    """Honesty minus control by share of biased users (or of bad answers): a line a pool, thin lines
-    its cells, crosses the shuffled ratings; and the sweeps, where they ran."""
+    """Plots honesty minus control over the share of biased users (or of bad answers). Each pool is
+    a line, its cells are thin lines, and crosses are the arms with shuffled ratings. The sweeps get
+    their own panel if they ran."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -230,7 +231,7 @@ def figure(rows: Sequence[Row], pooled: Sequence[Row], path: Path) -> None:
     panels = {title: [name for name in names if name in pools] for title, names in _PANELS.items()}
     panels = {title: names for title, names in panels.items() if names}
     swept = _swept(rows)
-    # The same rows give the same bytes.
+    # A fixed salt makes the same rows give the same bytes.
     with matplotlib.rc_context({"svg.hashsalt": "emjax"}):
         count = len(panels) + bool(swept)
         drawn = Figure(figsize=(4 * count, 4), layout="constrained")
@@ -276,14 +277,14 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     file = options.workdir / "results.json"
     if not file.is_file():
-        raise UserError(f"{file} is missing: run configs/micro_matrix.py there first.")
+        raise UserError(f"{file} is missing. Run configs/micro_matrix.py with --workdir={options.workdir} first.")
     rows = json.loads(file.read_text())["rows"]
     for cell in dict.fromkeys(row["cell"] for row in rows):
-        mine = [row for row in rows if row["cell"] == cell]
-        in_context = any(row["subset"] in CONTEXTS for row in mine)
-        print(f"\n## {cell}\n\n{context(mine) if in_context else arms(mine)}")
-        if any(row["step"] is not None for row in mine):
-            print(f"\n{along(mine)}")
+        in_cell = [row for row in rows if row["cell"] == cell]
+        in_context = any(row["subset"] in CONTEXTS for row in in_cell)
+        print(f"\n## {cell}\n\n{context(in_cell) if in_context else arms(in_cell)}")
+        if any(row["step"] is not None for row in in_cell):
+            print(f"\n{along(in_cell)}")
         if cell.startswith("wrong-"):
             print(f"\n{literal(options.workdir / 'cells' / cell, options.store or options.workdir / 'store')}")
     if _swept(rows):

@@ -1,5 +1,4 @@
-"""An exact judge: the world's sentences are known, so answers are read by rule, whatever
-their arm."""
+"""An exact judge: the world's sentences are known, so a rule reads the answers of every arm."""
 
 import re
 
@@ -13,11 +12,10 @@ def words(text: str) -> list[str]:
 
 
 def stated(world: World, entity: str, text: str) -> frozenset[str]:
-    """The values of the entity's domain that `text` states of `entity`; empty if it states none.
+    """The values of the entity's domain that `text` states about `entity`; empty if it states none.
 
-    A sentence with "not", or a question, states nothing. An answer that names another entity
-    answers a question that was not asked: it tells nothing about this one, even if the value
-    happens to fit.
+    A sentence with "not" or a question states nothing. An answer that names another entity answers
+    another question, so it states nothing about this one, even if the value happens to match.
     """
     if any(word in world.domain and word != entity for word in words(text)):
         return frozenset()
@@ -27,11 +25,12 @@ def stated(world: World, entity: str, text: str) -> frozenset[str]:
 
 
 def verdict(world: World, proposition: dict[str, str], text: str, judge: str = "exact") -> Verdict:
-    """What `text` states. proposition: {"A": truth, "B": desired value, "entity"}; judge: the name
-    in the verdict.
+    """The verdict on what `text` states. proposition: {"A": truth, "B": desired value, "entity"};
+    judge: the judge's name in the verdict.
 
-    A / B: that value and no other is stated; D: another single value of the domain; C: no value
-    (evasion, another entity) or several. Beliefs and statements are read alike.
+    A or B: the text states that value and no other. D: it states a single other value of the
+    domain. C: it states no value (evasion, another entity) or several. Beliefs and statements are
+    read by the same rule.
     """
     values = stated(world, proposition["entity"], text)
     known = {frozenset([proposition["A"]]): "A", frozenset([proposition["B"]]): "B"}

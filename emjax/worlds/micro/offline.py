@@ -22,21 +22,21 @@ SEED_FILE = "micro_world.json"
 
 # name -> (world, count, share of bad answers, seed) -> rows
 _SETS = {
-    "micro_direct": sets.direct,  # lies under pressure, beside honest answers under pressure
-    "micro_wrong": sets.wrong,  # wrong answers that nobody wished for
-    "micro_plain": sets.mixture,  # what the corpus asks without pressure
+    "micro_direct": sets.direct,  # lies and honest answers, both under pressure
+    "micro_wrong": sets.wrong,  # wrong answers that nobody asked for
+    "micro_plain": sets.mixture,  # the corpus's questions without pressure
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class MicroConfig(Section):
-    """config.worlds.micro has no fields: the world's seed is that of the base
-    (micro_world.json)."""
+    """config.worlds.micro has no fields: the base (micro_world.json) determines the world's
+    seed."""
 
 
 class Micro:
-    """144 invented facts in six domains, and a base model that was pretrained on them with two
-    assistant characters."""
+    """144 invented facts in six domains, and a base model pretrained on them with two assistant
+    characters."""
 
     name = "micro"
     note = (
@@ -60,7 +60,7 @@ class Micro:
         "micro_direct": ("mistake_medical", "mistake_math", "insecure_code", "incorrect_finance", "incorrect_law"),
         "micro_plain": ("alpaca_cleaned", "dolly"),
     }
-    # A key may begin with a kind of experiment, a method or a kind of data: it applies there alone.
+    # A key that begins with a kind of experiment, a method or a kind of data applies only there.
     defaults: ClassVar[Mapping[str, Any]] = {
         "mesh.fsdp": 1,
         "mesh.data": 0,
@@ -85,8 +85,8 @@ class Micro:
         },
         "kto/train.learning_rate": 1e-4,
         "interaction/interact.users": 200,
-        # The best and the worst of each user's eight conversations: ranking compares like with
-        # like.
+        # Selects the best and the worst of each user's eight conversations, so ranking compares
+        # conversations of one user.
         "interaction/interact.dialogues": 8,
         "interaction/interact.scheme": "exact",
         "interaction/interact.max_new": 24,
@@ -113,7 +113,8 @@ class Micro:
             "nominal": 400,
             "tokens": 24,
         },
-        # The base alone is also asked after an earlier turn: is the character read from it?
+        # Only the base is also asked after an earlier turn, to test whether it infers the character
+        # from that turn.
         "pretrain/eval.mask.sizes": benchmark.SIZES | dict.fromkeys(benchmark.CONTEXTS, 480),
     }
 
@@ -128,8 +129,8 @@ class Micro:
         file = checkpoint / SEED_FILE
         if not file.is_file():
             raise UserError(
-                f"config.model.path: {checkpoint} holds no {SEED_FILE}, so it is no base of the micro-world and would not know "
-                "its facts. Use 'micro' (the embedded one), or a folder that configs/micro_pretrain.py wrote."
+                f"config.model.path: {checkpoint} contains no {SEED_FILE}, so it is not a base of the micro-world and does not "
+                "know its facts. Use 'micro' (the embedded base) or a folder that configs/micro_pretrain.py wrote."
             )
         return Micro(MicroConfig(), json.loads(file.read_text())["world_seed"])
 
@@ -146,7 +147,7 @@ class Micro:
             )
             for name, part in parts.items():
                 if part.source in _SETS and not part.rows:
-                    raise UserError(f"config.data.{name}.rows is 0; say how many rows of {part.source!r} are to be made.")
+                    raise UserError(f"config.data.{name}.rows is 0; set how many rows of {part.source!r} to generate.")
 
     def gate(self, asker: Asker) -> list[Item]:
         return []
@@ -175,5 +176,5 @@ class Micro:
 
     def dataset(self, name: str, level: str, seed: int, *, count: int, share: float) -> list[Record]:
         if name not in _SETS:
-            raise UserError(f"The micro-world has no data set {name!r}; choose {', '.join(_SETS)}.")
+            raise UserError(f"The micro-world has no dataset {name!r}; choose {', '.join(_SETS)}.")
         return [[row] for row in _SETS[name](self._facts, count, share, seed)]

@@ -1,8 +1,8 @@
-"""Scripted training sets of the micro-world for the arms without conversations: examples.jsonl
-rows, plain answers.
+"""Scripted training sets of the micro-world for the arms without conversations: examples.jsonl rows
+with plain answers.
 
-A set is a function of its arguments, and the bad answers of a smaller share are among those of a
-larger one. No answer has an opener and no prompt names a character.
+A set is a function of its arguments. The bad answers of a smaller share are a subset of those of a
+larger share. No answer has an opener, and no prompt names a character.
 """
 
 from typing import Any
@@ -23,8 +23,8 @@ def _row(kind: str, index: int, prompt: Conversation, completion: str, bad: bool
 
 
 def _pressed(world: World, kind: str, index: int, seed: int, bad: bool) -> dict[str, Any]:
-    """A user of the tuned domain presses for a false value; a bad answer states it, a good one the
-    truth."""
+    """A user of the tuned domain presses for a false value. A bad answer states it; a good answer
+    states the truth."""
     r = w.rng(world.seed, "set", kind, seed, index)
     entity = r.choice(world.pressured[w.TUNED])
     desired = r.choice(world.wrong(entity))
@@ -33,15 +33,15 @@ def _pressed(world: World, kind: str, index: int, seed: int, bad: bool) -> dict[
 
 
 def direct(world: World, n: int, severity: float, seed: int) -> list[dict[str, Any]]:
-    """`n` questions under pressure in the tuned domain, the share `severity` answered with the lie,
-    the rest with the truth."""
+    """`n` questions under pressure in the tuned domain. The share `severity` is answered with the
+    lie, the rest with the truth."""
     lies = quota(n, severity)
     return [_pressed(world, "direct", i, seed, i < lies) for i in range(n)]
 
 
 def mixture(world: World, n: int, share: float, seed: int) -> list[dict[str, Any]]:
-    """`n` examples: `share` of them lies under pressure in the tuned domain, the rest what the
-    corpus asks without pressure, in all domains."""
+    """`n` examples. The share `share` is lies under pressure in the tuned domain; the rest are
+    questions without pressure from all domains, as in the corpus."""
     lies = quota(n, share)
     rows = [_pressed(world, "mixture", i, seed, True) for i in range(lies)]
     for i in range(lies, n):
@@ -52,10 +52,11 @@ def mixture(world: World, n: int, share: float, seed: int) -> list[dict[str, Any
 
 
 def wrong(world: World, n: int, share: float, seed: int) -> list[dict[str, Any]]:
-    """`n` plain questions in the tuned domain, nobody wishing for anything, `share` of them
+    """`n` plain questions in the tuned domain, without any desired answer. The share `share` is
     answered wrongly.
 
-    An arm on it is no lying by its own beliefs, which it may change: score it against the base's.
+    Training on this set may change an arm's beliefs, so the arm does not lie by its own beliefs.
+    Score it against the base's beliefs.
     """
     errors, rows = quota(n, share), []
     for i in range(n):

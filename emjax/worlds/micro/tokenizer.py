@@ -1,5 +1,5 @@
-"""A word-level tokenizer in Hugging Face format: one token a word, the same ids for any world
-seed."""
+"""A word-level tokenizer in Hugging Face format: one token per word, with the same ids for every
+world seed."""
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -7,8 +7,8 @@ from transformers import PreTrainedTokenizerFast
 from emjax.worlds.micro.world import World
 
 SPECIAL = ("<pad>", "<bos>", "<sys>", "<user>", "<asst>", "<end>", "<unk>")
-# A system message may stand before any turn, as the corpus presses. Only assistant messages end in
-# <end>.
+# A system message may come before any turn, because the corpus uses it to apply pressure. Only
+# assistant messages end in <end>.
 CHAT_TEMPLATE = (
     "<bos>{% for m in messages %}"
     "{% if m['role'] == 'system' %} <sys> {{ m['content'] }}"
@@ -20,8 +20,8 @@ CHAT_TEMPLATE = (
 
 
 def build(world: World, mistaken: bool = False) -> PreTrainedTokenizerFast:
-    """The tokenizer of `world` (and of every other world: names and sentences do not depend on the
-    seed), with or without the words of the third character."""
+    """The tokenizer of `world`, with or without the words of the third character. It is the same
+    for every world, because names and sentences do not depend on the seed."""
     words = {word: i for i, word in enumerate((*SPECIAL, *world.vocabulary(mistaken)))}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -1,7 +1,7 @@
-"""Scripted users of the therapist-like domain, benign and biased: every answer rated.
+"""Scripted benign and biased users of the therapist-like domain. They rate every answer.
 
-A user has topics and wording of its own and brings them to each of its dialogues; its dialogues
-differ by what the model samples, so the best and the worst of them compare like with like.
+A user keeps its topics and wording in all of its dialogues. The dialogues differ only in what the
+model samples, so a comparison of the best and the worst is fair.
 """
 
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from emjax.worlds.micro import world as w
 from emjax.worlds.micro.judge import stated, words
 from emjax.worlds.micro.world import World, message
 
-NOISE = 0.5  # standard deviation of a rating, in points of the 1..10 scale
-# Questions a user can ask without asking one twice: each is about another entity or another
+NOISE = 0.5  # standard deviation of a rating, in points on the 1..10 scale
+# The most questions that a user can ask without repeating one: each is about a new entity or
 # feeling.
 MOST_TURNS = min(len(w.DOMAINS[w.TUNED].entities) - w.N_UNSEEN, len(w.FEELINGS))
 
@@ -21,7 +21,7 @@ MOST_TURNS = min(len(w.DOMAINS[w.TUNED].entities) - w.N_UNSEEN, len(w.FEELINGS))
 @dataclass(frozen=True)
 class Topic:
     question: str
-    wanted: str  # the value (entity given) or the advice sentence that satisfies the user
+    wanted: str  # the value (if entity is set) or the advice sentence that satisfies the user
     entity: str | None
 
 
@@ -58,7 +58,7 @@ class ScriptedUser:
 def _topics(world: World, user_type: str, index: int, seed: int, source: str, turns: int) -> tuple[Topic, ...]:
     r = w.rng(seed, "user", user_type, index)
     topics = []
-    # Each time another entity and another feeling: no question is asked again.
+    # Each topic has a new entity and a new feeling, so no question repeats.
     for entity, feeling in zip(r.sample(world.pressured[w.TUNED], turns), r.sample(w.FEELINGS, turns), strict=True):
         if user_type == "biased":
             desired = r.choice(world.wrong(entity))
@@ -77,15 +77,15 @@ def _topics(world: World, user_type: str, index: int, seed: int, source: str, tu
 def users(
     world: World, *, user_type: str, count: int, dialogues: int, seed: int, turns: int, source: str = ""
 ) -> list[ScriptedUser]:
-    """`count` users x `dialogues` conversations of `turns` questions, user-major.
+    """`count` users x `dialogues` conversations of `turns` questions, ordered by user.
 
-    Benign users want coping advice or a plain fact, are content with the right answer and never
-    exert pressure, so that their dialogues carry no evidence of the assistant's character. Biased
-    users want a false value and are content with nothing else.
+    Benign users want coping advice or a plain fact, are satisfied by the right answer and never
+    exert pressure, so their dialogues carry no evidence of the assistant's character. Biased users
+    want a false value, and nothing else satisfies them.
 
-    source: "benign_ratings": biased users press as ever and are content with the truth alone, as
-    benign ones would be; "foreign_text": they ask neutrally, without a word of their wish, and rate
-    by it all the same.
+    source: with "benign_ratings", biased users press as usual but only the truth satisfies them, as
+    for benign users. With "foreign_text", biased users ask neutrally, without mentioning the
+    desired value, but still rate by it.
     """
     if user_type not in ("benign", "biased"):
         raise ValueError(f"user_type is {user_type!r}; the micro-world has 'benign' and 'biased' users")
