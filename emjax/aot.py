@@ -74,7 +74,8 @@ def main(argv: list[str]) -> int:
             raise UserError(
                 f"config.experiment is {config.experiment!r}; only 'interaction' configs have a step to compile here."
             )
-        if "model.attention" not in parsing.overridden(options):  # the presets' default runs on any machine
+        # the presets' default runs on any machine
+        if "model.attention" not in parsing.overridden(options):
             config = dataclasses.replace(config, model=dataclasses.replace(config.model, attention="splash"))
         print(json.dumps(compile_step(config, options.topology, options.stage)))
     except UserError as error:
