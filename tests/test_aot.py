@@ -20,6 +20,7 @@ from emjax.experiment.fit import Recipe, fit
 from emjax.kto import step as kto_step
 from emjax.models import lora, sharding
 from emjax.models.known import KNOWN
+from emjax.presets import paper
 from emjax.sampling import Engine, Request, programs
 from emjax.sampling import cache as kv
 from emjax.train import sft
@@ -49,7 +50,7 @@ def tiny_path(tmp_path):
 
 
 def test_known_paths_are_the_configs():
-    assert {name: known.path for name, known in KNOWN.items()} == presets.MODELS | {"micro": "micro"}
+    assert {name: known.path for name, known in KNOWN.items()} == paper.MODELS | {"micro": "micro"}
 
 
 @pytest.mark.parametrize(
