@@ -95,32 +95,32 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=args.directory) as directory:
         torch.manual_seed(0)
         with torch.device(device):
-            theirs = transformers.AutoModelForCausalLM.from_config(
+            peer = transformers.AutoModelForCausalLM.from_config(
                 transformers.AutoConfig.for_model(**config.to_hf()), dtype=dtype
             ).eval()
         # randomize norms and biases too: values of 1 and 0 could hide an error
         with torch.no_grad():
-            for name, p in theirs.named_parameters():
+            for name, p in peer.named_parameters():
                 if p.ndim == 1:
                     p.copy_(torch.randn_like(p) * 0.02 + (1.0 if "norm" in name else 0.0))
-        theirs.save_pretrained(directory)
+        peer.save_pretrained(directory)
         tokenizer.build(World(0)).save_pretrained(directory)
         Path(directory, "generation_config.json").write_text('{"eos_token_id": 3}')
         # Load as a user would: rotary frequencies are then computed on the CPU, because a GPU's
         # power function rounds differently.
-        theirs = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval().to(device)
+        peer = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval().to(device)
 
         def run() -> np.ndarray:
             with torch.no_grad():
-                return theirs(torch.tensor(tokens, device=device)).logits[0].float().cpu().numpy()
+                return peer(torch.tensor(tokens, device=device)).logits[0].float().cpu().numpy()
 
         logits = {"theirs": run()}
-        theirs.set_attn_implementation("eager")
+        peer.set_attn_implementation("eager")
         logits["eager"] = run()
-        theirs.set_attn_implementation("sdpa")
-        theirs = theirs.float() if args.dtype == "bfloat16" else theirs.double()
+        peer.set_attn_implementation("sdpa")
+        peer = peer.float() if args.dtype == "bfloat16" else peer.double()
         logits["exact"] = run()
-        theirs = None
+        peer = None
         gc.collect()
         if device == "cuda":
             torch.cuda.empty_cache()

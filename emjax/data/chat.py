@@ -81,7 +81,7 @@ def _end_of_turn(full: list[int], prompt: list[int], eos_ids: Sequence[int]) -> 
     if full[: len(prompt)] != prompt:
         raise UserError(
             "The tokenizer's chat template does not render a prompt as a prefix of the answered conversation, so answer "
-            "tokens cannot be separated from prompt tokens. Use another template (thinking blocks and trimmed turns break it)."
+            "tokens cannot be separated from prompt tokens. Use another template: thinking blocks and trimmed turns cause this."
         )
     for i in range(len(prompt), len(full)):
         if full[i] in eos_ids:

@@ -123,9 +123,10 @@ def tokenized(
             messages, cut = shorter, True
             prompt = chat.prompts(tokenizer, [messages])[0]
         dropped = {
-            "dropped_empty": not answer, "dropped_weight_0": not row["weight"],
+            "dropped_empty": not answer,
+            "dropped_weight_0": not row["weight"],
             "dropped_too_long": len(prompt) + len(answer) > max_length,
-        }  # fmt: skip
+        }
         if any(dropped.values()):
             counts[next(reason for reason, so in dropped.items() if so)] += 1
             continue

@@ -67,9 +67,11 @@ def kto_loss(
     given = (policy, reference, policy_kl, reference_kl)
     if any(isinstance(x, np.ndarray) and x.dtype == np.float64 for x in given) and not jax.config.read("jax_enable_x64"):
         options: dict[str, Any] = {
-            "beta": beta, "desirable_weight": desirable_weight, "undesirable_weight": undesirable_weight,
+            "beta": beta,
+            "desirable_weight": desirable_weight,
+            "undesirable_weight": undesirable_weight,
             "loss_type": loss_type,
-        }  # fmt: skip
+        }
         with jax.enable_x64(True):
             return jax.device_get(kto_loss(*given, desirable, **options))
     if loss_type not in LOSS_TYPES:

@@ -126,9 +126,13 @@ def rates(work: dict[str, float], seconds: float, dtype: str) -> dict[str, float
     """
     tflops = work["flops"] / seconds / 1e12
     line = {
-        "seconds": seconds, "examples_s": work["examples"] / seconds, "tokens_s": work["tokens"] / seconds, "tflops": tflops,
-        "padding": work["padding"], "peak_gb": peak_gb(),
-    }  # fmt: skip
+        "seconds": seconds,
+        "examples_s": work["examples"] / seconds,
+        "tokens_s": work["tokens"] / seconds,
+        "tflops": tflops,
+        "padding": work["padding"],
+        "peak_gb": peak_gb(),
+    }
     device = hardware.by_kind(jax.devices()[0].device_kind)
     if device and dtype == "bfloat16":
         line["mfu"] = tflops / (device.tflops * jax.device_count())

@@ -114,7 +114,7 @@ def test_checkpoints(refused, tmp_path):
         return ["--config", MICRO, "--workdir", tmp_path / f"w-{name}", f"--config.model.path={directory}"]
 
     refused(*variant("empty", lambda d: (d / "config.json").unlink()), says=["contains no config.json"])
-    refused(*variant("foreign", lambda d: (d / "micro_world.json").unlink()), says=["no base of the micro-world"])
+    refused(*variant("foreign", lambda d: (d / "micro_world.json").unlink()), says=["not a base of the micro-world"])
     refused(*variant("mute", lambda d: (d / "chat_template.jinja").unlink()), says=["no chat template"])
 
 
