@@ -4,8 +4,9 @@ import importlib
 
 import pytest
 
-from configs import common
-from emjax import plan
+from emjax import presets
+from emjax.design.arms import arms
+from emjax.presets.paper import MODELS
 from emjax.report import paper
 
 ROWS = paper.tables()["rows"]
@@ -17,7 +18,7 @@ def named(row) -> str:
 
 @pytest.mark.parametrize("model", paper.MODELS)
 def test_every_row_has_a_config_with_that_arm(model):
-    assert paper.MODELS[model] == common.MODELS[model]
+    assert paper.MODELS[model] == MODELS[model]
     seen = 0
     for row in ROWS:
         for command in paper.commands(row):
@@ -29,8 +30,8 @@ def test_every_row_has_a_config_with_that_arm(model):
             seen += 1
             if row["arm"] in (None, "vanilla"):
                 continue
-            arms = {(arm.name, arm.ratio, arm.level or None) for arm in plan.arms(config)}
-            assert (row["arm"], row["ratio"], row["level"]) in arms, named(row)
+            made = {(arm.name, arm.ratio, arm.level or None) for arm in arms(presets.read(config).config)}
+            assert (row["arm"], row["ratio"], row["level"]) in made, named(row)
             assert config.train.method == row["method"]
     assert seen > 15
 
