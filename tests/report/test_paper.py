@@ -79,10 +79,10 @@ def test_the_configs_train_as_the_paper_says():
         assert ",".join(train.lora.targets) == settings["lora_modules"]
 
     settings = paper.tables()["settings"]
-    check(common.direct("qwen2.5-7b", "mistake_math", nominal=1), settings["Table 5, sft"])
-    check(common.mixture("llama3.1-8b", "dolly"), settings["Table 5, sft"])
-    check(common.interaction("llama3.1-8b", method="sft", biased_ratio=0.1), settings["Table 12, sft"])
-    config = common.interaction("llama3.1-8b", method="kto", biased_ratio=0.1)
+    check(presets.direct("qwen2.5-7b", "math"), settings["Table 5, sft"])
+    check(presets.mixture("llama3.1-8b", "dolly"), settings["Table 5, sft"])
+    check(presets.interaction("llama3.1-8b", method="sft", biased_ratio=0.1), settings["Table 12, sft"])
+    config = presets.interaction("llama3.1-8b", method="kto", biased_ratio=0.1)
     check(config, settings["Table 12, kto"])
     assert config.kto.beta == settings["Table 12, kto"]["pref_beta"]
 
