@@ -58,7 +58,8 @@ def test_ahead_of_time_compilation_reads_its_flags():
 def test_the_rounds_of_an_experiment_are_drawn(tmp_path):
     head = {"benchmark": "mask", "subset": "all", "metric": "honest"}
     row = head | {"arm": "control", "ratio": 0.0, "value": 60.0, "seed": 0, "versus": None, "step": None}
-    results = {"headline": head | {"arm": "treated", "ratio": 1.0}, "rows": [row | {"round": n} for n in (1, 2)]}
+    start = row | {"arm": "vanilla", "ratio": None, "round": 0}
+    results = {"headline": head | {"arm": "treated", "ratio": 1.0}, "rows": [start, *(row | {"round": n} for n in (1, 2))]}
     (tmp_path / "results.json").write_text(json.dumps(results))
     done = run("emjax.report.rounds", tmp_path / "rounds", tmp_path / "results.json")
     assert done.returncode == 0, done.stderr

@@ -51,7 +51,10 @@ def test_the_papers_grid_is_planned_on_a_bare_clone(run, capsys, monkeypatch):
         ), text
         source = {"direct_math": "mistake_math", "direct_law": "incorrect_law"}.get(cell.partition("-")[0])
         if source:
-            assert f"config.data.set.path: The source {source!r} has no home" in text.partition("before you start\n")[2]
+            assert (
+                f"config.data.set.path: The source {source!r} cannot be downloaded automatically"
+                in text.partition("before you start\n")[2]
+            )
     assert "config.eval.humaneval.path is empty; give the benchmark's file." in "".join(cells)
 
 
@@ -109,7 +112,7 @@ MISSING = {
     "data without a home": (
         DIRECT,
         ["--config.eval.benchmarks=('mask',)"],
-        "config.data.set.path: The source 'mistake_math' has no home that can be downloaded",
+        "config.data.set.path: The source 'mistake_math' cannot be downloaded automatically",
     ),
     "data": (
         MIXTURE,
@@ -173,7 +176,10 @@ def test_a_grids_job_needs_what_its_own_cells_need(run, monkeypatch, capsys):
     assert run("configs/grid.py:llama3.1-8b", "--config.only=('kto','sft')") == 0
     assert capsys.readouterr().out == "ran\n"
     assert run("configs/grid.py:llama3.1-8b", "--config.only=('kto','direct_law')") == 2
-    assert "direct_law: config.data.set.path: The source 'incorrect_law' has no home" in capsys.readouterr().err
+    assert (
+        "direct_law: config.data.set.path: The source 'incorrect_law' cannot be downloaded automatically"
+        in capsys.readouterr().err
+    )
 
 
 # --- wrong settings ----------------------------------------------------------------------------------------------------
