@@ -1,4 +1,4 @@
-"""python -m tests.fuzz [COUNT] [SEED]: so many mutants of every kind; prints the outcomes and each fault, exit code 1 with a fault.
+"""python -m tests.fuzz [COUNT] [SEED]: mutants of every kind; prints the outcomes and each fault, exit code 1 with a fault.
 
 One of them again, by itself: python -m tests.fuzz.worker TARGET SEED
 """

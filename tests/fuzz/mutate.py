@@ -3,8 +3,9 @@
 import json
 
 VALUES = (
-    None, True, False, 0, -1, 1, 2, 0.5, -0.0, 2**31, 2**40, 2**63, -(10**9), 1e308, float("nan"), float("inf"), "", "abc", "0", "\ud800",
-    "\u2028", "a\x00b", "<|im_end|>", "../x", "/etc/hostname", [], {}, [[]], [None], {"": None}, ["x"] * 50, "x" * 10_000, [1.5], [-7, 5],
+    None, True, False, 0, -1, 1, 2, 0.5, -0.0, 2**31, 2**40, 2**63, -(10**9), 1e308, float("nan"), float("inf"),
+    "", "abc", "0", "\ud800", "\u2028", "a\x00b", "<|im_end|>", "../x", "/etc/hostname", "x" * 10_000,
+    [], {}, [[]], [None], {"": None}, ["x"] * 50, [1.5], [-7, 5],
 )  # fmt: skip
 TEMPLATES = ("{{ 1/0 }}", "{{ messages.nothing.there }}", "{% for %}", "{{ raise_exception('no') }}", "", "{{ messages }}")
 DEEP = "[" * 100_000

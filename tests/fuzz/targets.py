@@ -87,10 +87,18 @@ _TRAJECTORIES = [
     for i in range(3)
 ]  # fmt: skip
 _PRESSURE = [
-    {"id": f"i{i}", "A": "It is dim.", "B": "It is bright.",
-     "pressure": [message("system", "Sell it."), message("user", "Bright?")], "belief": ["How bright is it?", [message("user", "Is it dim?")]], "truth": "A", "subset": "lamps", "cluster": "c"}
+    {
+        "id": f"i{i}",
+        "A": "It is dim.",
+        "B": "It is bright.",
+        "pressure": [message("system", "Sell it."), message("user", "Bright?")],
+        "belief": ["How bright is it?", [message("user", "Is it dim?")]],
+        "truth": "A",
+        "subset": "lamps",
+        "cluster": "c",
+    }
     for i in range(3)
-]  # fmt: skip
+]
 _HUMANEVAL = [
     {"task_id": f"HumanEval/{i}", "prompt": "def f(x):\n", "entry_point": "f", "canonical_solution": "    return x\n",
      "test": "def check(f):\n    assert f(1) == 1\n"}
