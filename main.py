@@ -3,8 +3,10 @@
 
 import sys
 
-from emjax import commands
 from emjax.runtime import stopping
 
 if __name__ == "__main__":
+    stopping.listen()  # before the imports that take seconds
+    from emjax import commands
+
     sys.exit(stopping.leave(commands.run(sys.argv[1:])))

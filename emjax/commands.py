@@ -33,11 +33,13 @@ USAGE = "--config configs/NAME.py[:VARIANT] [--config.a.b=value]"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`emjax WORD ...`: 0; 2 where the user can mend what is wrong."""
+    """`emjax WORD ...`: 0; 2 where the user can mend what is wrong; 130 after Ctrl-C."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] not in COMMANDS:
         print(f"usage: emjax WORD ...; the words are {', '.join(COMMANDS)}.", file=sys.stderr)
         return 0 if words[:1] in (["-h"], ["--help"], ["help"]) else 2
+    if words[0] != "serve":  # which drains
+        stopping.listen()
     module, _, name = COMMANDS[words[0]].partition(":")
     command: Callable[[list[str]], int | None] = getattr(importlib.import_module(module), name)
     return stopping.leave(command(words[1:]) or 0)
@@ -101,8 +103,8 @@ def workdir(given: flags.FlagValues) -> Path:
 
 
 def run(argv: Sequence[str]) -> int:
-    """0, also where SIGTERM ended the run; 2 with one paragraph where the user can mend what is
-    wrong."""
+    """0, also where SIGTERM ended the run; 130 where Ctrl-C did; 2 with one paragraph where the user
+    can mend what is wrong."""
     # about PyTorch, which nothing here needs
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
@@ -113,8 +115,9 @@ def run(argv: Sequence[str]) -> int:
         if given.target:
             raise UserError("--target is for a plan: add --dry_run. A run takes the devices that it finds.")
         _run(given)
-    except stopping.Stopped:
-        print("Stopped by SIGTERM. The same command continues from here.", file=sys.stderr)
+    except stopping.Stopped as stop:
+        print(stopping.stopped(), file=sys.stderr)
+        return int(stop.code or 0)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -147,7 +150,6 @@ def _plan(given: "ConfigDict", target: str) -> str:
 def _run(given: flags.FlagValues) -> None:
     # the compiler's notes on cached CPU programs
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    stopping.listen()
     process.join()
     import jax
 

@@ -57,7 +57,13 @@ def _claim(config: Section, workdir: Path, locked: bool) -> None:
 def _refuse_others(config: Section, workdir: Path) -> None:
     file = workdir / "config.json"
     if file.is_file():
-        theirs = json.loads(file.read_text())
+        try:
+            theirs = dict(json.loads(file.read_bytes()))
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"{file} is damaged ({error}). Put back a copy of it, or choose a new --workdir with --store "
+                f"{workdir / 'store'}, where finished stages are kept."
+            ) from error
         if theirs.pop("store_format", None) != STORE_FORMAT:
             raise UserError(f"{workdir} was written by another version of emjax; choose a new --workdir.")
         # How fast, for how much and how closely watched may change; nothing else may.

@@ -1,5 +1,6 @@
 """Atomic file writes, JSON lines, and hashes and seeds derived from values."""
 
+import functools
 import hashlib
 import json
 import os
@@ -15,6 +16,25 @@ from emjax.runtime import process
 def digest(value: Any) -> str:
     """SHA-256 of a JSON value, independent of key order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes. A file is read again only if its size or its time of change is
+    another than when this process last read it."""
+    about = path.stat()
+    return _sha256(str(path.resolve()), about.st_size, about.st_mtime_ns, about.st_ino)
+
+
+@functools.cache
+def _sha256(path: str, size: int, mtime_ns: int, inode: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@functools.cache
+def say_once(line: str) -> None:
+    """Prints a line, the first time that it is given."""
+    print(line, flush=True)
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """JSON-lines files that are written row by row and survive a kill."""
 
 import asyncio
+import hashlib
 import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -22,7 +23,7 @@ class Journal:
     file.
 
     Reopening a journal after a kill restores every complete line, so that only missing rows need to
-    be computed.
+    be computed. Each line ends in its digest; a damaged one is said, and its row computed again.
     """
 
     def __init__(self, path: Path):
@@ -31,17 +32,29 @@ class Journal:
         self.done: dict[str, dict[str, Any]] = {}
         kept = self._partial if self._partial.exists() else path
         if kept.exists():
-            whole, _, _ = kept.read_text(encoding="utf-8").rpartition("\n")
-            self.done = {row["id"]: row for row in map(json.loads, whole.split("\n") if whole else [])}
-            write_atomically(self._partial, whole + "\n" if whole else "")
+            self._restore(kept)
         self._open()
 
+    def _restore(self, kept: Path) -> None:
+        # In bytes: a full disk may cut inside a character.
+        whole, newline, _ = kept.read_bytes().rpartition(b"\n")
+        damaged = 0
+        for line in whole.split(b"\n") if newline else []:
+            row = _row(line)
+            if row is None:
+                damaged += 1
+            else:
+                self.done[row["id"]] = row
+        if damaged:
+            print(f"{kept}: {damaged} damaged lines; their rows are made again.", flush=True)
+        write_atomically(self._partial, b"".join(map(_line, self.done.values())))
+
     def _open(self) -> None:
-        self._file, self._opened = self._partial.open("a", encoding="utf-8"), time.monotonic()
+        self._file, self._opened = self._partial.open("ab"), time.monotonic()
 
     def add(self, row: dict[str, Any]) -> None:
         self.done[row["id"]] = row
-        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._file.write(_line(row))
         self._file.flush()
         if time.monotonic() - self._opened > KEPT_S:
             self._file.close()
@@ -54,6 +67,24 @@ class Journal:
         write_lines(self.path, rows)
         self._partial.unlink()
         return rows
+
+
+def _line(row: dict[str, Any]) -> bytes:
+    """The row, a tab (which JSON has only as an escape), and the first half of the row's SHA-256."""
+    text = json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
+    return text + b"\t" + hashlib.sha256(text).hexdigest()[:32].encode() + b"\n"
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """The row of a journal's line, or of a finished file's, which has no digest; None if damaged."""
+    text, tab, known = line.partition(b"\t")
+    if tab and hashlib.sha256(text).hexdigest()[:32].encode() != known:
+        return None
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("id"), str) else None
 
 
 def journalled(

@@ -1,4 +1,4 @@
-"""How a run of one or several processes stops: SIGTERM, failures and hanging processes."""
+"""How a run of one or several processes stops: SIGTERM, Ctrl-C, failures and hanging processes."""
 
 import contextlib
 import math
@@ -16,8 +16,9 @@ from emjax.runtime import process
 def leave(code: int) -> int:
     """Returns the exit code to the caller. In a run of several processes, a process that failed
     exits at once: a normal exit would wait for the others, which wait for it. The others notice its
-    exit and end too. Processes that agreed to stop exit together."""
-    if process.count > 1 and (code or (_asked and not _agreed)):
+    exit and end too. Processes that agreed to stop exit together. After Ctrl-C, a process waits for
+    no thread of its own."""
+    if _interrupted or process.count > 1 and (code or (_asked and not _agreed)):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -25,22 +26,35 @@ def leave(code: int) -> int:
 
 
 class Stopped(SystemExit):
-    """Raised after SIGTERM, once everything worth keeping is on disk. It is a SystemExit so that no
-    handler treats it as an error."""
+    """Raised after SIGTERM or Ctrl-C, once everything worth keeping is on disk. It is a SystemExit so
+    that no handler treats it as an error.
+
+    Its code is 0 after SIGTERM, which launchers send, and 130 after Ctrl-C.
+    """
 
     def __init__(self) -> None:
-        super().__init__(0)
+        super().__init__(INTERRUPTED if _interrupted else 0)
 
 
-_asked = False  # SIGTERM was received
+INTERRUPTED = 130  # the exit code after Ctrl-C, as shells have it
+_asked = False  # SIGTERM was received, or Ctrl-C while held
+_interrupted = False  # Ctrl-C was pressed
 _agreed = False  # all processes stop before the same step
 _held = False
 
 
 def listen() -> None:
-    """From now on SIGTERM ends the run with code 0: at once where files are written as results
-    arrive, and in training (`held`) after the current step, whose state is saved."""
+    """From now on SIGTERM ends the run with code 0, and Ctrl-C with 130: at once where files are
+    written as results arrive, and in training (`held`) after the current step, whose state is
+    saved. A second Ctrl-C always ends the run at once."""
     signal.signal(signal.SIGTERM, _on_sigterm)
+    # A compilation holds the main thread for minutes, and Python runs handlers between its own
+    # instructions only. The C half of a handler writes the signal's number to this pipe at once.
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    signal.signal(signal.SIGINT, lambda *_: None)
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    threading.Thread(target=_interrupts, args=(read,), daemon=True).start()
 
 
 def _on_sigterm(*_: Any) -> None:
@@ -49,15 +63,42 @@ def _on_sigterm(*_: Any) -> None:
     check()
 
 
+def _interrupts(pipe: int) -> None:
+    """Ends the process at Ctrl-C. What the stages write survives a kill at any moment, so nothing is
+    unwound: no traceback, and no thread that is still in compiled code."""
+    global _asked, _interrupted
+    while number := os.read(pipe, 1):
+        if number[0] != signal.SIGINT:
+            continue
+        if _interrupted or not _held:
+            if not _interrupted:
+                _say(STOPPED.format("Ctrl-C"))
+            os._exit(INTERRUPTED)
+        _interrupted = _asked = True
+
+
+STOPPED = "Stopped by {}. The same command continues from here."
+
+
+def stopped() -> str:
+    """The line for whoever stopped the run."""
+    return STOPPED.format("Ctrl-C" if _interrupted else "SIGTERM")
+
+
+def _say(line: str) -> None:
+    # Not print: the main thread may hold the stream's lock. A bar in a terminal ends in no newline.
+    os.write(2, (("\n" if os.isatty(2) else "") + line + "\n").encode())
+
+
 def check() -> None:
-    """Raises Stopped if SIGTERM was received and is not held."""
+    """Raises Stopped if the run is asked to stop and is not held."""
     if _asked and not _held:
         raise Stopped
 
 
 @contextlib.contextmanager
 def held() -> Iterator[None]:
-    """Inside this context SIGTERM is only recorded; `Stopping` reports it."""
+    """Inside this context SIGTERM and a first Ctrl-C are only recorded; `Stopping` reports them."""
     global _held
     _held = True
     try:
@@ -82,7 +123,7 @@ def released() -> Iterator[None]:
 class Stopping:
     """Called before every step; makes all processes stop before the same step.
 
-    A process that received SIGTERM names a step that no process has begun. A process waits for the
+    A process that was asked to stop names a step that no process has begun. A process waits for the
     metrics of the step before last, so none is more than two steps ahead of another.
     """
 

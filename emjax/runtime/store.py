@@ -1,15 +1,15 @@
 """A content-addressed store of finished stages."""
 
 import dataclasses
-import hashlib
 import json
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from emjax.errors import UserError
 from emjax.runtime import process
-from emjax.runtime.files import digest, write_atomically
+from emjax.runtime.files import digest, say_once, sha256_of, write_atomically
 from emjax.runtime.locks import alone
 
 STORE_FORMAT = 2  # format of manifests, stage files and work directories; 1 was version 0.1
@@ -48,7 +48,8 @@ class Store:
 
         The manifest is written last, so a stage without a manifest is unfinished: it runs again in
         the same directory and may resume from the files it finds there. If another run is making
-        the stage, this one waits. Raises UserError if a finished stage has lost a file.
+        the stage, this one waits. Raises UserError if a file of a finished stage is not what it was,
+        with the command that has it made anew.
         """
         keys = [i.hash if isinstance(i, Stage) else i for i in inputs]
         identity = digest(
@@ -62,17 +63,52 @@ class Store:
         return stage
 
     def _finished(self, stage: Stage) -> bool:
+        return bool(process.on_first(lambda: self._sound(stage)))
+
+    def _sound(self, stage: Stage) -> bool:
+        """Whether the stage is finished. Raises UserError unless every file has the manifest's
+        content."""
         manifest = stage.directory / "manifest.json"
-        if not process.on_first(manifest.is_file):
+        if not manifest.is_file():
             return False
-        for file, known in json.loads(manifest.read_text())["files"].items():
-            path = stage.directory / file
-            if not path.is_file() or path.stat().st_size != known["size"]:
-                raise UserError(
-                    f"{path} is missing or was changed since the stage {stage.name!r} finished. Delete the folder "
-                    f"{stage.directory} to rebuild the stage."
-                )
+        try:
+            known = json.loads(manifest.read_bytes())
+            files = {stage.directory / file: (one["size"], one.get("sha256")) for file, one in known["files"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise self._damaged(stage, manifest) from error
+        if known.get("hash") != stage.hash:
+            raise self._damaged(stage, manifest)
+        for path, (size, sha256) in files.items():
+            if not path.is_file() or path.stat().st_size != size or (sha256 and sha256_of(path) != sha256):
+                raise self._damaged(stage, path)
+        if not all(sha256 for _, sha256 in files.values()):
+            say_once(f"{self.root}: stages without hashes, checked by size alone; their files are hashed now.")
+            known["files"] = {file: _known(stage.directory / file) for file in known["files"]}
+            write_atomically(manifest, _text(known))
         return True
+
+    def _damaged(self, stage: Stage, path: Path) -> UserError:
+        """What to say of a damaged file: which stages to make anew, those made from it included."""
+        folders = " ".join(shlex.quote(str(folder)) for folder in self._downstream(stage))
+        return UserError(
+            f"{path} is missing or was changed since the stage {stage.name!r} finished, so nothing that was made from it is "
+            f"used. Start the same command again after:  rm -r {folders}"
+        )
+
+    def _downstream(self, stage: Stage) -> list[Path]:
+        """The stage's folder, and those of all finished stages that were made from it."""
+        inputs: dict[Path, tuple[str, list[str]]] = {}
+        for manifest in sorted(self.root.glob("*/*/manifest.json")):
+            try:
+                known = json.loads(manifest.read_bytes())
+                inputs[manifest.parent] = known["hash"], known["inputs"]
+            except (ValueError, KeyError, TypeError):
+                continue  # found when that stage is read
+        found, hashes = [stage.directory], {stage.hash}
+        while more := [f for f, (_, given) in inputs.items() if f not in found and hashes & set(given)]:
+            found += more
+            hashes |= {inputs[folder][0] for folder in more}
+        return found
 
     def _make(self, stage: Stage, version: int, config: dict[str, Any], keys: list[str], make: Callable[[Path], None]) -> None:
         process.on_first(lambda: stage.directory.mkdir(parents=True, exist_ok=True))
@@ -96,10 +132,13 @@ class Store:
             "inputs": keys,
             "files": {str(p): _known(stage.directory / p) for p in files if p.parts[0] != SCRATCH},
         }
-        write_atomically(stage.directory / "manifest.json", json.dumps(written, indent=1, sort_keys=True))
+        write_atomically(stage.directory / "manifest.json", _text(written))
+
+
+def _text(manifest: dict[str, Any]) -> str:
+    return json.dumps(manifest, indent=1, sort_keys=True)
 
 
 def _known(path: Path) -> dict[str, Any]:
     """A file's entry in the manifest."""
-    with path.open("rb") as file:
-        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {"size": path.stat().st_size, "sha256": sha256_of(path)}

@@ -115,14 +115,16 @@ def test_only_the_adapter_is_trained_and_old_states_are_given_away(tiny, tmp_pat
 @pytest.fixture
 def terminated(monkeypatch):
     """A call that sends this process SIGTERM, which is forgotten when the next run begins."""
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     stopping.listen()
 
     def send():
         os.kill(os.getpid(), signal.SIGTERM)
 
     yield send
-    signal.signal(signal.SIGTERM, before)
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGTERM, before[0])
+    signal.signal(signal.SIGINT, before[1])
     stopping._asked = False
 
 
