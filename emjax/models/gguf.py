@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 from gguf import GGMLQuantizationType, dequantize
 from safetensors.numpy import save_file
@@ -65,7 +65,7 @@ _NO_MATHS = ("tensor_data_layout", "rope.scaling.original_context_length", "rope
 _PLAIN = {
     GGMLQuantizationType.F32: ("F32", np.dtype("<f4")),
     GGMLQuantizationType.F16: ("F16", np.dtype("<f2")),
-    GGMLQuantizationType.BF16: ("BF16", np.dtype(ml_dtypes.bfloat16)),
+    GGMLQuantizationType.BF16: ("BF16", np.dtype(jnp.bfloat16)),
 }
 _ROWS_AT_ONCE = 4096
 _SHARD_BYTES = 10**9

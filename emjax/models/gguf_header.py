@@ -87,7 +87,7 @@ class _Reader:
         metadata = self.metadata(fields)
         if integer(metadata.get("split.count", 1), f"{self.path}: split.count") > 1:
             raise UserError(
-                f"{self.path} is one of {metadata['split.count']} parts of a model. Join them with "
+                f"{self.path} is one part of a model (split.count is {metadata['split.count']}). Join the parts with "
                 "`llama-gguf-split --merge`, and give the joined file."
             )
         return Header(metadata, self.tensors(tensors, metadata))
