@@ -133,7 +133,7 @@ class Handle:
 
 
 class Slice:
-    """A tensor that is still in its file. Only the rows that are asked for are read and dequantised.
+    """A tensor that is still in its file. Only the rows asked for are read and dequantised.
 
     heads: of a query or key projection of a llama, whose rows llama.cpp stores in another order: it
     rotates neighbouring pairs, transformers the two halves of a head. 0 for every other tensor.
@@ -216,7 +216,7 @@ def _config(header: Header, where: str) -> ModelConfig:
         K=size("attention.head_count_kv", H),
         h=h,
         F=size("feed_forward_length"),
-        norm_eps=float(str(np.float32(eps))),  # 1e-05, as config.json has it, and not the float32 next to it
+        norm_eps=float(str(np.float32(eps))),  # 1e-05, as in config.json
         rope_theta=float(str(np.float32(theta))),
         rope_scaling=None,
         max_position=size("context_length"),

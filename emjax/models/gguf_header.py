@@ -28,7 +28,8 @@ _SCALARS = {
 _LONGEST_ARRAY = 2**22  # a vocabulary of 256,000 tokens has half a million merges
 _LONGEST_NAME = 2**16  # of a key or a tensor; the format's own limit
 _SHORTEST_FIELD = 8 + 4 + 1  # a key's length, a type, a value
-_SHORTEST_TENSOR = 8 + 4 + 8 + 4 + 8  # a name's length, the number of dimensions, one of them, a type, an offset
+# A name's length, the number of dimensions, one dimension, a type, an offset.
+_SHORTEST_TENSOR = 8 + 4 + 8 + 4 + 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +142,8 @@ class _Reader:
         element = self.number("<I", what)
         if element != GGUFValueType.STRING and element not in _SCALARS:
             self.fail(f"{what} is an array of type {element}; emjax reads arrays of numbers and strings")
-        layout = "<Q" if element == GGUFValueType.STRING else _SCALARS[GGUFValueType(element)]  # a string has a length
+        # A string takes at least the eight bytes of its length.
+        layout = "<Q" if element == GGUFValueType.STRING else _SCALARS[GGUFValueType(element)]
         count = self.count(f"the length of {what}", struct.calcsize(layout))
         if count > _LONGEST_ARRAY:
             self.fail(f"{what} has {count} elements, more than the {_LONGEST_ARRAY} that emjax reads")

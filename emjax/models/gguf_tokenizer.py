@@ -1,9 +1,10 @@
 """The tokenizer that a GGUF describes, as a fast tokenizer of transformers.
 
 Ids are those of transformers' own reading of the same file (transformers.integrations.gguf, which
-needs torch). Like it, no Unicode normalisation is applied, and a BOS is added only where the file
-asks for one. Two differences, both where that reading makes ids beyond the vocabulary: control
-tokens with characters outside the byte alphabet keep their id, and no token is added.
+needs torch): text is not normalised, a byte-level vocabulary gets a BOS only where the file asks
+for one, and `smollm` is split as GPT-2 is. Two differences, both where that reading makes ids
+beyond the vocabulary: control tokens with characters outside the byte alphabet keep their id, and
+no token is added.
 """
 
 from typing import Any
@@ -179,7 +180,7 @@ def _byte_level(metadata: dict[str, Any], tokens: list[str], kinds: list[int], w
 
 
 def _byte_characters() -> dict[int, str]:
-    """GPT-2's table: a printable byte of Latin-1 is its own character, the others follow from 256."""
+    """GPT-2's table: printable bytes of Latin-1 stand for themselves, the others start at 256."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}

@@ -83,6 +83,17 @@ def test_token_ids_are_those_of_transformers(tmp_path, family, pre):
     assert_ids_equal(path, special=["<s>", "</s>"] if pre == "sentencepiece" else tiny_gguf.CONTROL)
 
 
+def test_control_tokens_outside_the_byte_alphabet_keep_their_id(tmp_path):
+    """As DeepSeek's `<｜User｜>`; transformers gives it an id beyond the vocabulary."""
+    metadata = dict(gguf_header.read(tiny_gguf.write(tmp_path / "m.gguf", layers=1)).metadata)
+    number = len(metadata["tokenizer.ggml.tokens"]) - 1
+    metadata["tokenizer.ggml.tokens"][number] = "<｜User｜>"
+    metadata["tokenizer.ggml.token_type"][number] = 3
+    tokenizer = gguf.gguf_tokenizer.build(metadata | {"tokenizer.ggml.bos_token_id": number}, "m.gguf")
+    assert tokenizer("<｜User｜>").input_ids == [number] == [tokenizer.bos_token_id]
+    assert len(tokenizer) == number + 1
+
+
 @pytest.mark.parametrize("setting", ["add_bos_token", "add_eos_token"])
 def test_bos_and_eos_are_added_where_the_file_says_so(tmp_path, setting):
     path = tiny_gguf.write(tmp_path / "m.gguf", layers=1, change=lambda writer: getattr(writer, f"add_{setting}")(True))
