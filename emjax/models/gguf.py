@@ -152,7 +152,7 @@ class Slice:
 
     def __getitem__(self, index: Any) -> np.ndarray:
         tensor = self._tensor
-        raw = np.memmap(self._path, np.uint8, "r", tensor.start, (tensor.rows, tensor.row_bytes))
+        raw: np.ndarray = np.memmap(self._path, np.uint8, "r", tensor.start, (tensor.rows, tensor.row_bytes))
         first, *others = index if isinstance(index, tuple) else (index,)
         if len(tensor.shape) == 1:
             return self._values(raw)[0][first]
