@@ -2,6 +2,7 @@
 # make test    adds the packages for testing; runs lint, type checks and tests
 # make demo    runs the whole experiment on the micro-world
 # make peers   compares the logits of our exports with those of transformers 4, in .venv-peers
+# make fuzz    reads 2,000 damaged files and replies; each must work or be refused in a sentence
 # make lint    checks formatting, lint and types only
 # make clean   removes .venv and the tools' caches (never runs/)
 #
@@ -9,7 +10,7 @@
 #                          python3.11 and python3.12 that runs
 #   PYTEST_ARGS="-n 4 -x"  arguments for pytest; default: -n 2 --dist loadfile
 
-.PHONY: setup setup-test demo test peers lint clean
+.PHONY: setup setup-test demo test fuzz peers lint clean
 .DELETE_ON_ERROR:
 
 PYTEST_ARGS ?= -n 2 --dist loadfile
@@ -42,6 +43,9 @@ demo: $(RUN)
 
 test: lint
 	.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+fuzz: $(TEST)
+	.venv/bin/python -m tests.fuzz 2000
 
 lint: $(TEST)
 	.venv/bin/ruff format --check .
