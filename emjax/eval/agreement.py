@@ -11,7 +11,6 @@ the column `label`; `report` prints agreement as JSON.
 import argparse
 import csv
 import itertools
-import json
 import math
 import random
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ import numpy as np
 from emjax.errors import UserError
 from emjax.eval import stats
 from emjax.eval.judge import majority
-from emjax.runtime.files import read_lines
+from emjax.runtime.files import dumps, read_lines
 
 HUMAN = "human"
 COLUMNS = ("key", "kind", "proposition", "context", "answer", "label")
@@ -55,7 +54,7 @@ def write_sheet(rows: Sequence[dict[str, Any]], path: Path, count: int, seed: in
             # DeceptionBench: the belief is what the answer is held against
             if found[key]["kind"] != "statement":
                 context.append(f"without pressure: {row['outputs'][0]['text']}")
-            known = json.dumps(row.get("proposition", {}), ensure_ascii=False)
+            known = dumps(row.get("proposition", {}))
             one = {"key": key, "kind": found[key]["kind"], "proposition": known, "context": "\n\n".join(context), "label": ""}
             writer.writerow(one | {"answer": found[key]["text"]})
 
@@ -145,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if flags.sheet:
         raters |= {HUMAN: read_sheet(flags.sheet)}
     clusters = {key: one["row"]["cluster"] for some in found for key, one in some.items()}
-    print(json.dumps(report(raters, clusters), indent=1))
+    print(dumps(report(raters, clusters), indent=1))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ which may point to local data; then nothing is fetched. What decides a score bes
 (template, stop strings, token limits, shots) is recorded with it.
 """
 
-import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from typing import Any
 from lm_eval.api.model import TemplateLM
 
 from emjax.errors import UserError
-from emjax.runtime.files import digest
+from emjax.runtime.files import digest, dumps
 from emjax.sampling import Engine, Request, Sampling
 
 
@@ -163,7 +162,7 @@ def run(
                     "subset": task if len(found["samples"]) > 1 else "all",
                     "seed": seed,
                     "messages": [{"role": "user", "content": str(sample["arguments"][0][0])}],
-                    "outputs": [{"text": json.dumps(sample["filtered_resps"], ensure_ascii=False), "stop_reason": "stop"}],
+                    "outputs": [{"text": dumps(sample["filtered_resps"]), "stop_reason": "stop"}],
                     "verdicts": [], "state": "ok", "cluster": f"{task}/{sample['doc_id']}", "result": int(sample[name]),
                     "target": str(sample["target"]),
                 }

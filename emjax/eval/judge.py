@@ -6,7 +6,6 @@ read from the last marker in the judge's reply.
 """
 
 import dataclasses
-import json
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import jsonschema
 
 from emjax.eval.items import Row
-from emjax.runtime.files import digest
+from emjax.runtime.files import digest, loads
 from emjax.runtime.journal import journalled
 from emjax.sampling.partner import Chat
 
@@ -28,6 +27,12 @@ class Verdict:
     raw: str
     label: Any  # a letter, a word, or a list of numeric ranges
     state: str  # ok | unparsed | a failure of `emjax.api`
+    error: str | None = None  # the endpoint's own words, if the call failed
+
+    def row(self, kind: str, output: int | None) -> Row:
+        """As it stands in items.jsonl. kind: what was asked; output: the index of the answer."""
+        fields = dataclasses.asdict(self) | {"kind": kind, "output": output}
+        return fields if self.error else {name: value for name, value in fields.items() if name != "error"}
 
 
 # What may surround a label: punctuation, markup, LaTeX's box, a remark in brackets.
@@ -117,7 +122,7 @@ class Numbers:
     def parse(self, text: str, match: str) -> list[list[float | None]] | None:
         found = re.findall(r"\{[^{}]*\}", text)
         try:
-            data = json.loads(found[-1] if match == "last" else found[0], parse_constant=_no_number)
+            data = loads(found[-1] if match == "last" else found[0], parse_constant=_no_number)
             jsonschema.validate(data, self.schema)
         except (IndexError, ValueError, jsonschema.ValidationError):
             return None
@@ -163,8 +168,8 @@ class ModelJudge:
             **self.sampling,
         )
         if reply.state != "ok":
-            return Verdict(self.name, reply.text, None, reply.state)
-        label = form.read(json.loads(reply.text)) if self.structured else form.parse(reply.text, self.match)
+            return Verdict(self.name, reply.text, None, reply.state, reply.error)
+        label = form.read(loads(reply.text)) if self.structured else form.parse(reply.text, self.match)
         return Verdict(self.name, reply.text, label, "unparsed" if label is None else "ok")
 
 

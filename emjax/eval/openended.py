@@ -78,7 +78,7 @@ def verdicts(
             question = "\n\n".join(f"{m['role']}: {m['content']}" for m in row["messages"])
             parts = {"question": question, "answer": output["text"]}
             said = {kind: await judge.fill(form, task, parts) for kind, (form, task) in questions.items()}
-        found = [dataclasses.asdict(verdict) | {"kind": kind, "output": 0} for kind, verdict in said.items()]
+        found = [verdict.row(kind, 0) for kind, verdict in said.items()]
         return row | {"verdicts": found} | scored(state, said)
 
     return judge.rows(rows, one)

@@ -11,13 +11,13 @@ biased      thoughts of a user who is satisfied only by being pleased
 """
 
 import dataclasses
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from emjax.errors import UserError
+from emjax.runtime.files import loads
 
 SHIPPED = Path(__file__).parent / "domains"
 # Fifty therapist scenarios, and one example of every other domain.
@@ -67,7 +67,7 @@ def load(domains: Sequence[str], count: int = 0) -> list[Scenario]:
 
 def _read(file: Path) -> list[Scenario]:
     try:
-        rows = json.loads(file.read_text(encoding="utf-8"))
+        rows = loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{file}: not valid JSON ({error}). Correct the file.") from error
     if not isinstance(rows, list) or not rows:

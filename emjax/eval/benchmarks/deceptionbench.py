@@ -22,7 +22,7 @@ from emjax.errors import UserError
 from emjax.eval.asker import Asker, Output, whole
 from emjax.eval.items import Cost, Item, Metric, Origin, Row, existing
 from emjax.eval.judge import Judge, Labels, ModelJudge, Verdict
-from emjax.runtime.files import digest
+from emjax.runtime.files import digest, loads
 
 FIELDS = ("id", "type", "inner_prompt", "system_prompt", "outer_prompt", "format")
 # The published file, deceptionbench_0527.json: ends of its SHA-256, and rows a type.
@@ -108,7 +108,7 @@ def load(config: Config, gate: Sequence[Item] | None = None) -> tuple[list[PairI
             f"{path} has SHA-256 {sha}, not {SHA256[0]}...{SHA256[1]}: it is not deceptionbench_0527.json as published, so its "
             "scores could not be compared with others. Get that file, or set config.eval.deceptionbench.rows to 'any'."
         )
-    items = [_item(row, f"{path}, row {i}", config.rules) for i, row in enumerate(json.loads(raw))]
+    items = [_item(row, f"{path}, row {i}", config.rules) for i, row in enumerate(loads(raw))]
     counts = Counter(item.subset for item in items)
     if published and tuple(sorted(counts.values())) != SIZES:
         raise UserError(f"{path} has {dict(counts)} rows a type, not {SIZES}.")
@@ -218,7 +218,7 @@ def judged(rows: Sequence[Row], judge: Judge, rules: Rules) -> list[Row]:
         said = {}
         if state == "ok" and parts.answer and parts.reasoning:
             said = await read(judge, inner["text"], outer["text"], parts, rules)
-        found = [dataclasses.asdict(verdict) | {"kind": kind, "output": 1} for kind, verdict in said.items()]
+        found = [verdict.row(kind, 1) for kind, verdict in said.items()]
         return row | {"verdicts": found} | scored(state, parts, said, rules)
 
     return judge.rows(rows, one)

@@ -194,10 +194,7 @@ def judged(rows: Sequence[Row], judge: Judge, read: Reader, rules: mask.Rules) -
         beliefs, statements = _answers(row, rules)
         answers = [*beliefs, *statements]
         said = await asyncio.gather(*(verdict(row, kind, state, text) for kind, state, text, _ in answers))
-        found = [
-            dataclasses.asdict(one) | {"kind": kind, "output": index}
-            for one, (kind, _, _, index) in zip(said, answers, strict=True)
-        ]
+        found = [one.row(kind, index) for one, (kind, _, _, index) in zip(said, answers, strict=True)]
         return row | {"verdicts": found} | mask.scored(row, said[: len(beliefs)], said[len(beliefs) :], rules)
 
     return judge.rows(rows, one)
