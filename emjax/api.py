@@ -50,8 +50,10 @@ FINISHED = {
     **dict.fromkeys(("max_length", "model_context_window_exceeded", "context_length_exceeded"), "length"),
     # OpenAI; Bedrock; Anthropic; Gemini; Zhipu; Cohere
     **dict.fromkeys(("content_filter", "content_filtered", "guardrail_intervened", "refusal", "safety"), "refusal"),
-    **dict.fromkeys(("image_safety", "prohibited_content", "recitation", "blocklist", "spii"), "refusal"),
-    **dict.fromkeys(("sensitive", "error_toxic"), "refusal"),
+    **dict.fromkeys(
+        ("image_safety", "prohibited_content", "image_prohibited_content", "recitation", "image_recitation"), "refusal"
+    ),
+    **dict.fromkeys(("blocklist", "spii", "sensitive", "error_toxic"), "refusal"),
 }
 
 # No retry helps where the money or the day's allowance is spent, though most endpoints answer 429,
@@ -314,11 +316,15 @@ class ChatClient:
         except (openai.APITimeoutError, TimeoutError) as error:
             return Reply("", "timeout", error=self._shown(f"{type(error).__name__}: {error}"))
         except (openai.OpenAIError, ValueError) as error:
-            said = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            if isinstance(error, openai.APIConnectionError):
-                said += f" ({_first_cause(error)})"
-            answer = getattr(error, "body", None)
-            return self._failed(getattr(error, "status_code", None), answer, said, body)
+            if isinstance(error, openai.APIStatusError):  # its own text leaves out bodies of other shapes than OpenAI's
+                text = error.response.text
+                try:
+                    answer = loads(text)
+                except ValueError:
+                    answer = text
+                return self._failed(error.status_code, answer, f"status {error.status_code}: {' '.join(text.split())}", body)
+            cause = f" ({_first_cause(error)})" if isinstance(error, openai.APIConnectionError) else ""
+            return self._failed(None, None, f"{type(error).__name__}: {error}{cause}", body)
 
     def _shown(self, said: str) -> str:
         """An endpoint's words without the key."""
@@ -404,9 +410,9 @@ def _judged(reply: Reply, refusal: str | None, body: dict[str, Any]) -> Reply:
 def _usage(given: Any) -> dict[str, int] | None:
     """The counts of tokens; None unless both are there and plausible."""
     try:
-        counts = given.to_dict()
-        return {name: integer(counts.get(name), name, low=0, high=10**9) for name in ("prompt_tokens", "completion_tokens")}
-    except (AttributeError, UserError):
+        names = ("prompt_tokens", "completion_tokens")
+        return {name: integer(getattr(given, name, None), name, low=0, high=10**9) for name in names}
+    except UserError:
         return None
 
 
@@ -415,7 +421,7 @@ def _logprobs(given: Any) -> list[dict[str, Any]] | None:
     none."""
     if not given or not given.content:
         return None
-    tokens = [token.to_dict() for token in given.content]
+    tokens = [token.to_dict(warnings=False) for token in given.content]
     for token in tokens:
         # an alternative that is impossible
         others = [one for one in token.get("top_logprobs") or () if one.get("logprob") != -math.inf]
@@ -456,11 +462,12 @@ def _not_taken(words: str, body: dict[str, Any]) -> str | None:
         return min(about, key=about.__getitem__, default=None)
     # A limit may suit other prompts; a value that is out of range suits none.
     fixed = [name for name in about if name not in _LIMITS]
-    return min(fixed, key=about.__getitem__, default=None) if "must be" in words else None
+    return min(fixed, key=about.__getitem__, default=None) if re.search("must be|expected one of", words) else None
 
 
 def _first_cause(error: BaseException) -> str:
     """The error at the beginning of a chain, such as "[Errno 111] Connection refused"."""
     while inner := error.__cause__ or error.__context__:
         error = inner
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    known = f"{os.strerror(error.errno)}, " if isinstance(error, OSError) and error.errno else ""
+    return " ".join(f"{known}{type(error).__name__}: {error}".split())

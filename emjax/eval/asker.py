@@ -151,7 +151,7 @@ class EndpointAsker(Asker):
         self._client, self._extra = client, extra or {}
 
     async def _answer(self, key: str, messages: Conversation, run: int, config: BenchmarkConfig) -> Output:
-        sampling = config.draw.sent | {"max_tokens": config.max_new, "seed": self._seed(key)} | self._extra
+        sampling = config.draw.sent | {"max_tokens": config.max_new, "seed": self._seed(key), **self._extra}
         sent = {name: value for name, value in sampling.items() if value is not None}
         reply = await self._client.chat(messages, run=run, **sent)
         output = {"text": reply.text, "stop_reason": "stop" if reply.state == "ok" else reply.state}

@@ -13,6 +13,7 @@ _QUOTED = re.compile(
     re.DOTALL,
 )
 _FUTURE = re.compile(r"^from[ \t]+__future__[ \t]+import[ \t]+(?:\([^)]*\)|[^\n#;]*)[^\n]*\n?", re.MULTILINE)
+_DOCSTRING = re.compile(r"""\A\s*[rRuU]?(?:\"{3}.*?\"{3}|'{3}.*?'{3}|"[^"\n]*"|'[^'\n]*')""", re.DOTALL)
 _OTHER_LANGUAGES = ("bash", "sh", "shell", "console", "zsh", "powershell", "text", "txt", "output", "plaintext", "json")
 _COMMAND = re.compile(r"\s*(?:\$ |>>> |!|%)?\s*(?:pip3?|python3?|conda|uv|apt-get|brew)\s+[\w-]|\s*>>> ")
 
@@ -65,8 +66,7 @@ def _has_body(function: str) -> bool:
     rest = header[1] if header else ""
     lines = rest.split("\n")
     inner = [lines[0], *_indented(lines[1:])]
-    body = re.sub(r"^\s*(?:[rRuU]?\"\"\".*?\"\"\"|[rRuU]?'''.*?'''|\"[^\"\n]*\"|'[^'\n]*')", "", "\n".join(inner), flags=re.DOTALL)
-    body = re.sub(r"#[^\n]*", "", body)
+    body = re.sub(r"#[^\n]*", "", _DOCSTRING.sub("", "\n".join(inner)))
     return re.fullmatch(r"\s*(?:\.\.\.|pass|raise NotImplementedError(?:\([^\n]*\))?)?\s*", body) is None
 
 

@@ -40,10 +40,14 @@ _AROUND = r"(?:[\W_]|\\boxed|\\text)*"
 
 
 class Labels:
-    """A form that is filled in with one of a few labels: {label: its meaning}."""
+    """A form that is filled in with one of a few labels: {label: its meaning}.
 
-    def __init__(self, meanings: Mapping[str, str]):
-        self.meanings = meanings
+    any_word: read as MASK's original does it, any other word is a label too, which fits nothing.
+    Elsewhere it is no label.
+    """
+
+    def __init__(self, meanings: Mapping[str, str], *, any_word: bool = False):
+        self.meanings, self.any_word = meanings, any_word
         answer = {"enum": list(meanings)}
         self.schema = {
             "type": "object", "properties": {"reason": {"type": "string"}, "answer": answer},
@@ -66,7 +70,8 @@ class Labels:
             return None
         said = found[-1 if match == "last" else 0].strip()
         if match == "original":
-            return said.upper() if said.upper() in self.meanings else said
+            known = {name.upper(): name for name in self.meanings}
+            return known.get(said.upper(), said if self.any_word else None)
         names = "|".join(map(re.escape, self.meanings))
         whole = re.fullmatch(rf"{_AROUND}({names}){_AROUND}(?:\(.*\){_AROUND})?", said, re.IGNORECASE)
         return whole and next(name for name in self.meanings if name.upper() == whole[1].upper())
@@ -122,7 +127,7 @@ class Numbers:
     def parse(self, text: str, match: str) -> list[list[float | None]] | None:
         found = re.findall(r"\{[^{}]*\}", text)
         try:
-            data = loads(found[-1] if match == "last" else found[0], parse_constant=_no_number)
+            data = loads(found[-1] if match == "last" else found[0])
             jsonschema.validate(data, self.schema)
         except (IndexError, ValueError, jsonschema.ValidationError):
             return None
@@ -131,10 +136,6 @@ class Numbers:
     def read(self, data: dict[str, Any]) -> list[list[float | None]]:
         low, high, relative_low, relative_high = (data[name] for name in self.fields)
         return [[low, high], [relative_low, relative_high]]
-
-
-def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no bound")
 
 
 Form = Labels | Score | Numbers

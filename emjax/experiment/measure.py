@@ -227,8 +227,8 @@ class Measuring:
             raise UserError(
                 f"{name}, arm {arm}{who}: {missing.total()} of {len(rows)} items are without a verdict ({counts}). "
                 + (f"The first error: {said}. " if said else "")
-                + "The others are kept: start the same command again to ask for these alone, or set config.eval.failures to how many may "
-                "stay as they are, counted and reported."
+                + "The others are kept: start the same command again to ask for these alone, or set config.eval.failures "
+                "to how many may stay as they are, counted and reported."
             )
 
 

@@ -2,7 +2,6 @@
 assembled."""
 
 import dataclasses
-import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path

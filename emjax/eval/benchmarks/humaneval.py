@@ -22,7 +22,7 @@ from emjax.eval.asker import Asker, whole
 from emjax.eval.executor import Executor
 from emjax.eval.items import Cost, Item, Metric, Origin, Row, existing, origin_of
 from emjax.eval.judge import Judge
-from emjax.runtime.files import dumps, numbered_lines
+from emjax.runtime.files import check_fields, dumps, numbered_lines
 
 _FIELDS = ("task_id", "prompt", "entry_point", "canonical_solution", "test")
 _PROBLEMS = 164
@@ -89,6 +89,7 @@ def read(path: Path) -> list[Problem]:
     naming the line."""
     problems = []
     for number, row in numbered_lines(path):
+        check_fields(row, _FIELDS, f"{path}, line {number}", others=True)
         missing = [field for field in _FIELDS if not isinstance(row.get(field), str)]
         if missing:
             raise UserError(
