@@ -75,18 +75,11 @@ def test_a_flagged_text_is_a_refusal_and_a_refused_key_is_not():
 
 WHOLE = ("stop", "STOP", "eos", "eos_token", "end_turn", "stop_sequence", "COMPLETE")
 CUT = ("length", "max_tokens", "MAX_TOKENS", "model_length", "max_output_tokens", "model_context_window_exceeded")
-REFUSED = (
-    "content_filter",
-    "SAFETY",
-    "RECITATION",
-    "PROHIBITED_CONTENT",
-    "BLOCKLIST",
-    "SPII",
-    "refusal",
-    "content_filter: SAFETY",
-)
-UNKNOWN = ("error", "abort", "tool_calls", "function_call", "OTHER", "MALFORMED_FUNCTION_CALL", "network_error", "load", "", None,
-           7, {"type": "stop"}, ["stop"], "insufficient_system_resource")  # fmt: skip
+REFUSED = ("content_filter", "SAFETY", "RECITATION", "PROHIBITED_CONTENT", "BLOCKLIST", "SPII", "refusal")
+UNKNOWN = (
+    "error", "abort", "tool_calls", "function_call", "OTHER", "MALFORMED_FUNCTION_CALL", "network_error", "load", "", None, 7,
+    {"type": "stop"}, ["stop"], "insufficient_system_resource",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -94,7 +87,7 @@ UNKNOWN = ("error", "abort", "tool_calls", "function_call", "OTHER", "MALFORMED_
     [
         *((reason, "ok") for reason in WHOLE),
         *((reason, "length") for reason in CUT),
-        *((reason, "refusal") for reason in REFUSED),
+        *((reason, "refusal") for reason in (*REFUSED, "content_filter: SAFETY")),
         *((reason, "http_error") for reason in UNKNOWN),
     ],
 )
@@ -140,10 +133,13 @@ def test_implausible_usage_counts_at_its_worst(usage):
     assert set(states) == {"ok", "budget"}
 
 
+def with_logprobs(token):
+    return json.dumps(completion("7")).replace('"logprobs": null', f'"logprobs": {{"content": [{token}]}}')
+
+
 @pytest.mark.parametrize("logprob", ["NaN", "Infinity", "0.5", "null"])
 def test_logprobs_that_are_none_are_no_answer(logprob):
-    token = '{"token": "7", "logprob": %s, "bytes": null, "top_logprobs": []}' % logprob
-    answer = json.dumps(completion("7")).replace('"logprobs": null', '"logprobs": {"content": [%s]}' % token)
+    answer = with_logprobs(f'{{"token": "7", "logprob": {logprob}, "bytes": null, "top_logprobs": []}}')
     with Server(lambda body, n: Status(200, {}, answer.encode())) as server:
         (reply,) = ask(client_of(server), "?", logprobs=True)
     assert reply.state == "http_error"
@@ -152,8 +148,7 @@ def test_logprobs_that_are_none_are_no_answer(logprob):
 
 def test_an_impossible_alternative_is_left_out():
     top = '[{"token": "7", "logprob": -0.1, "bytes": null}, {"token": "8", "logprob": -Infinity, "bytes": null}]'
-    token = '{"token": "7", "logprob": -0.1, "bytes": null, "top_logprobs": %s}' % top
-    answer = json.dumps(completion("7")).replace('"logprobs": null', '"logprobs": {"content": [%s]}' % token)
+    answer = with_logprobs(f'{{"token": "7", "logprob": -0.1, "bytes": null, "top_logprobs": {top}}}')
     with Server(lambda body, n: Status(200, {}, answer.encode())) as server:
         (reply,) = ask(client_of(server), "?", logprobs=True)
     assert [one["token"] for one in reply.logprobs[0]["top_logprobs"]] == ["7"]
@@ -162,7 +157,7 @@ def test_an_impossible_alternative_is_left_out():
 @pytest.mark.parametrize("bound", ["NaN", "Infinity", "1e999"])
 def test_a_schema_takes_no_number_that_json_has_not(bound):
     schema = {"type": "object", "properties": {"low": {"type": "number"}}}
-    with Server(lambda body, n: '{"low": %s}' % bound) as server:
+    with Server(lambda body, n: f'{{"low": {bound}}}') as server:
         (reply,) = ask(client_of(server), "?", schema=schema)
     assert reply.state == "schema_error"
 
