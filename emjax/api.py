@@ -40,8 +40,8 @@ FAILED_ON_THE_WAY = ("refusal", "length", "empty", "http_error", "timeout", "sch
 
 
 # What endpoints give as finish_reason, in lower case, and the state that it means. Whatever is not
-# here is an http_error: an unknown reason does not say that an answer is whole. Nor does null, which
-# the protocol has for the parts of a stream alone.
+# here is an http_error: an unknown reason does not say that an answer is whole. Nor does null,
+# which the protocol has for the parts of a stream alone.
 FINISHED = {
     # OpenAI; Together; TGI; Anthropic; Cohere
     **dict.fromkeys(("stop", "eos", "eos_token", "stop_sequence", "end_turn", "complete"), "ok"),
@@ -195,8 +195,8 @@ class ChatClient:
     def replay(self, answers: Path) -> Counter[str]:
         """Reads a batch's output file into the cache; returns the number of calls in each state.
 
-        Collected calls without an answer count as "missing". A call that failed in the batch has its
-        state and error whenever it is asked again. Raises UserError, with file and line, for an
+        Collected calls without an answer count as "missing". A call that failed in the batch has
+        its state and error whenever it is asked again. Raises UserError, with file and line, for an
         answer to a call that was not collected, and as the class says.
         """
         if not self._collect or not self._cache:
@@ -316,7 +316,8 @@ class ChatClient:
         except (openai.APITimeoutError, TimeoutError) as error:
             return Reply("", "timeout", error=self._shown(f"{type(error).__name__}: {error}"))
         except (openai.OpenAIError, ValueError) as error:
-            if isinstance(error, openai.APIStatusError):  # its own text leaves out bodies of other shapes than OpenAI's
+            if isinstance(error, openai.APIStatusError):
+                # Its own text leaves out bodies of other shapes than OpenAI's.
                 text = error.response.text
                 try:
                     answer = loads(text)
@@ -367,10 +368,11 @@ class ChatClient:
         return f"Set {at}.{name}=None." if own else f"Set {at}.extra='{dumps({name: None})}', so that it is not sent."
 
     def _read(self, done: Any, body: dict[str, Any]) -> Reply:
-        """A completion as a Reply; anything that is not shaped like a completion is an http_error."""
+        """A completion as a Reply; anything of another shape is an http_error."""
         try:
             wrong = getattr(done, "error", None) or getattr((done.choices or [None])[0], "error", None)
-            if wrong:  # some gateways say 200 and put the error in the place of the answer, or beside it
+            # Some gateways say 200 and put the error in the place of the answer, or beside it.
+            if wrong:
                 status = wrong.get("code") if isinstance(wrong, dict) else None
                 return self._failed(status, wrong, f"status 200, error {dumps(wrong)}", body)
             choice = done.choices[0]

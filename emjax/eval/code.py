@@ -26,8 +26,8 @@ def without_reasoning(answer: str) -> str:
 
 
 def blocks(answer: str) -> list[str]:
-    """The fenced blocks of code, in order, without those in a shell's or no language. A fence inside
-    a docstring ends no block; the last block may lack its closing fence."""
+    """The fenced blocks of code, in order, without commands and output. A fence inside a docstring
+    ends no block; the last block may lack its closing fence."""
     found, at = [], 0
     while opening := _FENCE.search(answer, at):
         start, mark = min(opening.end() + 1, len(answer)), opening[2]

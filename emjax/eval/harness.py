@@ -119,8 +119,8 @@ def benchmark_of(task: str) -> str:
 
 
 def _share(sample: dict[str, Any], name: str, task: str) -> float:
-    """A document's value of a metric. Raises UserError unless it is a number from 0 to 1: perplexity
-    and BLEU are no shares of documents."""
+    """A document's value of a metric. Raises UserError unless it is a number from 0 to 1:
+    perplexity and BLEU are no shares of documents."""
     value = sample[name]
     value = value.item() if hasattr(value, "item") else value
     try:

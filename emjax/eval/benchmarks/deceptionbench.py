@@ -96,8 +96,8 @@ def cost(config: Config) -> Cost:
 def load(config: Config, gate: Sequence[Item] | None = None) -> tuple[list[PairItem], Origin]:
     """The items of the JSON file.
 
-    Raises UserError for a missing or misspelt field, and for another file than the published one, unless
-    config.rows is "any".
+    Raises UserError for a missing or misspelt field, and for another file than the published one,
+    unless config.rows is "any".
     """
     path, published = existing(name, config.path), config.rows == "published"
     raw = path.read_bytes()
