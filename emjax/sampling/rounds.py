@@ -78,7 +78,6 @@ class Rounds:
         self._tokenizer = lm.tokenizer
         self._vocabulary = min(len(lm.tokenizer), lm.config.V)
         self._eos = frozenset(lm.eos_ids)
-        self._special = tuple(special_tokens(lm.tokenizer))
         self._eos_E = np.array(sorted(self._eos), np.int32)
         self._layers = kv.join(lm.config, lm.params["layers"], self._mesh, kv.groups())
         self._top = {name: x for name, x in lm.params.items() if name != "layers"}
@@ -471,6 +470,10 @@ class Rounds:
         assert row.request is not None
         count = len(tokens)
         return Result(row.request.id, tuple(tokens), text, tuple(row.logprobs[:count]), tuple(row.alternatives[:count]), reason)
+
+    @functools.cached_property
+    def _special(self) -> tuple[str, ...]:
+        return tuple(special_tokens(self._tokenizer))
 
     def _text(self, tokens: Sequence[int], special: bool = False) -> str:
         return self._tokenizer.decode(tokens, skip_special_tokens=not special, clean_up_tokenization_spaces=False)

@@ -239,7 +239,9 @@ def test_today_is_in_no_prompt():
 def test_without_a_template_plain_text_still_works(template):
     tokenizer, eos_ids = byte_level("llama3_1")
     tokenizer.chat_template = template
-    assert chat.plain(tokenizer, ["One"]) == [[tokenizer.bos_token_id, *tokenizer("One", add_special_tokens=False)["input_ids"]]]
+    assert chat.plain(tokenizer, ["One"]) == [
+        [tokenizer.bos_token_id, *tokenizer("One", add_special_tokens=False)["input_ids"]]
+    ]
     for render in (
         lambda: chat.prompts(tokenizer, [HELLO[:1]]),
         lambda: chat.completion(tokenizer, HELLO[:1], "two", eos_ids),
@@ -344,7 +346,14 @@ def test_a_trailing_answer_goes_on_where_it_was_left(tok, data):
 
 @pytest.mark.parametrize(
     "template",
-    ["{{ 1/0 }}", "{{ messages[9].x.y }}", "{% for", "{{ 'a' + 1 }}", "{{ raise_exception('no') }}", "{{ ''.__class__.mro() }}"],
+    [
+        "{{ 1/0 }}",
+        "{{ messages[9].x.y }}",
+        "{% for",
+        "{{ 'a' + 1 }}",
+        "{{ raise_exception('no') }}",
+        "{{ ''.__class__.mro() }}",
+    ],
 )
 def test_any_failure_of_the_template_is_the_users_error(template):
     tokenizer, _ = byte_level("qwen2_5")
