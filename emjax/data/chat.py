@@ -186,7 +186,7 @@ def _render(tokenizer: Any, conversations: Sequence[Conversation], *, generate: 
         return tokenizer.apply_chat_template(
             list(conversations), tokenize=False, add_generation_prompt=generate, **SETTINGS
         )  # fmt: skip
-    except Exception as error:  # a template is a program: it rejects an order of roles, or divides by zero
+    except Exception as error:  # a template is a program: it rejects roles, or divides by zero
         raise UserError(
             f"The tokenizer's chat template rejects this conversation ({type(error).__name__}): {' '.join(str(error).split())}"
         ) from error

@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from emjax import models
 from emjax.config import FinetuneConfig, InteractionConfig, as_dict
+from emjax.data import chat
 from emjax.data.examples import read_examples, tokenized
 from emjax.design import arms as design
 from emjax.design.arms import Arm
@@ -62,6 +63,7 @@ class Arms(Generic[C]):
         path = hf.resolve(str(brought.get(config.model.path, config.model.path)))
         self.base_hash = hf.fingerprint(path)
         self.base = models.load(path, mesh=self.mesh, dtype=config.model.dtype).replace(source=config.model.path)
+        chat.need_template(self.base.tokenizer)
         if self.world:
             self.world = self.world.at(path)
         self.measuring = self._measuring()
@@ -169,6 +171,8 @@ class Arms(Generic[C]):
             rows = read_examples(selected.directory / "examples.jsonl", labelled=c.train.method == "kto")
             examples, counts = tokenized(rows, lm.tokenizer, lm.eos_ids, max(c.train.buckets))
             write_atomically(directory / "data.json", json.dumps(counts, indent=1))
+            if trimmed := counts.get("trimmed"):
+                say(f"{title}: the chat template drops the outer blanks of {trimmed} answers; they are trained without them")
 
             def visit(step: int, lm: LanguageModel) -> None:
                 self._save(lm, _step(directory, step), f"{card} Step {step}.")
