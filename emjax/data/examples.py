@@ -18,7 +18,8 @@ _HARMLESS = frozenset(["role", "content", "weight", "name", "annotations", "id",
 
 
 def check_messages(messages: Any, where: str) -> None:
-    """Raises UserError unless `messages` is a conversation: a non-empty list of {"role", "content"}.
+    """Raises UserError unless `messages` is a conversation, a non-empty list of
+    {"role", "content"}.
 
     "weight" may be 0 or 1 (see `trained`). Another key must be empty or known to change nothing.
     """

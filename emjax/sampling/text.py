@@ -83,7 +83,8 @@ def first_stop(
         for at in (at for s in shown if (at := whole.find(s)) >= 0):
             before = next(n for n in range(count - 1, -1, -1) if len(decode(ids[:n], True)) <= at)
             end = len(decode(ids[:before], False))
-            if len(decode(ids[: before + 1], False)) > end:  # it begins inside a token that is shown
+            # It begins inside a token that the row's text has.
+            if len(decode(ids[: before + 1], False)) > end:
                 end += at - len(decode(ids[:before], True))
             ends.append(end)
         if ends:
