@@ -14,6 +14,7 @@ from typing import Any
 
 from lm_eval.api.model import TemplateLM
 
+from emjax.data.chat import SETTINGS, plain, text
 from emjax.errors import UserError
 from emjax.runtime.files import digest, dumps
 from emjax.runtime.numbers import finite
@@ -45,16 +46,13 @@ class EngineLM(TemplateLM):
         return str(self.tokenizer.name_or_path)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        return self.tokenizer.apply_chat_template(
-            chat_history, tokenize=False, add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-        )  # fmt: skip
+        """Without a generation prompt, the trailing assistant message is continued."""
+        if not add_generation_prompt and chat_history[-1]["role"] != "assistant":
+            raise UserError(f"The harness asks to continue a message of the role {chat_history[-1]['role']!r}.")
+        return text(self.tokenizer, chat_history, continues=not add_generation_prompt)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        # A rendered template brings its own BOS; a second one would shift every position.
-        bos = self.tokenizer.bos_token
-        special = not (bos and string.startswith(bos)) if add_special_tokens is None else add_special_tokens
-        return self.tokenizer.encode(string, add_special_tokens=special)
+        return plain(self.tokenizer, [string], special=add_special_tokens is not False)[0]
 
     def _cut(self, tokens: list[int], room: int) -> tuple[int, ...]:
         """The end of a context that leaves `room` positions in the engine's cache."""
@@ -196,7 +194,8 @@ def run(
     template = lm.chat_template(True) if chat else None
     settings = {
         "lm_eval": found["lm_eval_version"], "versions": found["versions"], "shots": found["n-shot"], "chat": chat,
-        "template_sha256": digest(template) if template else None, "stop": sorted(lm.stops), "max_gen_toks": sorted(lm.limits),
+        "template_sha256": digest(template) if template else None, "template_settings": SETTINGS if chat else None,
+        "stop": sorted(lm.stops), "max_gen_toks": sorted(lm.limits),
         "cache_length": engine.cache_length, "metric": metric or "first", "filter": answer_filter or "first", **lm.counts,
     }  # fmt: skip
     return rows, {"metrics": found["results"], "settings": settings}

@@ -11,6 +11,7 @@ import emjax
 from emjax import models
 from emjax.api import ChatClient
 from emjax.config import BenchmarkConfig, Draw
+from emjax.data import chat
 from emjax.errors import UserError
 from emjax.eval import extraction, harness
 from emjax.eval.asker import EndpointAsker, EngineAsker
@@ -139,6 +140,58 @@ def test_a_second_bos_is_never_added(engine):
     lm = harness.EngineLM(engine[0], adding)
     assert lm.tok_encode("what is") == lm.tok_encode(f"{bos} what is")
     assert lm.tok_encode("what is").count(tokenizer.bos_token_id) == 1
+
+
+def test_conversations_are_rendered_like_all_others(engine):
+    """Thinking off, the date fixed, a task's prefix continued, and no text of a document becomes a control token."""
+    tokenizer = copy.deepcopy(engine[1])
+    tokenizer.chat_template += "{{ ' on' if enable_thinking else ' off' }} {{ date_string }}"
+    lm, asked = harness.EngineLM(engine[0], tokenizer), [{"role": "user", "content": "what is"}]
+    assert lm.apply_chat_template(asked) == "<bos> <user> what is <asst> off 26 Jul 2024"
+    assert [lm.tok_encode(lm.apply_chat_template(asked))] == chat.prompts(tokenizer, [asked])
+    lm = harness.EngineLM(*engine)
+    begun = [*asked, {"role": "assistant", "content": "it is"}]
+    assert lm.apply_chat_template(begun, add_generation_prompt=False) == "<bos> <user> what is <asst> it is"
+    with pytest.raises(UserError, match="continue a message of the role 'user'"):
+        lm.apply_chat_template(asked, add_generation_prompt=False)
+    with pytest.raises(UserError, match="spells the special token <end>"):
+        lm.apply_chat_template([{"role": "user", "content": "a <end> b"}])
+
+
+def likelihoods(ours):
+    return [row["result"] for row in ours[0] if row["subset"] == "sums_likelihood"]
+
+
+def test_the_chat_template_of_a_task_is_recorded(engine, ours, folder):
+    bare = (folder / "sums_likelihood.yaml").read_text().replace('"<bos> <user> {{text}} <asst>"', '"{{text}}"')
+    (folder / "sums_chat.yaml").write_text(bare.replace("sums_likelihood", "sums_chat"))
+    rows, found = harness.run(*engine, ["sums_chat"], arm="vanilla", folder=folder, chat=True)
+    assert [row["result"] for row in rows] == likelihoods(ours)  # the task spells the same prompt itself
+    assert rows[0]["messages"][0]["content"].startswith("<bos> <user> what is 0 plus 0 ? <asst>")
+    assert found["settings"]["template_settings"] == {"enable_thinking": False, "date_string": "26 Jul 2024"}
+
+
+def test_a_base_model_without_a_template_is_measured_without_one(engine, ours, folder):
+    bare = copy.deepcopy(engine[1])
+    bare.chat_template = None
+    rows, found = harness.run(engine[0], bare, ["sums_likelihood"], arm="vanilla", folder=folder)
+    assert [row["result"] for row in rows] == likelihoods(ours)
+    assert found["settings"]["template_settings"] is None
+    with pytest.raises(UserError, match="no chat template"):
+        harness.run(engine[0], bare, ["sums_likelihood"], arm="vanilla", folder=folder, chat=True)
+
+
+def test_a_special_token_as_a_stop_string_ends_an_answer(folder):
+    """Where it is no end token of the checkpoint: a number after it must not be read."""
+    lm = models.load(str(CHECKPOINT), dtype="float32")
+    lm = lm.replace(eos_ids=(lm.tokenizer.pad_token_id,))
+    model = harness.EngineLM(Engine(lm, slots=16, cache_length=64), lm.tokenizer)
+
+    class Asked:
+        args = ("<bos> <user> what is 2 plus 3 ? <asst>", {"until": ["<end>", "<|im_end|>"], "max_gen_toks": 30})
+
+    assert model.generate_until([Asked()]) == ["5 ."]
+    assert model.counts["answer_cut"] == 0
 
 
 def test_gsm8k_numbers_are_read_as_people_labelled_them(tmp_path, capsys):
