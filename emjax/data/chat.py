@@ -108,6 +108,7 @@ def text(tokenizer: Any, messages: Conversation, *, continues: bool = False) -> 
     """The rendered text that `prompts` encodes (continues: `continued`), for callers that encode it
     later with `plain`. Raises UserError if a message spells a special token, which would become
     one."""
+    need_template(tokenizer)
     (marked,), marks = _marked(tokenizer, [messages])
     if marks:
         raise UserError(
