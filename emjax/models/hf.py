@@ -93,7 +93,7 @@ def load(
         params=_load_params(directory, config, mesh, dtype),
         tokenizer=load_tokenizer(directory),
         eos_ids=_eos_ids(directory, raw),
-        adapter=None if adapter is None else load_adapter(adapter, config, mesh),
+        adapter=None if adapter is None else load_adapter(adapter, config, mesh, base=str(path)),
         source=str(path),
         mesh=mesh,
     )
