@@ -18,7 +18,8 @@ from emjax.experiment.fit import Recipe, Visits, fit
 from emjax.experiment.gate import freeze, thaw
 from emjax.experiment.measure import Measuring, measured
 from emjax.experiment.results import Files, Headline, Measured
-from emjax.models import LanguageModel, hf
+from emjax.models import LanguageModel
+from emjax.models.source import open_source
 from emjax.presets import Chosen
 from emjax.runtime import process
 from emjax.runtime.files import digest, seed_of, write_atomically
@@ -59,11 +60,13 @@ class Arms(Generic[C]):
         say(plan.describe(self.chosen))
         self.mesh = mesh_of(config.mesh)
         brought = self.world.models if self.world else {}
-        path = hf.resolve(str(brought.get(config.model.path, config.model.path)))
-        self.base_hash = hf.fingerprint(path)
-        self.base = models.load(path, mesh=self.mesh, dtype=config.model.dtype).replace(source=config.model.path)
+        source = open_source(str(brought.get(config.model.path, config.model.path)))
+        self.base_hash = source.digest()
+        self.base = models.load(source, mesh=self.mesh, dtype=config.model.dtype)
+        if config.model.path in brought:
+            self.base = self.base.replace(source=config.model.path)
         if self.world:
-            self.world = self.world.at(path)
+            self.world = self.world.at(source.path)
         self.measuring = self._measuring()
         claim(config, self.workdir)
         trained = {arm: [] if arm.ratio is None else self.rounds(arm) for arm in self.arms}
@@ -220,7 +223,7 @@ class Arms(Generic[C]):
     def _model_in(self, directory: Path) -> LanguageModel:
         if self._kept == "model":
             lm = models.load(directory, mesh=self.mesh, dtype=self.config.model.dtype)
-            return lm.replace(source=self.config.model.path)
+            return lm.replace(source=self.base.source, revision=self.base.revision)
         return self.base.replace(adapter=models.load_adapter(directory, self.base.config))
 
     # --- results ----------------------------------------------------------------------------------

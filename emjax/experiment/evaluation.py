@@ -12,7 +12,8 @@ from emjax.experiment import plan, results
 from emjax.experiment.common import claim, mesh_of, say
 from emjax.experiment.measure import Measuring, measured
 from emjax.experiment.results import Files, Headline, Measured
-from emjax.models import hf
+from emjax.models import peft
+from emjax.models.source import open_source
 from emjax.presets import Chosen
 from emjax.runtime import process
 from emjax.runtime.store import Stage, Store
@@ -71,7 +72,7 @@ def evaluation(chosen: Chosen, workdir: Path, store: Store) -> None:
         if arm.endpoint:
             model = ChatClient(arm.endpoint, arm.path, api_key_env=arm.api_key_env, rates=_rates(config))
         else:
-            weights = [hf.fingerprint(hf.resolve(path)) for path in (arm.path, arm.adapter) if path]
+            weights = [open_source(arm.path).digest(), *([peft.digest(arm.adapter)] if arm.adapter else [])]
             target = {"weights": weights, "engine": as_dict(config.engine), "model": as_dict(config.model)}
 
             def model(arm: _Model = arm) -> tuple[Engine, Any]:

@@ -1,8 +1,6 @@
 """Model configuration, read from a Hugging Face config.json."""
 
 import dataclasses
-import json
-from pathlib import Path
 from typing import Any
 
 from emjax.errors import UserError
@@ -142,21 +140,6 @@ class ModelConfig:
             # Qwen2's bias is implied by its model type; Qwen3 and Llama have none.
             **({} if self.qkv_bias else {"attention_bias": False}),
         }
-
-
-def read_config(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
-    """Reads `<path>/config.json`. Returns (our config, the file's content)."""
-    file = path / "config.json"
-    if not file.is_file():
-        raise UserError(
-            f"{path} contains no config.json, so it is not a Hugging Face checkpoint directory. "
-            "Point to a directory written by save_pretrained (config.json, *.safetensors, tokenizer files)."
-        )
-    try:
-        raw = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file} is not valid JSON ({error}); fetch the checkpoint again.") from error
-    return ModelConfig.from_hf(raw, str(file)), raw
 
 
 def _rope_scaling(rope: dict[str, Any], where: str) -> RopeScaling | None:

@@ -1,7 +1,6 @@
-"""Loads and saves Hugging Face checkpoint directories and tokenizers. No pickle, no remote code."""
+"""Loads checkpoints, and saves them as Hugging Face directories."""
 
 import functools
-import hashlib
 import json
 import math
 from collections.abc import Iterator
@@ -16,19 +15,18 @@ from jax.sharding import PartitionSpec as P
 from safetensors.numpy import save_file
 
 from emjax.errors import UserError
-from emjax.models import decoder, files, sharding
-from emjax.models.config import ModelConfig, read_config
+from emjax.models import decoder, files, peft, sharding
+from emjax.models.config import ModelConfig
 from emjax.models.decoder import Params
 from emjax.models.language_model import LanguageModel
 from emjax.models.lora import TARGETS
-from emjax.models.peft import load_adapter
+from emjax.models.source import Source, open_source
 
 # --- names ---------------------------------------------------------------------------------------
 
 _TOP = {"embed": "model.embed_tokens.weight", "final_norm": "model.norm.weight", "head": "lm_head.weight"}
 _TRANSPOSED = {*TARGETS, "head"}  # torch keeps linear weights as [out, in]
 _SHARD_BYTES = 5 * 10**9
-_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 
 
 def _tensor_names(config: ModelConfig, shapes_tree: Params) -> Iterator[tuple[tuple[str, ...], list[str]]]:
@@ -43,79 +41,37 @@ def _tensor_names(config: ModelConfig, shapes_tree: Params) -> Iterator[tuple[tu
 # --- loading ------------------------------------------------------------------------------------
 
 
-def resolve(path: str | Path) -> Path:
-    """Returns a local directory as it is; downloads a hub id, or takes it from the cache.
-
-    A Path is always local. Pickled files are not downloaded. An interrupted download resumes where
-    it stopped. Raises UserError, with the reason, if neither exists.
-    """
-    local = Path(path)
-    if local.is_dir():
-        return local
-    if isinstance(path, Path) or path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise UserError(
-            f"The checkpoint directory {str(path)!r} does not exist. Give a directory written by save_pretrained, "
-            "or a hub id of the form owner/name."
-        )
-    import huggingface_hub
-    from huggingface_hub import errors
-
-    try:
-        return Path(huggingface_hub.snapshot_download(path, allow_patterns=_FILES, ignore_patterns=["*/*"]))
-    except errors.GatedRepoError as error:
-        advice = f"Accept its licence at https://huggingface.co/{path} and log in with `hf auth login`."
-        raise UserError(f"The checkpoint {path!r} is gated, and access was not granted. {advice}") from error
-    except errors.RepositoryNotFoundError as error:
-        advice = "Check the name; if it is private, log in with `hf auth login`."
-        raise UserError(f"The checkpoint {path!r} is neither a local directory nor a hub id that exists. {advice}") from error
-    except Exception as error:  # a network or a cache can fail in many ways
-        raise UserError(
-            f"The checkpoint {path!r} is not a local directory, and the download from the hub failed "
-            f"({type(error).__name__}: {str(error).splitlines()[0]}). If you are offline, download it elsewhere with "
-            f"`hf download {path}` and pass the directory, or copy the cache directory that HF_HOME names."
-        ) from error
-
-
 def load(
-    path: str | Path, *, adapter: str | Path | None = None, mesh: Mesh | None = None, dtype: str = "bfloat16"
+    path: str | Path | Source, *, adapter: str | Path | None = None, mesh: Mesh | None = None, dtype: str = "bfloat16"
 ) -> LanguageModel:
-    """Loads a Hugging Face directory or hub id, and a PEFT adapter directory if one is given.
+    """Loads a Hugging Face directory, a GGUF file or a hub id, and a PEFT adapter directory if one
+    is given.
 
     Raises UserError for a missing directory, an unsupported architecture or field, and tensors that
     are missing, surplus or of the wrong shape.
     """
-    directory = resolve(path)
-    config, raw = read_config(directory)
+    source = open_source(path) if isinstance(path, str | Path) else path
+    raw, generation = source.config(), source.generation()
+    config = ModelConfig.from_hf(raw, source.config_file)
     if mesh is not None:
         sharding.check(config, mesh.shape)
+    tokenizer, eos_ids = source.tokenizer(), _eos_ids(source, raw, generation)
+    if adapter is not None:
+        tokenizer, eos_ids = peft.own_template(adapter, tokenizer, eos_ids)
     return LanguageModel(
         config=config,
-        params=_load_params(directory, config, mesh, dtype),
-        tokenizer=load_tokenizer(directory),
-        eos_ids=_eos_ids(directory, raw),
-        adapter=None if adapter is None else load_adapter(adapter, config, mesh, base=str(path)),
-        source=str(path),
+        params=_load_params(source, config, mesh, dtype),
+        tokenizer=tokenizer,
+        eos_ids=eos_ids,
+        adapter=None if adapter is None else peft.load_adapter(adapter, config, mesh, base=source.name),
+        source=source.name,
+        revision=source.revision,
+        generation=generation,
         mesh=mesh,
     )
 
 
-def _weight_files(directory: Path) -> list[Path]:
-    """The files that transformers would read: those in the index, or the only file."""
-    index = directory / "model.safetensors.index.json"
-    if not index.is_file():
-        if not (directory / "model.safetensors").is_file():
-            raise UserError(
-                f"{directory} contains no model.safetensors and no model.safetensors.index.json. emjax does not read "
-                "pickled weights; convert them with transformers (save_pretrained)."
-            )
-        return [directory / "model.safetensors"]
-    try:
-        return [directory / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-    except (ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"{index} is not an index of weight files ({error!r}); fetch the checkpoint again.") from error
-
-
-def _load_params(directory: Path, config: ModelConfig, mesh: Mesh | None, dtype: str) -> Params:
+def _load_params(source: Source, config: ModelConfig, mesh: Mesh | None, dtype: str) -> Params:
     """Streams the checkpoint tensor by tensor, each straight to its devices.
 
     The host never holds more than one tensor, and only the parts that this process's devices need.
@@ -127,31 +83,30 @@ def _load_params(directory: Path, config: ModelConfig, mesh: Mesh | None, dtype:
     for name, shape in wanted["layers"].items():
         params["layers"][name] = _zeros(shape.shape, shape.dtype, _on(mesh, specs["layers"][name]))
     left = dict(places)
-    for file in _weight_files(directory):
-        with files.open_tensors(file) as handle:
-            for name in handle.keys():  # noqa: SIM118 - a handle is not a dict
-                if name not in left:
-                    problem = "occurs twice" if name in places else "is not called for by config.json"
-                    raise UserError(
-                        f"{file}: the tensor {name!r} {problem}. The checkpoint belongs to another architecture or "
-                        "configuration; fetch it again."
-                    )
-                keys, layer = left.pop(name)
-                source = _checked(handle.get_slice(name), keys, wanted, f"{file}: the tensor {name!r}")
-                spec = specs["layers"][keys[1]] if keys[0] == "layers" else specs[keys[0]]
-                spec = P(*spec[1:]) if keys[0] == "layers" else spec
-                transposed = keys[-1] in _TRANSPOSED
-                tensor = _to_devices(source, mesh, P(*spec[::-1]) if transposed else spec)
-                if keys[0] == "layers":
-                    stack = params["layers"][keys[1]]
-                    params["layers"][keys[1]] = _put(stack, tensor, layer, transposed=transposed, on=stack.sharding)
-                else:
-                    params[keys[0]] = _cast(tensor, wanted[keys[0]].dtype, transposed=transposed, on=_on(mesh, spec))
-                jax.block_until_ready(tensor)
-                del tensor  # this also frees its copy on the host
+    for file, handle in source.handles():
+        for name in handle.keys():  # noqa: SIM118 - a handle is not a dict
+            if name not in left:
+                problem = "occurs twice" if name in places else "is not called for by config.json"
+                raise UserError(
+                    f"{file}: the tensor {name!r} {problem}. The checkpoint belongs to another architecture or "
+                    "configuration; fetch it again."
+                )
+            keys, layer = left.pop(name)
+            stored = _checked(handle.get_slice(name), keys, wanted, f"{file}: the tensor {name!r}")
+            spec = specs["layers"][keys[1]] if keys[0] == "layers" else specs[keys[0]]
+            spec = P(*spec[1:]) if keys[0] == "layers" else spec
+            transposed = keys[-1] in _TRANSPOSED
+            tensor = _to_devices(stored, mesh, P(*spec[::-1]) if transposed else spec)
+            if keys[0] == "layers":
+                stack = params["layers"][keys[1]]
+                params["layers"][keys[1]] = _put(stack, tensor, layer, transposed=transposed, on=stack.sharding)
+            else:
+                params[keys[0]] = _cast(tensor, wanted[keys[0]].dtype, transposed=transposed, on=_on(mesh, spec))
+            jax.block_until_ready(tensor)
+            del tensor  # this also frees its copy on the host
     if left:
         raise UserError(
-            f"{directory}: the tensor {next(iter(left))!r} that config.json calls for is missing from the checkpoint "
+            f"{source.path}: the tensor {next(iter(left))!r} that config.json calls for is missing from the checkpoint "
             f"({len(left)} of {len(places)} are missing). Fetch it again."
         )
     return params
@@ -211,48 +166,16 @@ def _zeros(shape: tuple[int, ...], dtype: Any, on: Any) -> jax.Array:
     return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=on)()
 
 
-def load_tokenizer(directory: Path) -> Any:
-    """The directory's tokenizer; it must have a chat template."""
-    from transformers import AutoTokenizer
-
-    # Transformers would continue with an empty vocabulary.
-    if not (directory / "tokenizer.json").is_file():
-        raise UserError(f"{directory} contains no tokenizer.json; fetch the checkpoint again, with its tokenizer.")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(directory)
-    except Exception as error:
-        raise UserError(
-            f"{directory}: the tokenizer cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0]}). "
-            "The directory needs tokenizer.json and tokenizer_config.json."
-        ) from error
-    if not tokenizer.chat_template:
-        raise UserError(
-            f"{directory}: the tokenizer has no chat template, so conversations cannot be rendered. Use an instruct "
-            "checkpoint, or add chat_template.jinja to the directory."
-        )
-    return tokenizer
-
-
-def _eos_ids(directory: Path, raw: dict[str, Any]) -> tuple[int, ...]:
+def _eos_ids(source: Source, raw: dict[str, Any], generation: dict[str, Any]) -> tuple[int, ...]:
     """Every end-of-sequence id.
 
     Llama 3.1 has three, and only generation_config.json lists them all.
     """
-    file = directory / "generation_config.json"
-    ids = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
+    ids = generation.get("eos_token_id")
     ids = raw.get("eos_token_id") if ids is None else ids
     if ids is None:
-        raise UserError(f"{directory}: neither generation_config.json nor config.json names an eos_token_id; add one.")
+        raise UserError(f"{source.path}: neither generation_config.json nor config.json names an eos_token_id; add one.")
     return tuple(ids) if isinstance(ids, list) else (int(ids),)
-
-
-def fingerprint(directory: str | Path) -> str:
-    """SHA-256 over the files that define the model: configuration, weights, tokenizer."""
-    digest = hashlib.sha256()
-    for file in sorted(p for p in Path(directory).iterdir() if p.suffix in (".json", ".safetensors", ".jinja")):
-        with file.open("rb") as stream:
-            digest.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
 
 
 # --- saving -------------------------------------------------------------------------------------

@@ -3,12 +3,11 @@
 Commands that run without weights use them.
 """
 
-import json
-from pathlib import Path
 from typing import NamedTuple
 
 from emjax.errors import UserError
 from emjax.models.config import ModelConfig, RopeScaling
+from emjax.models.source import is_local_source, open_source
 
 
 class Known(NamedTuple):
@@ -59,9 +58,9 @@ def shape_of(path: str) -> ModelConfig:
 
     Downloads nothing.
     """
-    file = Path(path) / "config.json"
-    if file.is_file():
-        return ModelConfig.from_hf(json.loads(file.read_text()), str(file))
+    if is_local_source(path):
+        source = open_source(path)
+        return ModelConfig.from_hf(source.config(), source.config_file)
     for known in KNOWN.values():
         if known.path == path:
             return known.config

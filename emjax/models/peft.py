@@ -19,6 +19,7 @@ from emjax.models import files
 from emjax.models.config import ModelConfig
 from emjax.models.language_model import LanguageModel
 from emjax.models.lora import TARGETS, Adapter, LoraConfig, check_layers, shapes
+from emjax.models.source import Folder
 from emjax.runtime import numbers, process
 
 # --- what adapter_config.json may say -------------------------------------------------------------
@@ -51,6 +52,10 @@ _MERGE = (
     "Merge the adapter into its base with peft (merge_and_unload), save the model with save_pretrained, and load that folder "
     "instead."
 )
+
+
+# What a trainer's copy of the tokenizer consists of.
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
 def _module(target: str) -> str:
@@ -111,6 +116,14 @@ def save_adapter(lm: LanguageModel, path: str | Path, *, card: str = "") -> None
 # --- loading --------------------------------------------------------------------------------------
 
 
+def digest(directory: str | Path) -> str:
+    """SHA-256 over the files that load_adapter and own_template read."""
+    directory = Path(directory)
+    own = [directory / name for name in _TOKENIZER]
+    weights = [directory / "adapter_config.json", directory / "adapter_model.safetensors"]
+    return files.digest(directory, [*weights, *(file for file in own if file.is_file())])
+
+
 def load_adapter(
     directory: str | Path, config: ModelConfig, mesh: Mesh | None = None, *, base: str | None = None
 ) -> Adapter:
@@ -122,7 +135,9 @@ def load_adapter(
     """
     directory = Path(directory)
     file = directory / "adapter_config.json"
-    raw = _read(directory, file)
+    if not file.is_file():
+        raise UserError(f"{directory} contains no adapter_config.json, so it is not a PEFT adapter directory.")
+    raw = files.read_object(file)
     _refuse_unsupported(raw, file)
     weights = directory / "adapter_model.safetensors"
     if not weights.is_file():
@@ -145,18 +160,6 @@ def load_adapter(
         adapter = Adapter(lora, {target: _pair(handle, weights, found, lora, target, config, mesh) for target in lora.targets})
     _compare_base(raw.get("base_model_name_or_path"), base, directory)
     return adapter
-
-
-def _read(directory: Path, file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise UserError(f"{directory} contains no adapter_config.json, so it is not a PEFT adapter directory.")
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} is not valid JSON ({error}); fetch the adapter again.") from error
-    if not isinstance(raw, dict):
-        raise UserError(f"{file} must hold a JSON object, but it holds a {type(raw).__name__}; fetch the adapter again.")
-    return raw
 
 
 def _refuse_unsupported(raw: dict[str, Any], file: Path) -> None:
@@ -344,6 +347,32 @@ def _pair(
             else jax.make_array_from_callback(stack.shape, NamedSharding(mesh, P()), stack.__getitem__)
         )
     return pair
+
+
+def own_template(directory: str | Path, tokenizer: Any, eos_ids: tuple[int, ...]) -> tuple[Any, tuple[int, ...]]:
+    """(tokenizer, end ids) for a base whose adapter lies in `directory`.
+
+    Trainers copy the tokenizer there. Its chat template takes the place of the base's, as the
+    adapter was trained with it, and the token that ends its turns is added to the base's; both are
+    said once. Token ids stay the base's: an adapter has no embeddings of further tokens.
+    """
+    folder = Path(directory)
+    if not (folder / "tokenizer.json").is_file():
+        return tokenizer, eos_ids
+    own = Folder(folder, str(folder)).tokenizer()
+    known, added = tokenizer.get_vocab(), own.get_vocab()
+    if added != known:
+        more = sorted(added.items() - known.items(), key=lambda pair: pair[1])
+        shown = f", e.g. {more[0][0]!r} = {more[0][1]}" if more else ""
+        process.note(f"{folder}: the adapter's tokenizer differs from the base's{shown}; the base's token ids are used.")
+    if own.chat_template and own.chat_template != tokenizer.chat_template:
+        process.note(f"{folder}: the adapter has its own chat template, which is used in place of the base's.")
+        tokenizer.chat_template = own.chat_template
+    end = known.get(own.eos_token)
+    if end is not None and end not in eos_ids:
+        process.note(f"{folder}: the adapter's tokenizer ends turns with {own.eos_token!r}, which ends answers too.")
+        eos_ids = (*eos_ids, end)
+    return tokenizer, eos_ids
 
 
 def _compare_base(named: Any, base: str | None, directory: Path) -> None:
