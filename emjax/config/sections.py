@@ -13,9 +13,10 @@ from emjax.errors import UserError
 class ComputeConfig(Section):
     """How models are computed with."""
 
-    dtype: str = option("bfloat16", "Type of weights and activations.", choices=names.DTYPES)
-    attention: str = option("xla", "Attention kernel: xla runs everywhere, cudnn on NVIDIA GPUs, splash on TPUs.",
-                            choices=names.ATTENTION)  # fmt: skip
+    dtype: str = option("bfloat16", "Type of weights and activations; auto: float32 on a CPU, bfloat16 elsewhere.",
+                        choices=(*names.DTYPES, names.AUTO))
+    attention: str = option("xla", "Attention kernel: xla runs everywhere, cudnn on NVIDIA GPUs, splash on TPUs; auto takes "
+                            "the device's where it serves the model.", choices=(*names.ATTENTION, names.AUTO))  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +138,8 @@ class Watch(Section):
 class EngineConfig(Section):
     """config.engine: the sampler's sizes."""
 
-    slots: int = option(256, "Sequences decoded at a time; 0 takes as many as fit the device.", low=0)
+    slots: int = option(256, "Sequences decoded at a time; 0 (auto) takes as many as fit beside training, on a CPU at "
+                       "most 16.", low=0)
     cache_length: int = option(2048, "Longest prompt and answer together.", unit="tokens", low=2)
     chunk: int = option(64, "Tokens of a prompt that are prefilled at a time.", unit="tokens", low=1)
 

@@ -124,9 +124,7 @@ def digest(directory: str | Path) -> str:
     return files.digest(directory, [*weights, *(file for file in own if file.is_file())])
 
 
-def load_adapter(
-    directory: str | Path, config: ModelConfig, mesh: Mesh | None = None, *, base: str | None = None
-) -> Adapter:
+def load_adapter(directory: str | Path, config: ModelConfig, mesh: Mesh | None = None, *, base: str | None = None) -> Adapter:
     """Reads a PEFT LoRA directory. The names of its tensors say which layers and projections it
     adapts; what its target_modules call for as well must be there.
 
@@ -177,8 +175,8 @@ def _refuse_unsupported(raw: dict[str, Any], file: Path) -> None:
             )
     if unknown and _version(raw.get("peft_version")) > _KNOWN_PEFT:
         raise UserError(
-            f"{file}: emjax does not know the field {', '.join(unknown)} of peft {raw['peft_version']}, which could change what "
-            f"the adapter computes. {_MERGE}"
+            f"{file}: emjax does not know the field {', '.join(unknown)} of peft {raw['peft_version']}, which could change "
+            f"what the adapter computes. {_MERGE}"
         )
     if unknown:
         process.note(f"{file}: {', '.join(unknown)}: no field of peft, without effect.")
@@ -238,7 +236,9 @@ def _called_for(raw: dict[str, Any], file: Path, config: ModelConfig) -> set[_Pl
     targets, excluded = raw.get("target_modules"), raw.get("exclude_modules") or []
     layers = raw.get("layers_to_transform")
     for name, value in (("target_modules", targets), ("exclude_modules", excluded)):
-        if not (value is None or isinstance(value, str) or (isinstance(value, list) and all(isinstance(x, str) for x in value))):
+        if not (
+            value is None or isinstance(value, str) or (isinstance(value, list) and all(isinstance(x, str) for x in value))
+        ):
             raise UserError(f"{file}: {name} = {_shown(value)}; give a list of names, or a pattern.")
     if layers is not None and not isinstance(targets, list):
         raise UserError(f"{file}: layers_to_transform is set, which peft allows only beside a list of target_modules.")
@@ -331,7 +331,8 @@ def _pair(
             view = handle.get_slice(name)
             if tuple(view.get_shape()) != shape[::-1]:
                 raise UserError(
-                    f"{file}: {name!r} has shape {tuple(view.get_shape())}, but this base and r = {lora.rank} need {shape[::-1]}."
+                    f"{file}: {name!r} has shape {tuple(view.get_shape())}, but this base needs {shape[::-1]} "
+                    f"(r = {lora.rank})."
                 )
             if view.get_dtype() not in ("BF16", "F16", "F32"):
                 raise UserError(f"{file}: {name!r} is stored as {view.get_dtype()}, but emjax reads only BF16, F16 and F32.")
