@@ -11,7 +11,7 @@ slots      (0 says auto) on a CPU at most CPU_MOST, elsewhere at most cache.MOST
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from jax.sharding import AbstractMesh
 
@@ -26,7 +26,7 @@ from emjax.sampling import cache as kv
 CPU_MOST = 16  # a few rows fill the cores of a CPU
 ROOM = 0.92  # of a device's memory that a plan may fill
 
-C = TypeVar("C", TrainingConfig, EvaluationConfig, InteractionConfig)
+C = TypeVar("C", bound=TrainingConfig | EvaluationConfig)
 M = TypeVar("M", bound=ComputeConfig)
 
 
@@ -81,7 +81,8 @@ def slots(config: TrainingConfig | EvaluationConfig, shape: ModelConfig, place: 
 def settled(config: C, shape: ModelConfig, place: Place, sizes: Mapping[str, int]) -> C:
     """The configuration with a number or a name in each field that said auto."""
     rows = config.train.buckets if isinstance(config, TrainingConfig) else ()
-    config = dataclasses.replace(config, model=computed(config.model, shape, place, rows))
+    model: Any = computed(config.model, shape, place, rows)
+    config = dataclasses.replace(config, model=model)
     many = slots(config, shape, place, sizes)
     return dataclasses.replace(config, engine=dataclasses.replace(config.engine, slots=many))
 
