@@ -101,17 +101,18 @@ def check(config: TrainingConfig | EvaluationConfig, shape: ModelConfig, place: 
     one = kv.slot_bytes(shape, positions(config.engine), config.model.dtype, sizes["tensor"])
     weights = sum(row.device for row in sharding.table(shape, config.model.dtype, sizes))
     shards, gib = sizes["data"] * sizes["fsdp"], 2**30
-    if weights + config.engine.slots // shards * one > place.memory:
-        most = max(0, int(place.memory) - weights) // one * shards
-        cure = (
-            f"At most {most} slots could fit: set config.engine.slots (or a smaller config.engine.cache_length)"
-            if most
-            else "The weights alone do not fit: set config.mesh for more devices, or use a smaller model"
-        )
+    if weights >= place.memory:
         raise UserError(
-            f"config.engine.slots is {config.engine.slots}: {weights / gib:.1f} GiB of weights and "
-            f"{config.engine.slots // shards * one / gib:.1f} GiB of slots of {positions(config.engine)} positions exceed the "
-            f"{place.memory / gib:.1f} GiB of this device. {cure}, with a --workdir of its own (and the same --store)."
+            f"config.model.path: its weights take {weights / gib:.3g} GiB in {config.model.dtype}, and this device has "
+            f"{place.memory / gib:.3g} GiB. Set config.mesh for more devices, or use a smaller model."
+        )
+    if weights + config.engine.slots // shards * one > place.memory:
+        most = (place.memory - weights) // one * shards
+        raise UserError(
+            f"config.engine.slots is {config.engine.slots}: {weights / gib:.3g} GiB of weights and "
+            f"{config.engine.slots // shards * one / gib:.3g} GiB of slots of {positions(config.engine)} positions exceed the "
+            f"{place.memory / gib:.3g} GiB of this device. At most {most} slots could fit: set config.engine.slots, or a smaller "
+            "config.engine.cache_length, with a --workdir of its own (and the same --store)."
         )
 
 
