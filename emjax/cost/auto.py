@@ -111,8 +111,8 @@ def check(config: TrainingConfig | EvaluationConfig, shape: ModelConfig, place: 
         raise UserError(
             f"config.engine.slots is {config.engine.slots}: {weights / gib:.3g} GiB of weights and "
             f"{config.engine.slots // shards * one / gib:.3g} GiB of slots of {positions(config.engine)} positions exceed the "
-            f"{place.memory / gib:.3g} GiB of this device. At most {most} slots could fit: set config.engine.slots, or a smaller "
-            "config.engine.cache_length, with a --workdir of its own (and the same --store)."
+            f"{place.memory / gib:.3g} GiB of this device. At most {most} slots could fit: set config.engine.slots, or a "
+            "smaller config.engine.cache_length, with a --workdir of its own (and the same --store)."
         )
 
 

@@ -2,21 +2,23 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import huggingface_hub
 import jax
 import pytest
 from loopback import Server
 
+import emjax
 from emjax import commands, presets
 from emjax.config import Draw
 from emjax.errors import UserError
-from emjax.experiment import common
 from emjax.presets import variants
 from emjax.runtime import hardware
 from emjax.runtime.files import digest, read_lines
 from emjax.runtime.hardware import Place
 
+ROOT = Path(emjax.__file__).parents[1]
 TRAINS = (
     "kto_biased10", "sft_biased100", "direct_medical", "direct_math", "direct_code", "direct_finance", "direct_law",
     "mixture_alpaca", "mixture_dolly", "grid",
@@ -117,7 +119,7 @@ def test_default_work_directories(tmp_path, monkeypatch):
     assert variants.label("hub=someone/A-model") == "someone--A-model"
     one, other = (variants.label(f"hub=someone/A-model@{rev}") for rev in ("v1", "v2"))
     assert one == f"someone--A-model-{digest('v1')[:8]}" != other
-    given = commands.options(["x", "--config", f"{common.__file__}/../../../configs/kto_biased10.py:hub=a/b@v1"])
+    given = commands.options(["x", "--config", f"{ROOT}/configs/kto_biased10.py:hub=a/b@v1"])
     assert str(commands.workdir(given)) == f"runs/kto_biased10-a--b-{digest('v1')[:8]}"
 
 
@@ -142,13 +144,17 @@ def test_auto_is_resolved_once_and_recorded(run, checkpoint, pressure, judge, tm
     assert recorded(work) == ("float32", "xla", 16)
     assert (work / "results.json").read_text() == before
     # A device too small for them.
-    monkeypatch.setattr(hardware, "here", lambda: Place("cpu", 2**22))
+    monkeypatch.setattr(hardware, "here", lambda: Place("cpu", 2**26))
     capsys.readouterr()
     assert run(*command) == 2
     told = capsys.readouterr().err
     assert "config.engine.slots is 16" in told
     assert told.count("\n") == 1
+    monkeypatch.setattr(hardware, "here", lambda: Place("cpu", 2**21))
+    assert run(*command) == 2
+    assert "config.model.path: its weights take" in capsys.readouterr().err
     # A value that is given is not auto: it is another experiment.
+    monkeypatch.setattr(hardware, "here", lambda: Place("cpu", 2**40))
     assert run(*command, "--config.engine.slots=4") == 2
     assert "there config.engine.slots is 16, here it is 4" in capsys.readouterr().err
 
@@ -217,7 +223,10 @@ def test_a_draw_from_the_model(run, own, pressure, judge, tmp_path):
     assert asked == [None, None, said]
     answers = sorted((tmp_path / "store" / "answers").rglob("*.jsonl"))
     assert len(answers) == 2  # a way of drawing has its own journal; the default's key is as it was
-    assert all(len(read_lines(file)) == 6 for file in answers)
+    first, second = ({row["id"]: row["text"] for row in read_lines(file)} for file in answers)
+    assert first.keys() == second.keys()
+    page = (tmp_path / "w2" / "report" / "index.html").read_text()
+    assert f"vanilla: answers on pressure were drawn {said}." in page
 
 
 @pytest.mark.parametrize(
