@@ -43,7 +43,7 @@ def read_object(file: Path) -> dict[str, Any]:
     if file.stat().st_size > _LONGEST_JSON:
         raise UserError(f"{file} holds more than {_LONGEST_JSON >> 20} MiB, which no such file needs; fetch it again.")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=lambda pairs: _object(pairs, file))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is not valid JSON ({error}); fetch it again.") from error
     except OSError as error:
@@ -51,6 +51,15 @@ def read_object(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{file} must hold a JSON object, but it holds a {type(content).__name__}; fetch it again.")
     return content
+
+
+def _object(pairs: list[tuple[str, Any]], file: Path) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        for name, value in pairs:
+            if found[name] != value:
+                raise UserError(f"{file} gives {name!r} twice, as {value!r} and as {found[name]!r}: delete the wrong one.")
+    return found
 
 
 def digest(folder: Path, read: Iterable[Path]) -> str:

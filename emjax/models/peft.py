@@ -19,7 +19,7 @@ from emjax.models import files
 from emjax.models.config import ModelConfig
 from emjax.models.language_model import LanguageModel
 from emjax.models.lora import TARGETS, Adapter, LoraConfig, check_layers, shapes
-from emjax.models.source import Folder
+from emjax.models.source import TOKENIZER, Folder
 from emjax.runtime import numbers, process
 
 # --- what adapter_config.json may say -------------------------------------------------------------
@@ -52,10 +52,6 @@ _MERGE = (
     "Merge the adapter into its base with peft (merge_and_unload), save the model with save_pretrained, and load that folder "
     "instead."
 )
-
-
-# What a trainer's copy of the tokenizer consists of.
-_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
 def _module(target: str) -> str:
@@ -119,7 +115,7 @@ def save_adapter(lm: LanguageModel, path: str | Path, *, card: str = "") -> None
 def digest(directory: str | Path) -> str:
     """SHA-256 over the files that load_adapter and own_template read."""
     directory = Path(directory)
-    own = [directory / name for name in _TOKENIZER]
+    own = [directory / name for name in TOKENIZER]
     weights = [directory / "adapter_config.json", directory / "adapter_model.safetensors"]
     return files.digest(directory, [*weights, *(file for file in own if file.is_file())])
 
@@ -350,12 +346,15 @@ def _pair(
     return pair
 
 
-def own_template(directory: str | Path, tokenizer: Any, eos_ids: tuple[int, ...]) -> tuple[Any, tuple[int, ...]]:
+def own_template(
+    directory: str | Path, tokenizer: Any, eos_ids: tuple[int, ...], *, use: bool = True
+) -> tuple[Any, tuple[int, ...]]:
     """(tokenizer, end ids) for a base whose adapter lies in `directory`.
 
     Trainers copy the tokenizer there. Its chat template takes the place of the base's, as the
     adapter was trained with it, and the token that ends its turns is added to the base's; both are
-    said once. Token ids stay the base's: an adapter has no embeddings of further tokens.
+    said once. Token ids stay the base's: an adapter has no embeddings of further tokens. use: False
+    where one tokenizer serves several adapters, so that differences are said and nothing changes.
     """
     folder = Path(directory)
     if not (folder / "tokenizer.json").is_file():
@@ -367,10 +366,12 @@ def own_template(directory: str | Path, tokenizer: Any, eos_ids: tuple[int, ...]
         shown = f", e.g. {more[0][0]!r} = {more[0][1]}" if more else ""
         process.note(f"{folder}: the adapter's tokenizer differs from the base's{shown}; the base's token ids are used.")
     if own.chat_template and own.chat_template != tokenizer.chat_template:
-        process.note(f"{folder}: the adapter has its own chat template, which is used in place of the base's.")
-        tokenizer.chat_template = own.chat_template
+        instead = "is used in place of the base's" if use else "is not used: the server has the base's for all"
+        process.note(f"{folder}: the adapter has its own chat template, which {instead}.")
+        if use:
+            tokenizer.chat_template = own.chat_template
     end = known.get(own.eos_token)
-    if end is not None and end not in eos_ids:
+    if use and end is not None and end not in eos_ids:
         process.note(f"{folder}: the adapter's tokenizer ends turns with {own.eos_token!r}, which ends answers too.")
         eos_ids = (*eos_ids, end)
     return tokenizer, eos_ids

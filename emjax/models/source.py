@@ -1,4 +1,4 @@
-"""Where a checkpoint is, apart from what is made of it: a Hugging Face folder, a hub id, or a GGUF
+"""Where a checkpoint is, apart from what is made of it: a Hugging Face folder, a hub id or a GGUF
 file. No pickle, no remote code."""
 
 import dataclasses
@@ -10,8 +10,10 @@ from emjax.errors import UserError
 from emjax.models import files
 
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+TEMPLATES = "additional_chat_templates"
+INDEX = "model.safetensors.index.json"
 # What transformers makes a tokenizer from.
-_TOKENIZER = (
+TOKENIZER = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
     "chat_template.json", "vocab.json", "merges.txt", "tokenizer.model",
 )  # fmt: skip
@@ -151,12 +153,17 @@ class Folder:
 
     def _weight_files(self) -> list[Path]:
         """The files that transformers would read: the single file, or those in the index."""
-        single, index = self.path / "model.safetensors", self.path / "model.safetensors.index.json"
+        single, index = self.path / "model.safetensors", self.path / INDEX
+        if (self.path / "adapter_config.json").exists() and (single.exists() or index.exists()):
+            raise UserError(
+                f"{self.path} holds the weights of a model and an adapter_config.json; transformers would load the base that "
+                "the adapter names in place of these weights. Move the one that is not wanted to another folder."
+            )
         if single.is_file():
             return [single]
         if not index.is_file():
             raise UserError(
-                f"{self.path} contains no model.safetensors and no model.safetensors.index.json. emjax does not read "
+                f"{self.path} contains no model.safetensors and no {INDEX}. emjax does not read "
                 "pickled weights; convert them with transformers (save_pretrained)."
             )
         named = files.read_object(index).get("weight_map")
@@ -173,7 +180,7 @@ class Folder:
     def tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
-        for name in _TOKENIZER:
+        for name in TOKENIZER:
             if (self.path / name).exists():
                 files.regular(self.path / name)
         # Transformers would continue with an empty vocabulary.
@@ -184,12 +191,13 @@ class Folder:
         except Exception as error:
             why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             raise UserError(
-                f"{self.path}: the tokenizer cannot be loaded ({why}). The directory needs tokenizer.json and tokenizer_config.json."
+                f"{self.path}: the tokenizer cannot be loaded ({why}). The directory needs tokenizer.json and "
+                "tokenizer_config.json."
             ) from error
 
     def digest(self) -> str:
         weights = self._weight_files()
-        index = [] if weights[0].name == "model.safetensors" else [self.path / "model.safetensors.index.json"]
-        other = [self.path / name for name in ("config.json", "generation_config.json", *_TOKENIZER)]
-        templates = (self.path / "additional_chat_templates").glob("*.jinja")
+        index = [] if weights[0].name == "model.safetensors" else [self.path / INDEX]
+        other = [self.path / name for name in ("config.json", "generation_config.json", *TOKENIZER)]
+        templates = (self.path / TEMPLATES).glob("*.jinja")
         return files.digest(self.path, [*weights, *index, *(file for file in other if file.is_file()), *templates])

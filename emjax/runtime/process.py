@@ -98,7 +98,7 @@ def first() -> bool:
 def note(text: str) -> None:
     """Prints a remark on an input, once in a run."""
     if first():
-        print(f"note: {text}", flush=True)
+        print(f"note: {text}", file=sys.stderr, flush=True)
 
 
 def client() -> Any:

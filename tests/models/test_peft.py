@@ -249,7 +249,7 @@ def test_an_unknown_field_and_another_base_are_said_once(base, adapter, capsys):
     edit(adapter, run_name="tuesday", base_model_name_or_path="someone/Other-8B")
     for _ in range(2):
         models.load_adapter(adapter, SHAPE, base=str(base))
-    told = capsys.readouterr().out
+    told = capsys.readouterr().err
     assert told.count("run_name") == told.count("'someone/Other-8B'") == 1
     assert str(base) in told
 
@@ -259,7 +259,7 @@ def test_the_same_base_under_another_path_is_not_said(base, adapter, named, caps
     process.note.cache_clear()
     edit(adapter, base_model_name_or_path=named)
     models.load_adapter(adapter, SHAPE, base=str(base))
-    assert "trained on" not in capsys.readouterr().out
+    assert "trained on" not in capsys.readouterr().err
 
 
 WRONG = {
@@ -363,7 +363,7 @@ def test_the_adapters_own_template_is_used_and_said(base, adapter, capsys):
     own.save_pretrained(adapter)
     same = models.load(base, adapter=adapter, dtype="float32")
     assert same.tokenizer.chat_template == own.chat_template
-    assert "template" not in capsys.readouterr().out
+    assert "template" not in capsys.readouterr().err
     before = peft_files.digest(adapter)
     own.chat_template = "{{ messages[0]['content'] }} <other>"
     own.add_tokens(["brandnew"])
@@ -373,7 +373,7 @@ def test_the_adapters_own_template_is_used_and_said(base, adapter, capsys):
     assert lm.tokenizer.chat_template == own.chat_template
     assert "brandnew" not in lm.tokenizer.get_vocab()
     assert lm.eos_ids == (5, 9)
-    told = capsys.readouterr().out
+    told = capsys.readouterr().err
     assert "its own chat template" in told
     assert "'brandnew'" in told
     assert f"ends turns with {own.eos_token!r}" in told
