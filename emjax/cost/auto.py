@@ -128,6 +128,6 @@ def _weights(config: TrainingConfig | EvaluationConfig, shape: ModelConfig, size
     base = sum(row.device for row in table)
     held = base + engines(config) * sum(row.device for row in table if row.name.startswith("layers."))
     if isinstance(config, TrainingConfig) and config.train.tuning == "full":
-        wide = 4 // (2 if config.model.dtype == "bfloat16" else 4)  # float32 values beside one of dtype
-        held += base + 4 * wide * base  # the weights again; master weights, two moments, gradients
+        # The weights again; in float32 the trained weights, two moments and gradients.
+        held += base + 4 * base * (2 if config.model.dtype == "bfloat16" else 1)
     return held

@@ -60,7 +60,8 @@ def _module(target: str) -> str:
 
 _TARGET_OF = {_module(target): target for target in TARGETS}
 # What trainers put around and before a layer's name: peft's prefix with any number of "model.", and
-# wrappers of FSDP, torch.compile and activation checkpointing. The adapter's name may follow lora_A.
+# wrappers of FSDP, torch.compile and activation checkpointing. An adapter's name may follow
+# lora_A.
 _WRAPPERS = re.compile(r"(?<!\w)(_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module|module)\.")
 _NAME = re.compile(r"(?:base_model\.)?(?:model\.)*layers\.(\d{1,6})\.(\w+\.\w+)\.lora_([AB])(?:\.(\w+))?\.weight")
 

@@ -49,9 +49,9 @@ def resolved(draw: Draw, generation: Mapping[str, Any]) -> Draw:
     )
 
 
-def fields(sampling: Mapping[str, Any], generation: Mapping[str, Any]) -> dict[str, Any]:
+def fields(sent: Mapping[str, Any], generation: Mapping[str, Any]) -> dict[str, Any]:
     """A chat call's sampling fields with those of the model in the place of from_model."""
-    given = dict(sampling)
+    given = dict(sent)
     if given.pop("from_model", False):
         draw = resolved(Draw(from_model=True), generation)
         given |= {name: getattr(draw, name) for name in _DRAWN}

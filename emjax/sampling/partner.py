@@ -48,7 +48,8 @@ class EngineChat:
         """The answer to `messages`; its state is "too_long" if the prompt does not fit the cache.
 
         sampling: temperature and max_tokens (or max_completion_tokens); optionally top_p, top_k and
-        min_p; from_model in place of these four. Raises ValueError for a schema and for any other sampling field.
+        min_p; from_model in place of these four. Raises ValueError for a schema and for any other
+        sampling field.
         """
         if schema is not None:
             raise ValueError("the engine does not support structured output")

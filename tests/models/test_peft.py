@@ -113,7 +113,7 @@ WRITTEN = {
     "all-linear": {"target_modules": "all-linear"},
     "a pattern": {"target_modules": r".*\.(q_proj|v_proj)"},
     "a pattern of one layer": {"target_modules": r"model\.layers\.1\..*proj"},
-    "a pattern of different projections a layer": {"target_modules": r".*\.(0\.self_attn\.q_proj|2\.mlp\.\w+)"},
+    "a pattern of different projections a layer": {"target_modules": r".*\.(0\.self_attn\.q_proj|2\.mlp\.\w+_proj)"},
     "a pattern as vision trainers write it": {"target_modules": r"^(?!.*visual).*(?:k_proj|up_proj|o_proj).*"},
     "suffixes": {"target_modules": ["self_attn.q_proj", "mlp.down_proj"]},
     "whole names": {"target_modules": ["model.layers.0.self_attn.q_proj", "model.layers.2.mlp.up_proj"]},
