@@ -24,7 +24,6 @@ Needs libtpu (the extra `aot`); reads no weights and no network.
 """
 
 import dataclasses
-import json
 import os
 import re
 import sys
@@ -54,6 +53,7 @@ from emjax.kto import step as kto_step
 from emjax.models import decoder, lora, sharding
 from emjax.models.known import shape_of
 from emjax.runtime import hardware
+from emjax.runtime.files import dumps
 from emjax.sampling import cache as kv
 from emjax.sampling import programs
 from emjax.train import metrics, sft
@@ -80,7 +80,7 @@ def main(argv: list[str]) -> int:
             config = dataclasses.replace(config, model=dataclasses.replace(config.model, attention="splash"))
         model = auto.computed(config.model, shape_of(config.model.path), hardware.Place("tpu", None), config.train.buckets)
         config = dataclasses.replace(config, model=model)
-        print(json.dumps(compile_step(config, options.topology, options.stage)))
+        print(dumps(compile_step(config, options.topology, options.stage)))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

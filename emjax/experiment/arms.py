@@ -1,7 +1,6 @@
 """Arms that are trained on examples, measured alike and reported together."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -23,7 +22,7 @@ from emjax.models.config import ModelConfig
 from emjax.models.source import open_source
 from emjax.presets import Chosen
 from emjax.runtime import process
-from emjax.runtime.files import digest, seed_of, write_atomically
+from emjax.runtime.files import digest, dumps, loads, seed_of, write_atomically
 from emjax.runtime.hardware import memory_for
 from emjax.runtime.store import Stage, Store
 from emjax.sampling import Engine
@@ -177,7 +176,7 @@ class Arms(Generic[C]):
             lm = self.tuned(before[-1] if before else None)
             rows = read_examples(selected.directory / "examples.jsonl", labelled=c.train.method == "kto")
             examples, counts = tokenized(rows, lm.tokenizer, lm.eos_ids, max(c.train.buckets))
-            write_atomically(directory / "data.json", json.dumps(counts, indent=1))
+            write_atomically(directory / "data.json", dumps(counts, indent=1))
 
             def visit(step: int, lm: LanguageModel) -> None:
                 self._save(lm, _step(directory, step), f"{card} Step {step}.")
@@ -291,8 +290,8 @@ class Arms(Generic[C]):
         selections, training = [], []
         for arm, rounds in trained.items():
             for selected, stage in rounds[-1:]:
-                budget = json.loads((selected.directory / "budget.json").read_text())
-                counts = json.loads((stage.directory / "data.json").read_text())
+                budget = loads((selected.directory / "budget.json").read_text())
+                counts = loads((stage.directory / "data.json").read_text())
                 about = {"arm": arm.name, "ratio": arm.ratio, "level": arm.level or None}
                 selections.append(about | {"tokens": counts["tokens"], **budget})
                 training.append(about | results.curves(read_metrics(stage.directory / "metrics.jsonl")))

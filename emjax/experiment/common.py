@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import importlib.metadata
-import json
 import platform
 import shlex
 import sys
@@ -21,7 +20,7 @@ from emjax.models import files as model_files
 from emjax.models import sharding
 from emjax.models.config import ModelConfig
 from emjax.runtime import hardware, numbers, process
-from emjax.runtime.files import digest, flat, unfinished, write_atomically
+from emjax.runtime.files import digest, dumps, flat, loads, unfinished, write_atomically
 from emjax.runtime.locks import alone, lock
 from emjax.runtime.store import STORE_FORMAT, Stage, Store
 from emjax.sampling import Engine
@@ -122,20 +121,20 @@ def _claim(config: Section, workdir: Path, locked: bool, revisions: Mapping[str,
         workdir.mkdir(parents=True, exist_ok=True)
         fetched = {path: commit for path, commit in revisions.items() if commit}
         about = {"revisions": fetched} if fetched else {}
-        text = json.dumps({"store_format": STORE_FORMAT, **about, **as_dict(config)}, indent=1, sort_keys=True)
+        text = dumps({"store_format": STORE_FORMAT, **about, **as_dict(config)}, indent=1, sort_keys=True)
         write_atomically(workdir / "config.json", text)
 
 
 def _refuse_others(config: Section, workdir: Path) -> None:
     file = workdir / "config.json"
     if file.is_file():
-        theirs = json.loads(file.read_text())
+        theirs = loads(file.read_text())
         if theirs.pop("store_format", None) != STORE_FORMAT:
             raise UserError(f"{workdir} was written by another version of emjax; choose a new --workdir.")
         theirs.pop("revisions", None)
         # How fast, for how much and how closely watched may change; nothing else may.
         pace = {name.removeprefix("config.") for name, _, known in walk(config) if known.pace}
-        own, other = flat(json.loads(json.dumps(as_dict(config)))), flat(theirs)
+        own, other = flat(loads(dumps(as_dict(config)))), flat(theirs)
         for name in sorted({*own, *other}):
             if name not in pace and own.get(name) != other.get(name):
                 raise UserError(
@@ -175,7 +174,7 @@ def staged(
         with hardware.memory_for(title, _TRAINING if name in ("train", "pretrain") else _SAMPLING):
             make(directory)
 
-    stage = store.run(name, json.loads(json.dumps(settings)), inputs, loud)
+    stage = store.run(name, loads(dumps(settings)), inputs, loud)
     state = f"done in {time.perf_counter() - started:.1f} s" if ran else "already done"
     say(f"{title}: {state} ({stage.directory})")
     return stage

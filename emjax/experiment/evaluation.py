@@ -7,10 +7,11 @@ from typing import Any
 from emjax import models
 from emjax.api import ChatClient
 from emjax.config import EvaluationConfig, Rates, as_dict
+from emjax.config.sections import json_object
 from emjax.errors import UserError
 from emjax.experiment import plan, results
 from emjax.experiment.common import claim, mesh_of, pinned, say, settle
-from emjax.experiment.measure import Measuring, measured
+from emjax.experiment.measure import Endpoint, Measuring, measured
 from emjax.experiment.results import Files, Headline, Measured
 from emjax.models import peft
 from emjax.models.config import ModelConfig
@@ -31,6 +32,7 @@ class _Model:
     adapter: str = ""
     endpoint: str = ""
     api_key_env: str = ""
+    extra: str = ""  # JSON
 
     @property
     def label(self) -> str:
@@ -46,7 +48,7 @@ def _models(config: EvaluationConfig) -> list[_Model]:
             adapter = (folder / "adapter_config.json").is_file()
             path, tuned = (arm.path, str(folder)) if adapter else (str(folder), "")
             found.append(_Model(name, int(folder.name), path, tuned))
-        found.append(_Model(name, None, arm.path, arm.adapter, arm.endpoint, arm.api_key_env))
+        found.append(_Model(name, None, arm.path, arm.adapter, arm.endpoint, arm.api_key_env, arm.extra))
     return found
 
 
@@ -72,10 +74,13 @@ def evaluation(chosen: Chosen, workdir: Path, store: Store) -> None:
     files: dict[_Model, Files] = {}
     stages: dict[str, dict[str, Stage]] = {}
     for arm in arms:
-        target: dict[str, Any] = {"endpoint": arm.endpoint, "model": arm.path}
+        extra = json_object("extra", arm.extra)
+        target: dict[str, Any] = {"endpoint": arm.endpoint, "model": arm.path} | ({"extra": extra} if extra else {})
         model: Any
         if arm.endpoint:
-            model = ChatClient(arm.endpoint, arm.path, api_key_env=arm.api_key_env, rates=_rates(config))
+            at = f"config.arms.{arm.arm}"
+            client = ChatClient(arm.endpoint, arm.path, api_key_env=arm.api_key_env, rates=_rates(config), at=at)
+            model = Endpoint(client, extra)
         else:
             weights = [sources[arm.path].digest(), *([peft.digest(arm.adapter)] if arm.adapter else [])]
             target = {"weights": weights, "engine": as_dict(config.engine), "model": as_dict(config.model)}

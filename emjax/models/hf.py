@@ -158,8 +158,9 @@ def _check_tied(source: Source) -> None:
     for _, handle in source.handles():
         for name in {_TOP["embed"], _TOP["head"]} & set(handle.keys()):
             tensor, content = handle.get_slice(name), hashlib.sha256()
-            for row in range(0, tensor.get_shape()[0], _ROWS):
-                content.update(np.asarray(tensor[row : row + _ROWS], np.float32).tobytes())
+            rows = tensor.get_shape()[0]
+            for row in range(0, rows, _ROWS):
+                content.update(np.asarray(tensor[row : min(rows, row + _ROWS)], np.float32).tobytes())
             contents.add(content.digest())
     if len(contents) > 1:
         raise UserError(

@@ -66,26 +66,24 @@ KEYS: dict[str, Key] = {
         (
             "attn_implementation", "_attn_implementation", "_attn_implementation_internal", "experts_implementation",
             "_experts_implementation", "_experts_implementation_internal", "distributed_config", "fusion_config",
-            "device_map", "device_mesh", "disable_mmap", "dtype", "torch_dtype",
+            "dtype", "torch_dtype",
         ),
         Key("none", "kernels, devices and storage"),
     ),
     **dict.fromkeys(
         (
-            "output_attentions", "output_hidden_states", "return_dict", "tie_last_hidden_states", "bos_token_id",
+            "output_attentions", "output_hidden_states", "return_dict", "bos_token_id",
             "pad_token_id", "sep_token_id",
         ),
         Key("none", "what is returned, and ids of the tokenizer"),
     ),
     **dict.fromkeys(
-        (
-            "id2label", "label2id", "num_labels", "problem_type", "classifier_dropout", "hidden_dropout",
-            "token_classification_bias",
-        ),
+        ("id2label", "label2id", "num_labels", "problem_type"),
         Key("none", "heads for classification"),
     ),
     **dict.fromkeys(
-        ("architectures", "transformers_version", "name_or_path", "_name_or_path"), Key("none", "where the file comes from")
+        ("architectures", "transformers_version", "name_or_path", "_name_or_path", "_commit_hash"),
+        Key("none", "where the file comes from"),
     ),
 }  # fmt: skip
 

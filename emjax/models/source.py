@@ -114,12 +114,27 @@ def _from_hub(path: str) -> "Folder":
         advice = "Check the name; if it is private, log in with `hf auth login`."
         raise UserError(f"The checkpoint {path!r} is neither a local directory nor a hub id that exists. {advice}") from error
     except Exception as error:  # a network or a cache can fail in many ways
+        why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        command = f"hf download {name}" + (f" --revision {revision}" if revision else "")
         raise UserError(
-            f"The checkpoint {path!r} is not a local directory, and the download from the hub failed "
-            f"({type(error).__name__}: {(str(error).splitlines() or [''])[0]}). If you are offline, download it elsewhere with "
-            f"`hf download {name}` and pass the directory, or copy the cache directory that HF_HOME names."
+            f"The checkpoint {path!r} is not a local directory, and the download from the hub failed ({why}). If you are "
+            f"offline, download it elsewhere with `{command}` and pass the directory, or copy the cache directory that HF_HOME "
+            "names."
         ) from error
-    return Folder(Path(folder), name, Path(folder).name)  # the cache names a snapshot after its commit
+    # The cache names a snapshot's folder after its commit.
+    return Folder(Path(folder), name, Path(folder).name)
+
+
+def cached_config(path: str) -> Path | None:
+    """The config.json of a hub id, if this machine's cache has it. Downloads nothing."""
+    import huggingface_hub
+
+    name, _, revision = path.partition("@")
+    try:
+        found = huggingface_hub.try_to_load_from_cache(name, "config.json", revision=revision or None)
+    except ValueError:  # no hub id
+        return None
+    return Path(found) if isinstance(found, str) else None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,9 +5,11 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import transformers
 
 import emjax
 from emjax.errors import UserError
+from emjax.models import keys
 from emjax.models.config import ModelConfig, RopeScaling
 from emjax.models.known import KNOWN
 
@@ -53,10 +55,11 @@ def test_published_configs(name):
 
 
 LLAMA3 = PUBLISHED["llama3.1-8b"]["rope_scaling"]
+WINDOW = {"use_sliding_window": True, "sliding_window": 4096}
 REFUSED = {
     "mixture of experts": ("qwen2.5-7b", {"model_type": "qwen3_moe"}, "qwen3_moe"),
     "unknown architecture": ("llama3.1-8b", {"model_type": "mistral"}, "mistral"),
-    "sliding window": ("qwen2.5-7b", {"use_sliding_window": True, "sliding_window": 4096, "max_window_layers": 27}, "layers from 27 on"),
+    "sliding window": ("qwen2.5-7b", WINDOW | {"max_window_layers": 27}, "layers from 27 on"),
     "a window of llama": ("llama3.1-8b", {"sliding_window": 4096}, "sliding_window"),
     "windowed layers": ("qwen3-32b", {"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
     "yarn": ("qwen2.5-7b", {"rope_scaling": {"type": "yarn", "factor": 4.0}}, "yarn"),
@@ -82,7 +85,7 @@ REFUSED = {
     "scaling that divides by 0": ("llama3.1-8b", {"rope_scaling": LLAMA3 | {"high_freq_factor": 1.0}}, "high_freq_factor"),
     "factor NaN": ("llama3.1-8b", {"rope_scaling": LLAMA3 | {"factor": float("nan")}}, "factor"),
     "two rope types": ("llama3.1-8b", {"rope_scaling": LLAMA3 | {"type": "linear"}}, "type = 'linear'"),
-    "two thetas": ("llama3.1-8b", {"rope_theta": 1e4, "rope_parameters": LLAMA3 | {"rope_theta": 5e5}}, "10000.*500000"),
+    "two thetas": ("llama3.1-8b", {"rope_scaling": {}, "rope_parameters": {"rope_theta": 1e6}}, "500000.*1000000"),
     "two scalings": ("llama3.1-8b", {"rope_parameters": LLAMA3 | {"factor": 32.0, "rope_theta": 5e5}}, "32.0.*8.0"),
     "two original lengths": ("llama3.1-8b", {"original_max_position_embeddings": 4096}, "4096.*8192"),
     "odd heads": ("qwen3-32b", {"head_dim": 127}, "head_dim is 127"),
@@ -103,6 +106,57 @@ def test_refused(case):
         ModelConfig.from_hf(PUBLISHED[base] | change, "somewhere/config.json")
     assert "somewhere/config.json" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+# What transformers does not act on, or acts on without another result.
+HARMLESS = {
+    "a field that the class does not read": ("qwen3-32b", {"attn_logit_softcapping": 50.0}, {"attn_logit_softcapping"}),
+    "a rope field that the type does not read": (
+        "llama3.1-8b", {"rope_scaling": LLAMA3 | {"attention_factor": 1.5}}, {"rope_scaling.attention_factor"}
+    ),
+    "what converters and trainers leave": (
+        "llama3.1-8b",
+        {
+            "_model_name_or_path": "x", "unk_token_id": 0, "unsloth_fixed": True, "is_llama_config": True,
+            "rope_interleaved": False, "torchscript": False, "neftune_noise_alpha": 5, "attn_implementation": "sdpa",
+            "attention_dropout": 0.0, "auto_map": {}, "_name_or_path": "y", "gradient_checkpointing": False,
+        },
+        {
+            "_model_name_or_path", "unk_token_id", "unsloth_fixed", "is_llama_config", "rope_interleaved", "torchscript",
+            "neftune_noise_alpha", "auto_map",
+        },
+    ),
+    "biases that Qwen2 has anyway": ("qwen2.5-7b", {"attention_bias": False}, {"attention_bias"}),
+    "a window above all layers": ("qwen2.5-7b", WINDOW | {"max_window_layers": 28}, set()),
+    "a window as long as the context": ("qwen2.5-7b", {"use_sliding_window": True, "max_window_layers": 0}, set()),
+    "layers by name": ("qwen3-32b", {"layer_types": ["full_attention"] * 64}, set()),
+    "swish": ("qwen3-32b", {"hidden_act": "swish"}, set()),
+    "linear scaling by 1": ("qwen3-32b", {"rope_scaling": {"type": "linear", "factor": 1.0}}, set()),
+    "both spellings of the scaling": ("llama3.1-8b", {"rope_parameters": LLAMA3 | {"rope_theta": 5e5}}, set()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", HARMLESS)
+def test_what_changes_nothing_is_loaded(case):
+    base, change, ignored = HARMLESS[case]
+    assert ModelConfig.from_hf(PUBLISHED[base] | change) == ModelConfig.from_hf(PUBLISHED[base])
+    assert set(keys.ignored(PUBLISHED[base] | change)) == ignored
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize(
+    "missing", ["rope_theta", "rms_norm_eps", "head_dim", "num_key_value_heads", "max_position_embeddings", "initializer_range"]
+)
+def test_what_is_missing_is_as_in_transformers(name, missing):
+    """Small, because transformers derives a size from the others."""
+    hf = {k: v for k, v in PUBLISHED[name].items() if k not in (missing, "rope_scaling")} | {"num_attention_heads": 32}
+    hf |= {"hidden_size": 4096}
+    theirs = transformers.AutoConfig.for_model(**hf)
+    ours = ModelConfig.from_hf(hf)
+    sizes = theirs.num_key_value_heads, theirs.rms_norm_eps, theirs.max_position_embeddings, theirs.initializer_range
+    assert (ours.K, ours.norm_eps, ours.max_position, ours.init_std) == sizes
+    assert ours.rope_theta == theirs.rope_parameters["rope_theta"]
+    assert ours.h == getattr(theirs, "head_dim", 128)
 
 
 def test_both_places_of_the_rope_fields_read_the_same():
