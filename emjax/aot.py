@@ -43,6 +43,7 @@ from jax.experimental import topologies
 from emjax import commands, presets
 from emjax.config import InteractionConfig
 from emjax.config import parse as parsing
+from emjax.cost import auto
 from emjax.data import batches
 from emjax.data.batches import Example
 from emjax.errors import UserError
@@ -77,6 +78,8 @@ def main(argv: list[str]) -> int:
         # the presets' default runs on any machine
         if "model.attention" not in parsing.overridden(options):
             config = dataclasses.replace(config, model=dataclasses.replace(config.model, attention="splash"))
+        model = auto.computed(config.model, shape_of(config.model.path), hardware.Place("tpu", None), config.train.buckets)
+        config = dataclasses.replace(config, model=model)
         print(dumps(compile_step(config, options.topology, options.stage)))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -116,6 +116,8 @@ class RoleConfig(Section):
 
     def check(self) -> None:
         json_object("extra", self.extra)
+        if self.draw.from_model and self.base_url:
+            raise UserError("draw.from_model needs the engine: an endpoint (base_url) does not say how its model draws.")
         if self.model and not self.base_url:
             if self.structured:
                 raise UserError("structured needs an endpoint: the engine has no structured output.")

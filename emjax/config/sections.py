@@ -13,9 +13,13 @@ from emjax.errors import UserError
 class ComputeConfig(Section):
     """How models are computed with."""
 
-    dtype: str = option("bfloat16", "Type of weights and activations.", choices=names.DTYPES)
-    attention: str = option("xla", "Attention kernel: xla runs everywhere, cudnn on NVIDIA GPUs, splash on TPUs.",
-                            choices=names.ATTENTION)  # fmt: skip
+    dtype: str = option(
+        "bfloat16",
+        "Type of weights and activations; auto: float32 on a CPU, bfloat16 elsewhere.",
+        choices=(*names.DTYPES, names.AUTO),
+    )
+    attention: str = option("xla", "Attention kernel: xla runs everywhere, cudnn on NVIDIA GPUs, splash on TPUs; auto takes "
+                            "the device's where it serves the model.", choices=(*names.ATTENTION, names.AUTO))  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +141,9 @@ class Watch(Section):
 class EngineConfig(Section):
     """config.engine: the sampler's sizes."""
 
-    slots: int = option(256, "Sequences decoded at a time; 0 takes as many as fit the device.", low=0)
+    slots: int = option(
+        256, "Sequences decoded at a time; 0 (auto) takes as many as fit beside training, on a CPU at most 16.", low=0
+    )
     cache_length: int = option(2048, "Longest prompt and answer together.", unit="tokens", low=2)
     chunk: int = option(64, "Tokens of a prompt that are prefilled at a time.", unit="tokens", low=1)
 
@@ -151,11 +157,16 @@ class Draw(Section):
     top_p: float = option(1.0, "Smallest set of tokens with this probability; 1 takes all.", above=0, high=1)
     top_k: int = option(0, "So many of the likeliest tokens; 0 takes all.", low=0)
     min_p: float = option(0.0, "Tokens at least so likely, relative to the likeliest.", low=0, high=1)
+    from_model: bool = option(False, "Draw as the model's generation_config.json says, instead of the four fields above; "
+                              "only in the engine.")  # fmt: skip
 
     @property
     def sent(self) -> dict[str, Any]:
         """What an endpoint is sent, and what cache keys hold: the temperature, and of the others
-        what is not neutral."""
+        what is not neutral. A draw from the model is one field: the model is in the key's other
+        parts."""
+        if self.from_model:
+            return {"from_model": True}
         more = {"top_p": (self.top_p, 1.0), "top_k": (self.top_k, 0), "min_p": (self.min_p, 0.0)}
         return {"temperature": self.temperature} | {name: value for name, (value, usual) in more.items() if value != usual}
 

@@ -14,7 +14,7 @@ from emjax.data.chat import Conversation
 from emjax.eval.items import Row
 from emjax.runtime.files import digest, dumps, loads, seed_of, write_atomically
 from emjax.runtime.journal import Journal
-from emjax.sampling import Engine, Request, Sampling
+from emjax.sampling import Engine, Request, Sampling, drawing
 
 # "text", "stop_reason"; of an endpoint also "reasoning" where it is returned apart from the answer,
 # and "error" where the call failed
@@ -119,6 +119,10 @@ class Asker:
     async def _answer(self, key: str, messages: Conversation, run: int, config: BenchmarkConfig) -> Output:
         raise NotImplementedError
 
+    def drawn(self, config: BenchmarkConfig) -> str:
+        """How answers are drawn, in words, where that comes from the model; "" elsewhere."""
+        return ""
+
 
 class EngineAsker(Asker):
     """A model in the JAX engine."""
@@ -127,8 +131,11 @@ class EngineAsker(Asker):
         super().__init__(seed, arm, answers)
         self.engine, self.tokenizer = engine, tokenizer
 
+    def drawn(self, config: BenchmarkConfig) -> str:
+        return drawing.words(self.engine.generation) if config.draw.from_model else ""
+
     async def _answer(self, key: str, messages: Conversation, run: int, config: BenchmarkConfig) -> Output:
-        draw = config.draw
+        draw = drawing.resolved(config.draw, self.engine.generation)
         sampling = Sampling(
             temperature=draw.temperature, top_p=draw.top_p, top_k=draw.top_k, min_p=draw.min_p, max_new=config.max_new,
             seed=self._seed(key),

@@ -13,16 +13,18 @@ from emjax.design import arms as design
 from emjax.design.arms import Arm
 from emjax.eval.items import Item
 from emjax.experiment import plan, results
-from emjax.experiment.common import claim, lead, mesh_of, named, say, staged
+from emjax.experiment.common import claim, lead, mesh_of, named, pinned, say, settle, staged
 from emjax.experiment.fit import Recipe, Visits, fit
 from emjax.experiment.gate import freeze, thaw
 from emjax.experiment.measure import Measuring, measured
 from emjax.experiment.results import Files, Headline, Measured
 from emjax.models import LanguageModel
+from emjax.models.config import ModelConfig
 from emjax.models.source import open_source
 from emjax.presets import Chosen
 from emjax.runtime import process
 from emjax.runtime.files import digest, dumps, loads, seed_of, write_atomically
+from emjax.runtime.hardware import memory_for
 from emjax.runtime.store import Stage, Store
 from emjax.sampling import Engine
 from emjax.train import checkpoint
@@ -60,16 +62,20 @@ class Arms(Generic[C]):
         say(plan.describe(self.chosen))
         self.mesh = mesh_of(config.mesh)
         brought = self.world.models if self.world else {}
-        source = open_source(str(brought.get(config.model.path, config.model.path)))
+        source = open_source(str(brought.get(config.model.path) or pinned(config.model.path, self.workdir)))
+        shape = ModelConfig.from_hf(source.config(), source.config_file)
+        self.config = config = settle(config, self.workdir, [shape], dict(self.mesh.shape))
+        self.chosen = dataclasses.replace(self.chosen, config=config)
         self.base_hash = source.digest()
-        self.base = models.load(source, mesh=self.mesh, dtype=config.model.dtype)
+        with memory_for(f"{config.model.path}: loading the model", "config.model.dtype or raise config.mesh.fsdp"):
+            self.base = models.load(source, mesh=self.mesh, dtype=config.model.dtype)
         if config.model.path in brought:
             self.base = self.base.replace(source=config.model.path)
         chat.need_template(self.base.tokenizer)
         if self.world:
             self.world = self.world.at(source.path)
         self.measuring = self._measuring()
-        claim(config, self.workdir)
+        claim(config, self.workdir, revisions={config.model.path: self.base.revision})
         trained = {arm: [] if arm.ratio is None else self.rounds(arm) for arm in self.arms}
         # What every round made is measured; the vanilla model has made none.
         evaluated = {
@@ -226,7 +232,7 @@ class Arms(Generic[C]):
     def _model_in(self, directory: Path) -> LanguageModel:
         if self._kept == "model":
             lm = models.load(directory, mesh=self.mesh, dtype=self.config.model.dtype)
-            return lm.replace(source=self.base.source, revision=self.base.revision)
+            return lm.replace(source=self.base.source, revision=self.base.revision, generation=self.base.generation)
         return self.base.replace(adapter=models.load_adapter(directory, self.base.config))
 
     # --- results ----------------------------------------------------------------------------------

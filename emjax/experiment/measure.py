@@ -112,7 +112,9 @@ class Measuring:
             if all(map(_finished, paths)):
                 found = [read_lines(path) for path in paths]
             else:
+                drawn = asker.drawn(self._configs[name])
                 rows = benchmark.ask(asker, self.items[name], self._configs[name])
+                rows = [row | {"draw": drawn} for row in rows] if drawn else rows
                 for note, value in asker.notes.items():
                     write_atomically(directory / f"{note}.json", dumps(value, indent=1, default=str))
                 asker.notes.clear()
@@ -131,7 +133,9 @@ class Measuring:
         for name, some in found.items():
             of = self._benchmark_of[name]
             versus = {arm: theirs[name] for arm, theirs in against.items()}
-            rows += score(some, versus, about | {"judge": self.judges[name]}, self.benchmarks[of], self._configs[of])
+            drawn = {"draw": some[0]["draw"]} if some and "draw" in some[0] else {}
+            told = about | {"judge": self.judges[name]} | drawn
+            rows += score(some, versus, told, self.benchmarks[of], self._configs[of])
         return rows
 
     def agreement(self, arms: Sequence[Files]) -> dict[str, Any]:

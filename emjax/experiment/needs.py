@@ -105,7 +105,7 @@ def _missing_models(chosen: Chosen) -> list[str]:
         judges = {name: config.eval.judges[name] for name in sorted(used)}
         named += [(f"config.eval.judges.{n}.model", judge.model) for n, judge in judges.items() if judge.kind == "engine"]
     return [
-        f"{field}: there is no folder {path}."
+        f"{field}: there is no {'file' if path.endswith('.gguf') else 'folder'} {path}."
         for field, path in named
         if path not in brought and not path.startswith("cell:") and fields.is_local(path) and not is_local_source(path)
     ]

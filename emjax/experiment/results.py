@@ -11,7 +11,7 @@ from emjax import cost, report
 from emjax.config import GridConfig, PretrainConfig
 from emjax.design.arms import Arm
 from emjax.eval.items import Row
-from emjax.experiment.common import command, config_hash, versions
+from emjax.experiment.common import command, config_hash, recorded_revisions, versions
 from emjax.experiment.measure import Measuring
 from emjax.presets import Chosen
 from emjax.runtime.files import dumps, write_atomically
@@ -105,6 +105,8 @@ def publish(
 ) -> Path:
     """Writes results.json, stages.json and the report; returns the page. stages: {model:
     {"evaluate", "select", "train"}}."""
+    if revisions := recorded_revisions(workdir):
+        results["revisions"] = revisions
     write_atomically(workdir / "results.json", dumps(results, indent=1))
     hashes = {label: {kind: stage.hash for kind, stage in of.items()} for label, of in stages.items()}
     write_atomically(workdir / "stages.json", dumps(hashes, indent=1))

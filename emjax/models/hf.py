@@ -18,12 +18,11 @@ from jax.sharding import PartitionSpec as P
 from safetensors.numpy import save_file
 
 from emjax.errors import UserError
-from emjax.models import decoder, files, keys, sharding
+from emjax.models import decoder, files, keys, peft, sharding
 from emjax.models.config import ModelConfig
 from emjax.models.decoder import Params
 from emjax.models.language_model import LanguageModel
 from emjax.models.lora import TARGETS
-from emjax.models.peft import load_adapter
 from emjax.models.source import INDEX, TEMPLATES, TOKENIZER, Source, open_source
 from emjax.runtime.numbers import integer
 
@@ -70,14 +69,16 @@ def load(
         _say(f"{source.config_file}: ignored, as transformers does for this model_type: {listed}.")
     if mesh is not None:
         sharding.check(config, mesh.shape)
-    tokenizer = source.tokenizer()
+    tokenizer, eos_ids = source.tokenizer(), _eos_ids(source, raw, generation, config.V)
     _check_vocabulary(tokenizer, config, source)
+    if adapter is not None:
+        tokenizer, eos_ids = peft.own_template(adapter, tokenizer, eos_ids)
     return LanguageModel(
         config=config,
         params=_load_params(source, config, mesh, dtype),
         tokenizer=tokenizer,
-        eos_ids=_eos_ids(source, raw, generation, config.V),
-        adapter=None if adapter is None else load_adapter(adapter, config, mesh),
+        eos_ids=eos_ids,
+        adapter=None if adapter is None else peft.load_adapter(adapter, config, mesh, base=source.name),
         source=source.name,
         revision=source.revision,
         generation=generation,

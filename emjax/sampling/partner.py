@@ -11,6 +11,7 @@ from emjax.api import Reply
 from emjax.data import chat
 from emjax.data.chat import Conversation
 from emjax.runtime.files import digest, seed_of
+from emjax.sampling import drawing
 from emjax.sampling.engine import Engine
 from emjax.sampling.requests import Request, Sampling
 
@@ -47,12 +48,13 @@ class EngineChat:
         """The answer to `messages`; its state is "too_long" if the prompt does not fit the cache.
 
         sampling: temperature and max_tokens (or max_completion_tokens); optionally top_p, top_k and
-        min_p. Raises ValueError for a schema and for any other sampling field.
+        min_p; from_model in place of these four. Raises ValueError for a schema and for any other
+        sampling field.
         """
         if schema is not None:
             raise ValueError("the engine does not support structured output")
         key = digest([messages, run])
-        how = _sampling(seed_of("chat", self._seed, key), sampling)
+        how = _sampling(seed_of("chat", self._seed, key), drawing.fields(sampling, self._engine.generation))
         tokens = self._prompt(messages)
         if len(tokens) >= self._engine.cache_length:
             return Reply("", "too_long")

@@ -76,6 +76,7 @@ class Rounds:
         self._mesh = mesh or lm.mesh
         self._shared = self._mesh is not None and len({d.process_index for d in self._mesh.devices.flat}) > 1
         self._tokenizer = lm.tokenizer
+        self.generation = lm.generation  # generation_config.json, for draws from the model
         self._vocabulary = min(len(lm.tokenizer), lm.config.V)
         self._eos = frozenset(lm.eos_ids)
         self._eos_E = np.array(sorted(self._eos), np.int32)

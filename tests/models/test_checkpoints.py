@@ -241,7 +241,6 @@ def test_missing_directory(path):
         ({"init_lora_weights": "pissa"}, "init_lora_weights"),
         ({"layers_to_transform": [0]}, "do not call for|does not call for"),
         ({"layers_to_transform": [2]}, "layers 0 to 1"),
-        ({"some_new_field": 1}, "some_new_field"),
         ({"rank_pattern": {"q_proj": 8}}, "rank_pattern"),
         ({"target_modules": ["q_proj", "lm_head"]}, "lm_head"),
         ({"target_modules": ["q_proj"]}, "does not call for|do not call for"),
