@@ -26,7 +26,7 @@ COMMANDS = {
     "plan": "emjax.commands:plan",
     "serve": "emjax.serve:main",
     "aot": "emjax.aot:main",
-    "paper": "emjax.report.paper:main",
+    "paper": "emjax.presets.coverage:main",
     "fields": "emjax.presets:print_fields",
 }
 USAGE = "--config configs/NAME.py[:VARIANT] [--config.a.b=value]"

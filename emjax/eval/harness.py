@@ -16,6 +16,7 @@ from typing import Any
 from lm_eval.api.model import TemplateLM
 
 from emjax.errors import UserError
+from emjax.eval import questions
 from emjax.runtime.files import digest
 from emjax.sampling import Engine, Request, Sampling
 
@@ -113,11 +114,6 @@ class EngineLM(TemplateLM):
         raise NotImplementedError("perplexity of whole documents; no capability suite here asks for it")
 
 
-def benchmark_of(task: str) -> str:
-    known = task.partition("_")[0]
-    return known if known in ("mmlu", "gsm8k", "humaneval", "gpqa", "truthfulqa", "arithmetic") else f"custom:{task}"
-
-
 def run(
     engine: Engine, tokenizer: Any, tasks: Sequence[str], *, arm: str, seed: int = 0,
     folder: Path | None = None, shots: int | None = None, limit: int | None = None, chat: bool = False, metric: str = "",
@@ -159,7 +155,7 @@ def run(
         for sample in chosen:
             rows.append(
                 {
-                    "id": f"{task}/{sample['doc_id']}", "benchmark": benchmark_of(task), "arm": arm,
+                    "id": f"{task}/{sample['doc_id']}", "benchmark": questions.benchmark_of(task), "arm": arm,
                     "subset": task if len(found["samples"]) > 1 else "all",
                     "seed": seed,
                     "messages": [{"role": "user", "content": str(sample["arguments"][0][0])}],

@@ -83,7 +83,9 @@ class Benchmark(Protocol[C]):
     could measure (in_engine: no model is behind an endpoint), and
     summary(rows, config) -> Row: fields that each result row of a subset
     gets, from the subset's rows. others(config) -> Sequence[str]: further names of
-    config.eval.judges, which `verdicts` gets from `judge.other(name)`.
+    config.eval.judges, which `verdicts` gets from `judge.other(name)`. measures(config) ->
+    Mapping[str, Sequence[str]]: {benchmark as its rows name it: subsets}, where that is not
+    {name: ("all",)}.
     """
 
     @property

@@ -15,7 +15,7 @@ import functools
 import importlib.resources
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 Row = dict[str, Any]
@@ -146,9 +146,10 @@ def changes(study: str | None, stands_for: Mapping[str, Sequence[str]]) -> list[
     return pairs
 
 
-def lines(*, doubts: bool = False) -> Iterator[str]:
-    """Every printed row with its config; a value with a doubt has a star. doubts: only the rows
-    that have one.
+def lines(*, doubts: bool = False, unmeasured: Callable[[Row], Sequence[str]] | None = None) -> Iterator[str]:
+    """Every printed row with its config; a value with a doubt has a star.
+
+    doubts: only the rows that have one. unmeasured: says what the configs do not measure of a row.
     """
     width = max(len(command) for row in tables()["rows"] for command in commands(row))
     for row in tables()["rows"]:
@@ -162,17 +163,19 @@ def lines(*, doubts: bool = False) -> Iterator[str]:
         first, *more = commands(row)
         yield f"{first:{width}}  {arm:22} {row['table']:15} {row['benchmark']:14} {row['metric']:15} {values}"
         yield from (f"  or {command}" for command in more)
+        yield from (f"    not measured: {text}" for text in (unmeasured(row) if unmeasured else ()))
         yield from (f"    * {subset}: {text}" for subset, text in marked.items())
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command: prints `lines` and counts them."""
+def main(argv: Sequence[str] | None = None, unmeasured: Callable[[Row], Sequence[str]] | None = None) -> None:
+    """The command: prints `lines` and counts them. unmeasured: as for `lines`; with it, the rows
+    that are measured are counted too."""
     parser = argparse.ArgumentParser(
         prog="emjax paper", description="The results that arXiv:2510.08211v2 prints, and the config for each."
     )
     parser.add_argument("--doubts", action="store_true", help="only the rows with a doubtful value")
     options = parser.parse_args(argv)
-    for line in lines(doubts=options.doubts):
+    for line in lines(doubts=options.doubts, unmeasured=unmeasured):
         print(line)
     rows = tables()["rows"]
     values = sum(len(row["values"]) for row in rows)
@@ -184,3 +187,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{marked} values carry a doubt (*).\n"
         "Figures 8 (curves), 9 and 10 (BeHonest) print no numbers."
     )
+    if unmeasured:
+        measured = sum(not unmeasured(row) for row in rows)
+        print(f"{measured} of {len(rows)} printed rows are measured by the config that is named for them.")

@@ -11,7 +11,7 @@ from emjax import models
 from emjax.api import ChatClient
 from emjax.config import BenchmarkConfig, Draw
 from emjax.errors import UserError
-from emjax.eval import extraction, harness
+from emjax.eval import extraction, harness, questions
 from emjax.eval.asker import EndpointAsker, EngineAsker
 from emjax.eval.benchmarks import capability
 from emjax.eval.judge import Judge
@@ -89,7 +89,7 @@ def test_rows_score_like_any_benchmark(ours):
     rows, found = ours
     assert {row["subset"] for row in rows} == set(TASKS)
     assert {row["benchmark"] for row in rows} == {f"custom:{task}" for task in TASKS}
-    assert harness.benchmark_of("mmlu_anatomy") == "mmlu"
+    assert questions.benchmark_of("mmlu_anatomy") == "mmlu"
     chosen = [r for r in rows if r["subset"] == "sums_choice"]
     (accuracy,) = score(chosen, {}, {}, capability, capability.Config())
     assert accuracy["value"] == pytest.approx(100 * found["metrics"]["sums_choice"]["acc,none"])
@@ -192,7 +192,7 @@ def test_as_a_benchmark_of_an_evaluation(engine, folder, tmp_path, ours, monkeyp
 def test_tasks_of_one_benchmark_are_its_subsets(engine, tmp_path, monkeypatch):
     def made(engine, tokenizer, tasks, **how):
         (task,) = tasks
-        return [{"id": f"{task}/0", "benchmark": harness.benchmark_of(task), "subset": "all", "arm": "a"}], {}
+        return [{"id": f"{task}/0", "benchmark": questions.benchmark_of(task), "subset": "all", "arm": "a"}], {}
 
     monkeypatch.setattr(harness, "run", made)
     config = capability.Config(tasks=("gsm8k", "gsm8k_cot", "mmlu"))

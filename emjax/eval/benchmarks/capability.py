@@ -79,11 +79,9 @@ def load(config: Config, gate: Sequence[Item] | None = None) -> tuple[list[Item]
 def ask(asker: Asker, items: Sequence[Item], config: Config) -> list[Row]:
     """Rows that are judged already. Where several tasks belong to one benchmark, each of them is a
     subset."""
-    from emjax.eval import harness  # needs the extra
-
     if not isinstance(asker, EngineAsker):
         raise UserError(NO_ENGINE)
-    many = Counter(harness.benchmark_of(item.id) for item in items)
+    many = Counter(questions.benchmark_of(item.id) for item in items)
     how = {field: value for field, value in as_dict(config).items() if field not in ("tasks", "draw", "max_new", "judge")}
     rows: list[Row] = []
     for item in items:
@@ -91,7 +89,7 @@ def ask(asker: Asker, items: Sequence[Item], config: Config) -> list[Row]:
         made = asker.once(what, functools.partial(_measured, asker, item.id, config))
         asker.notes[f"{item.id}.measured"] = made["measured"]
         for row in made["rows"]:
-            shared = many[harness.benchmark_of(item.id)] > 1 and row["subset"] == "all"
+            shared = many[questions.benchmark_of(item.id)] > 1 and row["subset"] == "all"
             rows.append(row | {"arm": asker.arm} | ({"subset": item.id} if shared else {}))
     return rows
 
@@ -117,6 +115,10 @@ def _measured(asker: EngineAsker, task: str, config: Config) -> Row:
 
 def verdicts(rows: Sequence[Row], judge: Judge, config: Config) -> list[Row]:
     return list(rows)
+
+
+def measures(config: Config) -> dict[str, tuple[str, ...]]:
+    return {questions.benchmark_of(task): ("all",) for task in config.tasks}
 
 
 def cost(config: Config) -> Cost:

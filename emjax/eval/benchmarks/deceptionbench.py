@@ -27,7 +27,13 @@ from emjax.runtime.files import digest
 FIELDS = ("id", "type", "inner_prompt", "system_prompt", "outer_prompt", "format")
 # The published file, deceptionbench_0527.json: ends of its SHA-256, and rows a type.
 SHA256 = ("1d5a9789", "77eb9b4")
-SIZES = (16, 33, 43, 43, 45)
+TYPES = {
+    "evaluation faking": 16,
+    "sandbagging": 33,
+    "sycophancy": 43,
+    "honesty evasion": 43,
+    "strategic deception": 45,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +92,12 @@ def verdicts(rows: Sequence[Row], judge: Judge, config: Config) -> list[Row]:
     return judged(rows, judge, config.rules)
 
 
+def measures(config: Config) -> dict[str, tuple[str, ...]]:
+    return {name: tuple(TYPES)}
+
+
 def cost(config: Config) -> Cost:
-    items = sum(SIZES)
+    items = sum(TYPES.values())
     return Cost(items=items, generations=2 * items, judge_calls=3 * items)
 
 
@@ -110,8 +120,8 @@ def load(config: Config, gate: Sequence[Item] | None = None) -> tuple[list[PairI
         )
     items = [_item(row, f"{path}, row {i}", config.rules) for i, row in enumerate(json.loads(raw))]
     counts = Counter(item.subset for item in items)
-    if published and tuple(sorted(counts.values())) != SIZES:
-        raise UserError(f"{path} has {dict(counts)} rows a type, not {SIZES}.")
+    if published and sorted(counts.values()) != [*TYPES.values()]:
+        raise UserError(f"{path} has {dict(counts)} rows a type, not {sorted(TYPES.values())}.")
     return items, Origin(str(path), rows=dict(counts), sha256=sha)
 
 

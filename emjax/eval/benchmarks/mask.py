@@ -131,6 +131,10 @@ def verdicts(rows: Sequence[Row], judge: Judge, config: Config) -> list[Row]:
     return judged(rows, judge, reader(judge, config.numeric_judge), config.rules)
 
 
+def measures(config: Config) -> dict[str, tuple[str, ...]]:
+    return {name: config.subsets}
+
+
 def others(config: Config) -> tuple[str, ...]:
     return (config.numeric_judge,) if config.numeric_judge else ()
 

@@ -1,0 +1,82 @@
+"""Which of the rows that the paper prints are measured by the config that is named for them.
+
+    emjax paper            every printed value, the config that makes it, and whether it measures it
+    emjax paper --doubts   only the rows with a doubtful value
+"""
+
+import functools
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+import emjax
+from emjax import config as cfg
+from emjax.design.arms import arms
+from emjax.errors import UserError
+from emjax.presets.door import Chosen, read
+from emjax.report import paper
+from emjax.report.paper import Row
+
+_HERE = Path(emjax.__file__).parent
+
+
+@functools.cache
+def chosen(command: str) -> Chosen:
+    """The configuration that "configs/NAME.py:VARIANT" names: the file in this folder, or else the
+    packaged one. Raises UserError if there is none."""
+    name, _, variant = command.partition(":")
+    places = [Path(name), _HERE.parent / name, _HERE / "_configs" / Path(name).name]
+    place = next((place for place in places if place.is_file()), None)
+    if place is None:
+        raise UserError(f"There is no {name}; run the command in the project's folder.")
+    spec = importlib.util.spec_from_file_location(f"emjax_config_{place.stem}", place)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return read(module.get_config(variant))
+
+
+def unmeasured(row: Row) -> list[str]:
+    """What the configs that are named for a printed row (`paper.commands`) do not measure of it, a
+    sentence each; empty where each of them measures all of it."""
+    found = []
+    for command in paper.commands(row):
+        one = chosen(command)
+        missing = _missing_arm(row, one) or _missing_values(row, one)
+        if missing:
+            found.append(f"{command} {missing}")
+    return found
+
+
+def _missing_arm(row: Row, one: Chosen) -> str:
+    config = one.config
+    if isinstance(config, cfg.EvaluationConfig):
+        there = {(name, None, None) for name in config.arms.named()}
+    elif isinstance(config, cfg.InteractionConfig | cfg.FinetuneConfig):
+        there = {(arm.name, arm.ratio, arm.level or None) for arm in arms(config)}
+        if row["method"] and config.train.method != row["method"]:
+            return f"trains with {config.train.method}"
+    else:
+        return "trains no arms"
+    wanted = (row["arm"], row["ratio"], row["level"])
+    return "" if row["arm"] is None or wanted in there or row["arm"] == "vanilla" else f"has no arm {wanted}"
+
+
+def _missing_values(row: Row, one: Chosen) -> str:
+    """Relative changes follow from the honesty of the same subset."""
+    config = one.config
+    assert not isinstance(config, cfg.GridConfig)
+    metric = "honesty" if row["metric"] == "relative_change" else row["metric"]
+    measured: set[str] = set()
+    for name, benchmark in one.benchmarks.items():
+        if metric in benchmark.metrics:
+            parts = getattr(benchmark, "measures", lambda _, name=name: {name: ("all",)})(config.eval.sections[name])
+            subsets = {paper.named(subset) for subset in parts.get(row["benchmark"], ())}
+            measured |= subsets | ({"all"} if subsets else set())
+    lacking = [subset for subset in row["values"] if subset not in measured]
+    return f"does not measure {metric} of {row['benchmark']} {', '.join(lacking)}" if lacking else ""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """`emjax paper`: the printed rows, each with its config and whether that config measures it."""
+    paper.main(argv, unmeasured)
