@@ -113,7 +113,8 @@ def _as_in_the_paper(given: ConfigDict) -> None:
     given.eval.mask.judge = "gpt5_mini"
     given.eval.deceptionbench.max_new = 8192
     given.eval.capability.chat = True
-    given.engine.update({"slots": 48, "cache_length": 2048 + 8192})
+    if "deceptionbench" in given.eval.benchmarks:
+        given.engine.update({"slots": 48, "cache_length": 2048 + 8192})
 
 
 # Table 5: batch size 16, one epoch.
