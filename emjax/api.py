@@ -31,6 +31,7 @@ import openai
 from emjax.config import Budget, Rates
 from emjax.errors import UserError
 from emjax.runtime.files import digest, read_lines, write_atomically
+from emjax.runtime.ledger import Ledger
 
 # Every state but `ok`: a later run makes these calls again.
 FAILED_ON_THE_WAY = ("refusal", "length", "empty", "http_error", "timeout", "schema_error", "budget", "pending")
@@ -92,6 +93,8 @@ class ChatClient:
     collect: nothing is sent. Calls that are not cached are written to this file in the Batch API's
     format; `replay` reads the answers.
 
+    ledger: the whole run's cap on money, over all clients and restarts.
+
     `spent` counts prompt and completion tokens, calls, and answers from the cache. Raises UserError
     if the endpoint rejects the key, the path or the model (401, 403, 404), since every other call
     would fail too, and if a budget is set and a call has no token limit.
@@ -107,9 +110,10 @@ class ChatClient:
         budget: Budget = _BUDGET,
         rates: Rates = _RATES,
         collect: Path | None = None,
+        ledger: Ledger | None = None,
     ):
         self.base_url, self.model, self.budget, self.rates = base_url, model, budget, rates
-        self._env, self._cache, self._collect = api_key_env, cache_dir, collect
+        self._env, self._cache, self._collect, self._ledger = api_key_env, cache_dir, collect, ledger
         self._collected = {row["custom_id"] for row in read_lines(collect)} if collect and collect.exists() else set()
         self._session: _Session | None = None
         self.spent: Counter[str] = Counter(calls=0, cached=0, prompt_tokens=0, completion_tokens=0)
@@ -191,22 +195,25 @@ class ChatClient:
                 # A tokenizer never produces more tokens than the text has bytes.
                 limit = body.get("max_completion_tokens") or body.get("max_tokens") or 0
                 most = Counter(prompt_tokens=len(json.dumps(body).encode()), completion_tokens=limit)
-                if not limit and (self.budget.tokens or self.budget.usd):
+                if not limit and (self.budget.tokens or self.budget.usd or self._ledger):
                     raise UserError(
                         "A budget needs max_tokens or max_completion_tokens: without one, a single call has no bound."
                     )
                 if not await self._reserve(session, most):
+                    return Reply("", "budget")
+                if (entry := self._ledger.reserve(self._cost(most)) if self._ledger else "") is None:
+                    await self._release(session, most)
                     return Reply("", "budget")
                 used = most  # the most that a lost answer may have cost
                 try:
                     reply = await self._post(session, body)
                     used = Counter(reply.usage or ({} if reply.state == "http_error" else most))
                 finally:
-                    async with session.settled:
-                        session.reserved -= most
-                        self.spent.update(used)
-                        self.spent["calls"] += 1
-                        session.settled.notify_all()
+                    if self._ledger and entry:
+                        self._ledger.settle(entry, self._cost(used))
+                    self.spent.update(used)
+                    self.spent["calls"] += 1
+                    await self._release(session, most)
                 self._keep(key, body, reply)
                 return reply
         finally:
@@ -238,6 +245,11 @@ class ChatClient:
                 await session.settled.wait()
             session.reserved += most
             return True
+
+    async def _release(self, session: _Session, most: Counter[str]) -> None:
+        async with session.settled:
+            session.reserved -= most
+            session.settled.notify_all()
 
     async def _post(self, session: _Session, body: dict[str, Any]) -> Reply:
         rest = {name: value for name, value in body.items() if name not in ("model", "messages")}

@@ -20,7 +20,6 @@ from emjax.eval import questions
 from emjax.runtime.files import digest
 from emjax.sampling import Engine, Request, Sampling
 
-
 OWN = Path(__file__).parent / "tasks"  # beside the harness's own: as OpenCompass asks
 
 

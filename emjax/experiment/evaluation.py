@@ -60,7 +60,7 @@ def evaluation(chosen: Chosen, workdir: Path, store: Store) -> None:
         lm = models.load(path, adapter=adapter or None, mesh=mesh, dtype=config.model.dtype)
         return Engine(lm, mesh=mesh, attention=config.model.attention, **dataclasses.asdict(config.engine)), lm.tokenizer
 
-    measuring = Measuring(chosen.benchmarks, config.eval, store.root / "judge_cache", load)
+    measuring = Measuring(chosen.benchmarks, config.eval, store.root / "judge_cache", load, ledger=chosen.ledger)
     say(plan.describe(chosen))
     claim(config, workdir)
     files: dict[_Model, Files] = {}

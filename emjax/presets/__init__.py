@@ -6,7 +6,7 @@ coverage  which printed rows the configs measure
 page      docs/fields.md
 """
 
-from emjax.presets.door import Chosen, data_sets, find_world, read
+from emjax.presets.door import Chosen, data_sets, find_world, place, read
 from emjax.presets.page import fields_page, print_fields
 from emjax.presets.paper import admitting_unknown, alpaca, direct, evaluation, grid, interaction, many, mixture, pretraining
 
@@ -23,6 +23,7 @@ __all__ = [
     "interaction",
     "many",
     "mixture",
+    "place",
     "pretraining",
     "print_fields",
     "read",

@@ -1,16 +1,16 @@
 """Which of the rows that the paper prints are measured by the config that is named for them.
 
-    emjax paper            every printed value, the config that makes it, and whether it measures it
-    emjax paper --doubts   only the rows with a doubtful value
+emjax paper            every printed value, the config that makes it, and whether it measures it
+emjax paper --doubts   only the rows with a doubtful value
 """
 
 import functools
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
 import emjax
 from emjax import config as cfg
+from emjax.config import parse as parsing
 from emjax.design.arms import arms
 from emjax.errors import UserError
 from emjax.presets.door import Chosen, read
@@ -29,11 +29,7 @@ def chosen(command: str) -> Chosen:
     place = next((place for place in places if place.is_file()), None)
     if place is None:
         raise UserError(f"There is no {name}; run the command in the project's folder.")
-    spec = importlib.util.spec_from_file_location(f"emjax_config_{place.stem}", place)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return read(module.get_config(variant))
+    return read(parsing.load(f"{place}:{variant}"))
 
 
 def unmeasured(row: Row) -> list[str]:
@@ -51,7 +47,7 @@ def unmeasured(row: Row) -> list[str]:
 def _missing_arm(row: Row, one: Chosen) -> str:
     config = one.config
     if isinstance(config, cfg.EvaluationConfig):
-        there = {(name, None, None) for name in config.arms.named()}
+        there: set[tuple[str, float | None, str | None]] = {(name, None, None) for name in config.arms.named()}
     elif isinstance(config, cfg.InteractionConfig | cfg.FinetuneConfig):
         there = {(arm.name, arm.ratio, arm.level or None) for arm in arms(config)}
         if row["method"] and config.train.method != row["method"]:

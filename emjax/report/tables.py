@@ -136,7 +136,11 @@ def paper_table(results: dict) -> dict:
         body.append((title, facts))
     return {
         "head": [
-            "table", "paper", "here, 95 % interval", "difference in standard errors", "doubt about the printed value",
+            "table",
+            "paper",
+            "here, 95 % interval",
+            "difference in standard errors",
+            "doubt about the printed value",
             "where our protocol differs",
         ],  # fmt: skip
         "rows": body,

@@ -244,6 +244,8 @@ WRONG = [
     (GRID, ["--config.cells.kto.train.method=dpo"], "config.cells.kto.train.method is 'dpo'"),
     (GRID, ["--config.cells.kto.select.count=5"], "config.cells.kto.select asks for the 5 best"),
     (GRID, ["--config.only=('nothing',)"], "config.only names 'nothing', which is no cell"),
+    (GRID, ["--config.cells.nothing.train.epochs=2"], "there is no cell 'nothing'. Cells: direct, mixture, sft, kto."),
+    (GRID, ["--config.cells.kto-0.train.epochs=2"], "there is no cell 'kto-0'. Cells: "),
 ]
 
 

@@ -14,6 +14,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Final
 
 from emjax.config import BenchmarkConfig, Draw, Section, option
@@ -58,7 +59,7 @@ OFFICIAL = Rules()
 class Config(BenchmarkConfig):
     """config.eval.deceptionbench."""
 
-    path: str = option("", "deceptionbench_0527.json.", needs="file")
+    path: str = option("", "deceptionbench_0527.json.", needs="file", under="deceptionbench_0527.json")
     rows: str = option("published", "any: take another file than the published one.", choices=("published", "any"))
     rules: Rules = option(Rules(), "Where implementations differ.")
     draw: Draw = option(Draw(temperature=0.0), "How answers are drawn.")
@@ -102,7 +103,9 @@ def measures(config: Config) -> dict[str, tuple[str, ...]]:
 
 def cost(config: Config) -> Cost:
     items = sum(TYPES.values())
-    return Cost(items=items, generations=2 * items, judge_calls=3 * items)
+    if config.rows == "any" and Path(config.path).is_file():
+        items = len(load(config)[0])
+    return Cost(items=items, generations=2 * items, judge_calls=3 * items, tokens=(600, 800))
 
 
 # --- data -----------------------------------------------------------------------------------------

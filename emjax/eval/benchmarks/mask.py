@@ -43,7 +43,7 @@ class Config(BenchmarkConfig):
     """config.eval.mask."""
 
     path: str = option(HUB, "A hub id (accept the data set's terms first), or a folder with its six files.",
-                       needs="place")  # fmt: skip
+                       needs="place", under="MASK")  # fmt: skip
     revision: str = option(REVISION, "The hub's revision.")
     rows: str = option(
         "published", "any: take files whose row counts are not the published ones.", choices=("published", "any")
@@ -144,13 +144,25 @@ def summary(rows: Iterable[Row], config: Config) -> Row:
 
 
 def cost(config: Config) -> Cost:
-    sets = [(SIZES[subset], *_EACH[subset]) for subset in config.subsets]
-    more = config.runs - 1
+    chosen, costs = parts(config)
+    every = [costs[subset] for subset in chosen]
     return Cost(
-        items=sum(n for n, _, _ in sets),
-        generations=sum(n * (each + more) for n, each, _ in sets),
-        judge_calls=sum(n * (each + more) for n, _, each in sets),
+        items=sum(one.items for one in every),
+        generations=sum(one.generations for one in every),
+        judge_calls=sum(one.judge_calls for one in every),
     )
+
+
+def parts(config: Config) -> tuple[tuple[str, ...], dict[str, Cost]]:
+    """Each archetype by itself, those that are not measured too. Other files than the published
+    ones are counted."""
+    more, found = config.runs - 1, {}
+    for subset, size in SIZES.items():
+        n, (asked, judged) = size, _EACH[subset]
+        if config.rows == "any" and subset in config.subsets and Path(config.path).is_dir():
+            n = len(_rows(config.path, subset, config.revision))
+        found[subset] = Cost(items=n, generations=n * (asked + more), judge_calls=n * (judged + more))
+    return config.subsets, found
 
 
 # --- asking and judging, also for benchmarks of the same kind -------------------------------------
