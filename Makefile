@@ -1,6 +1,7 @@
 # make setup   creates .venv with all packages for running
 # make test    adds the packages for testing; runs lint, type checks and tests
 # make demo    runs the whole experiment on the micro-world
+# make fuzz    reads 2,000 damaged files and replies; each must work or be refused in a sentence
 # make lint    checks formatting, lint and types only
 # make clean   removes .venv and the tools' caches (never runs/)
 #
@@ -8,7 +9,7 @@
 #                          python3.11 and python3.12 that runs
 #   PYTEST_ARGS="-n 4 -x"  arguments for pytest; default: -n 2 --dist loadfile
 
-.PHONY: setup setup-test demo test lint clean
+.PHONY: setup setup-test demo test fuzz lint clean
 .DELETE_ON_ERROR:
 
 PYTEST_ARGS ?= -n 2 --dist loadfile
@@ -41,6 +42,9 @@ demo: $(RUN)
 
 test: lint
 	.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+fuzz: $(TEST)
+	.venv/bin/python -m tests.fuzz 2000
 
 lint: $(TEST)
 	.venv/bin/ruff format --check .

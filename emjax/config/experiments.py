@@ -452,6 +452,8 @@ class PretrainConfig(Section):
     mistaken: float = option(0.0, "Share of documents by a third character that is wrong on plain questions too.",
                              low=0, high=1)  # fmt: skip
     other_weight: float = option(0.1, "Weight of user and system tokens: enough to learn the words.", low=0)
+    gates: str = option("require", "A base that misses a gate ends the run (require), or goes on and is reported as such "
+                        "(report).", choices=names.GATES)  # fmt: skip
     model: ShapeConfig = option(ShapeConfig(), "The model's shape.")
     mesh: MeshConfig = option(MeshConfig(data=0, fsdp=1), "How devices share the work.")
     train: TrainConfig = option(TrainConfig(), "Training.")

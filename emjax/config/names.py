@@ -8,6 +8,7 @@ TARGETS = ("q", "k", "v", "o", "gate", "up", "down")  # projections that LoRA ca
 SCHEDULES = ("constant", "linear", "cosine")
 REMAT = ("none", "projections", "full")
 RESTORE = ("latest", "sound")
+GATES = ("require", "report")
 
 LOSS_TYPES = ("kto", "apo_zero_unpaired")
 PRESETS = ("emjax", "trl", "halos", "llama_factory")

@@ -17,7 +17,7 @@ from emjax.config import MeshConfig, Section, as_dict, walk
 from emjax.errors import UserError
 from emjax.models import sharding
 from emjax.runtime import process
-from emjax.runtime.files import digest, unfinished, write_atomically
+from emjax.runtime.files import digest, flat, unfinished, write_atomically
 from emjax.runtime.locks import alone, lock
 from emjax.runtime.store import STORE_FORMAT, Stage, Store
 from emjax.sampling import Engine
@@ -73,14 +73,6 @@ def _refuse_others(config: Section, workdir: Path) -> None:
                 )
     elif workdir.exists() and {*workdir.iterdir()} - {workdir / "store", workdir / LOCK, workdir / SPENT, unfinished(file)}:
         raise UserError(f"{workdir} is not empty and holds no config.json of emjax. Choose a new or empty --workdir.")
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a.b": value} of nested dicts."""
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {prefix + name: value}
-    return found
 
 
 def config_hash(config: Section) -> str:

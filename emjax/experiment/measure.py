@@ -273,10 +273,13 @@ def measured(
 ) -> Stage:
     """Measures one model, once: the stage with its judged rows.
 
-    name: of the stage, for people; arm: what the rows say; target: JSON values of all that decides
+    name: of the stage, for people; arm: what the rows say; seed: of the answers that are drawn,
+    unless config.eval.seed is set; target: JSON values of all that decides
     the model's answers beside the draw; model: makes the engine and its tokenizer when they are
     needed, or the client of an endpoint.
     """
+
+    seed = seed if measuring.config.seed is None else measuring.config.seed
 
     def make(directory: Path) -> None:
         def run(asker: Asker) -> None:
