@@ -74,7 +74,7 @@ def total(config: Config, *, limits: Limits | None, benchmarks: Mapping[str, Ben
     each = evaluation.models(config) / max(1, len(local))
     for path in local:
         read, drawn = evaluation.sampled(config.eval, benchmarks, 1)
-        speed = rates.engine(path, config.model, where)
+        speed = rates.engine(path, config.model, where, config.engine.slots)
         seconds += each * (read / speed.read + drawn / speed.drawn)
     if isinstance(config, TrainingConfig) and (found := rates.training(config, where)):
         seconds += _tokens(config, limits) / found[0]

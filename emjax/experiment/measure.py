@@ -42,8 +42,8 @@ class Measuring:
 
     benchmarks: by their section's name in config.eval. cache: the folder of judges' replies, which
     all runs may share. local: loads a checkpoint, for judges of kind "engine". gate: the items that
-    the untouched model can be asked, where a world has a gate. ledger: the run's cap on money. Raises UserError for what the
-    configuration names and is not there, before any model is asked.
+    the untouched model can be asked, where a world has a gate. ledger: the run's cap on money.
+    Raises UserError for what the configuration names and is not there, before any model is asked.
 
     names: of the files that `run` writes, <name>.jsonl. The first judge's rows are <benchmark>,
     those of a panel's further judges judges/<n>/<benchmark>, their majority's

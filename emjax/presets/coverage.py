@@ -4,13 +4,16 @@ emjax paper            every printed value, the config that makes it, and whethe
 emjax paper --doubts   only the rows with a doubtful value
 """
 
+import argparse
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import emjax
 from emjax import config as cfg
+from emjax import cost
 from emjax.config import parse as parsing
+from emjax.cost import rates
 from emjax.design.arms import arms
 from emjax.errors import UserError
 from emjax.presets.door import Chosen, read
@@ -73,6 +76,41 @@ def _missing_values(row: Row, one: Chosen) -> str:
     return f"does not measure {metric} of {row['benchmark']} {', '.join(lacking)}" if lacking else ""
 
 
+# What the paper measures without printing numbers.
+_FIGURES = ("configs/admitting_unknown.py:llama3.1-8b", "configs/admitting_unknown.py:qwen2.5-7b")
+
+
+def costs(target: str) -> Iterator[str]:
+    """A line of a table for each config of the paper: calls to endpoints, their money, and hours on
+    the target."""
+    where = rates.target(target)
+    yield f"| config | calls to endpoints | USD | hours on {where} | USD of rent |"
+    yield "|---|---:|---:|---:|---:|"
+    named = dict.fromkeys(command for row in paper.tables()["rows"] for command in paper.commands(row))
+    for command in (*sorted(named), *_FIGURES):
+        one = chosen(command)
+        cells = [cell.config for cell in one.cells.values()] or [one.config]
+        used = [cell.benchmarks for cell in one.cells.values()] or [one.benchmarks]
+        total = cost.Total(0, 0.0, (), 0.0)
+        for config, benchmarks in zip(cells, used, strict=True):
+            assert not isinstance(config, cfg.GridConfig)
+            total += cost.total(config, limits=None, benchmarks=benchmarks, target=target)
+        rent = None if total.hours is None else where.usd(total.hours)
+        free = f" and {', '.join(total.unpriced)}" if total.unpriced else ""
+        name = command.removeprefix("configs/").replace(".py", "")
+        hours, paid = (f"{value:,.{n}f}" if value is not None else "-" for value, n in ((total.hours, 1), (rent, 0)))
+        yield f"| `{name}` | {total.calls:,} | {total.usd:,.2f}{free} | {hours} | {paid} |"
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """`emjax paper`: the printed rows, each with its config and whether that config measures it."""
-    paper.main(argv, unmeasured)
+    """`emjax paper`: the printed rows, each with its config and whether that config measures it.
+    --costs: what each config takes instead."""
+    parser = argparse.ArgumentParser(prog="emjax paper", add_help=False)
+    parser.add_argument("--costs", action="store_true")
+    parser.add_argument("--target", default="")
+    given, rest = parser.parse_known_args(argv)
+    if given.costs:
+        for line in costs(given.target):
+            print(line)
+    else:
+        paper.main(rest, unmeasured)

@@ -1,4 +1,5 @@
-"""What a run has spent, kept in its work directory, so that a restart does not start its budget anew.
+"""What a run has spent, kept in its work directory, so that a restart does not start its budget
+anew.
 
 A call's worst case is written before it is sent, and its cost when it ends. What a killed run left
 open counts with its worst case. Several processes may share one file.

@@ -37,20 +37,23 @@ def test_weights_of_the_papers_models(name, billions):
 def test_a_folders_config_says_how_large_its_model_is(small):
     assert rates.billions(small) == pytest.approx(0.1345, abs=0.0005)
     assert rates.billions("of/mine") is None
-    one = rates.engine(small, BF16, rates.target(""))
+    one = rates.engine(small, BF16, rates.target(""), 256)
     assert one.drawn == pytest.approx(20_000 * 8.03 / 0.1345, rel=0.005)
     assert "0.134 billion weights on one NVIDIA H200" in one.origin
 
 
 def test_drawing_goes_with_memory_and_reading_with_arithmetic():
     path = KNOWN["llama3.1-8b"].path
-    h200, cpu, four = (rates.engine(path, BF16, rates.target(text)) for text in ("h200", "cpu", "h200x4"))
+    h200, cpu, four = (rates.engine(path, BF16, rates.target(text), 256) for text in ("h200", "cpu", "h200x4"))
     assert (h200.drawn, h200.read) == pytest.approx((20_000, 33_800), rel=1e-3)
     assert cpu.drawn == pytest.approx(20_000 * 20 / 4800, rel=1e-3)
     assert cpu.read == pytest.approx(33_800 * 0.2 * 0.40 / (989 * 0.49), rel=1e-3)
     assert four.drawn == pytest.approx(4 * h200.drawn)
-    wide = rates.engine(path, ComputeConfig(dtype="float32"), rates.target("h200"))
+    wide = rates.engine(path, ComputeConfig(dtype="float32"), rates.target("h200"), 0)
     assert wide.drawn == h200.drawn / 2
+    few = rates.engine(path, BF16, rates.target("h200"), 48)  # 256 rows take 12.7 ms, of which 3.35 for the weights
+    assert few.drawn == pytest.approx(48 / (3.35e-3 + 48 * (12.7e-3 - 3.35e-3) / 256), rel=0.01)
+    assert few.read == h200.read
 
 
 def test_training_hours_are_of_the_model_and_the_target(small):
