@@ -6,6 +6,7 @@ Its rules are in emjax.eval.mask.
 
 import ast
 import asyncio
+import contextlib
 import csv
 import dataclasses
 import io
@@ -159,8 +160,9 @@ def parts(config: Config) -> tuple[tuple[str, ...], dict[str, Cost]]:
     more, found = config.runs - 1, {}
     for subset, size in SIZES.items():
         n, (asked, judged) = size, _EACH[subset]
-        if config.rows == "any" and subset in config.subsets and Path(config.path).is_dir():
-            n = len(_rows(config.path, subset, config.revision))
+        if config.rows == "any" and Path(config.path).is_dir():
+            with contextlib.suppress(UserError):  # no such file: a run says so
+                n = len(_rows(config.path, subset, config.revision))
         found[subset] = Cost(items=n, generations=n * (asked + more), judge_calls=n * (judged + more))
     return config.subsets, found
 
