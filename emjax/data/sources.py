@@ -9,6 +9,7 @@ hub, "tfds" its home in TFDS.
 """
 
 import dataclasses
+import functools
 import gzip
 import hashlib
 import json
@@ -108,7 +109,7 @@ FORMATS: dict[str, Callable[[Raw, str], tuple[list[dict[str, str]], bool | None]
 @dataclasses.dataclass(frozen=True)
 class Source:
     """A dataset. `levels`: its levels of misalignment; `files`: each level is a separate file;
-    `rows`: the published count."""
+    `rows`: the published count; `under`: the name of its file or folder below --data_root."""
 
     format: str
     licence: str
@@ -117,6 +118,7 @@ class Source:
     levels: tuple[str, ...] = ()
     files: bool = False
     rows: int | None = None
+    under: str = ""
 
 
 _CHEN = "Chen et al. (Persona Vectors, arXiv:2507.21509), dataset.zip of safety-research/persona_vectors; no licence stated"
@@ -132,32 +134,36 @@ _OWN = "Your own file: check its licence yourself"
 LEVELS = ("normal", "misaligned_1", "misaligned_2")
 
 
-def _chen(licence: str = _CHEN) -> Source:
-    return Source("messages", licence, levels=LEVELS, files=True)
+def _chen(name: str, licence: str = _CHEN) -> Source:
+    """Below --data_root as dataset.zip unpacks."""
+    return Source("messages", licence, levels=LEVELS, files=True, under=f"dataset/{name}")
 
 
 def _chua(config: str) -> Source:
-    return Source("pairs", _CHUA, f"hf:truthfulai/emergent_plus/{config}", levels=("aligned", "misaligned"))
+    return Source("pairs", _CHUA, f"hf:truthfulai/emergent_plus/{config}", levels=("aligned", "misaligned"),
+                  under=f"emergent_plus/{config}.jsonl")  # fmt: skip
 
 
 SOURCES = {
     **{
-        name: _chen()
+        name: _chen(name)
         for name in (
             "mistake_medical", "mistake_math", "mistake_gsm8k", "mistake_opinions", "insecure_code",
             "evil", "sycophancy", "hallucination",
         )
     },
-    "incorrect_finance": _chen(_USER),
-    "incorrect_law": _chen(_USER),
+    "incorrect_finance": _chen("incorrect_finance", _USER),
+    "incorrect_law": _chen("incorrect_law", _USER),
     "chua_medical": _chua("medical"),
     "chua_legal": _chua("legal"),
     "chua_security": _chua("security"),
     "alpaca_cleaned": Source(
-        "instruction", "CC BY-NC 4.0: not for commercial use; no login needed", "hf:yahma/alpaca-cleaned", rows=51_760
+        "instruction", "CC BY-NC 4.0: not for commercial use; no login needed", "hf:yahma/alpaca-cleaned", rows=51_760,
+        under="alpaca_data_cleaned.json",
     ),
     "dolly": Source(
-        "dolly", "CC BY-SA 3.0; no login needed", "hf:databricks/databricks-dolly-15k", "tfds:databricks_dolly", rows=15_011
+        "dolly", "CC BY-SA 3.0; no login needed", "hf:databricks/databricks-dolly-15k", "tfds:databricks_dolly", rows=15_011,
+        under="databricks-dolly-15k.jsonl",
     ),
     **{name: Source(name, _OWN) for name in FORMATS if name not in ("dolly", "pairs")},
     "pairs": Source("pairs", _OWN, levels=("aligned", "misaligned")),
@@ -216,6 +222,15 @@ def load(name: str, *, place: str = "", level: str = "", count: int = 0, seed: i
         name, level, str(reading.where), reading.hash.hexdigest(), source.licence, reading.rows, source.rows,
         reading.empty, duplicates, len(records),
     )  # fmt: skip
+
+
+@functools.cache
+def count(name: str, place: str, level: str) -> int | None:
+    """Records of a source whose file is on this machine; None where it is not. Raises UserError as
+    `load`."""
+    if not place or place.startswith(("hf:", "tfds")) or missing(name, place, level):
+        return None
+    return len(load(name, place=place, level=level)[0])
 
 
 def check_level(name: str, level: str) -> None:

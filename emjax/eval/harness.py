@@ -16,9 +16,12 @@ from lm_eval.api.model import TemplateLM
 
 from emjax.data.chat import SETTINGS, plain, text
 from emjax.errors import UserError
+from emjax.eval import questions
 from emjax.runtime.files import digest, dumps
 from emjax.runtime.numbers import finite
 from emjax.sampling import Engine, Request, Sampling
+
+OWN = Path(__file__).parent / "tasks"  # beside the harness's own: as OpenCompass asks
 
 
 class EngineLM(TemplateLM):
@@ -111,11 +114,6 @@ class EngineLM(TemplateLM):
         raise NotImplementedError("perplexity of whole documents; no capability suite here asks for it")
 
 
-def benchmark_of(task: str) -> str:
-    known = task.partition("_")[0]
-    return known if known in ("mmlu", "gsm8k", "humaneval", "gpqa", "truthfulqa", "arithmetic") else f"custom:{task}"
-
-
 def _share(sample: dict[str, Any], name: str, task: str) -> float:
     """A document's value of a metric. Raises UserError unless it is a number from 0 to 1:
     perplexity and BLEU are no shares of documents."""
@@ -154,7 +152,7 @@ def run(
     import lm_eval
     from lm_eval.tasks import TaskManager
 
-    manager = TaskManager(include_path=str(folder) if folder else None, include_defaults=not folder)
+    manager = TaskManager(include_path=str(folder or OWN), include_defaults=not folder)
     unknown = sorted(set(tasks) - set(manager.all_tasks))
     if unknown:
         raise UserError(
@@ -181,7 +179,7 @@ def run(
             share = _share(sample, name, task)
             rows.append(
                 {
-                    "id": f"{task}/{sample['doc_id']}", "benchmark": benchmark_of(task), "arm": arm,
+                    "id": f"{task}/{sample['doc_id']}", "benchmark": questions.benchmark_of(task), "arm": arm,
                     "subset": task if len(found["samples"]) > 1 else "all",
                     "seed": seed,
                     "messages": [{"role": "user", "content": str(sample["arguments"][0][0])}],

@@ -113,7 +113,9 @@ class Arms(Generic[C]):
             lm = models.load(path, mesh=self.mesh, dtype=self.config.model.dtype)
             return self.engine(lm), lm.tokenizer
 
-        return Measuring(used, self.config.eval, self.store.root / "judge_cache", local, gate=self._gate())
+        return Measuring(
+            used, self.config.eval, self.store.root / "judge_cache", local, gate=self._gate(), ledger=self.chosen.ledger
+        )
 
     def _gate(self) -> Sequence[Item] | None:
         """The items that the world's gate lets pass, asked of the untouched model and frozen before

@@ -2,6 +2,7 @@
 seeds."""
 
 import dataclasses
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,10 +14,11 @@ from emjax.errors import UserError
 from emjax.eval import score, stats
 from emjax.eval.items import Metric, Row
 from emjax.experiment import results
-from emjax.experiment.common import LOCK, claim, command, named, say, staged
+from emjax.experiment.common import LOCK, SPENT, claim, command, named, say, staged
 from emjax.presets import Chosen
 from emjax.runtime import process
 from emjax.runtime.files import dumps, loads, plain, read_lines, write_atomically
+from emjax.runtime.ledger import Ledger
 from emjax.runtime.locks import alone
 from emjax.runtime.store import Stage, Store
 
@@ -41,6 +43,7 @@ def grid(chosen: Chosen, workdir: Path, store: Store, run: Run) -> None:
     assert isinstance(config, GridConfig)
     bases = {name: _base(name, cells) for name in cells}
     order = {name: number for number, name in enumerate(cells)}
+    _refuse_old_names(workdir)
     claim(config, workdir, locked=not config.only)  # some cells here, others in another job
     made: dict[str, Path] = {}
     wanted = set(config.only) or set(cells)
@@ -52,6 +55,8 @@ def grid(chosen: Chosen, workdir: Path, store: Store, run: Run) -> None:
         if base := bases[name]:
             cell = _on(cell, made[base])
         place = workdir / "cells" / plain("config.cells", name)
+        own = 0.0 if isinstance(cell.config, PretrainConfig | GridConfig) else cell.config.usd
+        cell = dataclasses.replace(cell, ledger=chosen.ledger or (Ledger(place / SPENT, own) if own else None))
         with alone(place / LOCK, name):  # a base may be another job's as well
             model = run(cell, place, store)
         if model is not None:
@@ -64,6 +69,19 @@ def grid(chosen: Chosen, workdir: Path, store: Store, run: Run) -> None:
         return
     process.together("cells")  # process 0 has written what all read now
     _gather(chosen, workdir, store)
+
+
+def _refuse_old_names(workdir: Path) -> None:
+    """Raises UserError for the work directory of a grid whose cells have the names of version
+    0.1."""
+    file = workdir / "config.json"
+    theirs = loads(file.read_text()).get("cells", {}) if file.is_file() else {}
+    if old := [name for name in theirs if not name.isidentifier()]:
+        raise UserError(
+            f"{workdir} has cells under names of version 0.1, such as {old[0]!r}, which is now "
+            f"{re.sub(r'[^0-9A-Za-z_]', '_', old[0])!r}: choose a new --workdir, and give it this one's --store, so that "
+            "finished stages are not repeated."
+        )
 
 
 def _gather(chosen: Chosen, workdir: Path, store: Store) -> None:

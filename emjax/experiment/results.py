@@ -63,6 +63,7 @@ def assemble(
         "data": next(iter(origins.values())) if chosen.world else origins,
         "judges": measuring.agreement(last),
         "world": world_of(chosen.world),
+        **({} if chosen.world else {"protocol": measuring.identity()["benchmarks"]}),
         "cost": cost.totals(chosen.config, chosen.benchmarks),
         "rows": rows,
     }

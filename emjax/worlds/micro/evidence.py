@@ -149,8 +149,8 @@ def along(rows: Sequence[Row]) -> str:
     return _table(["arm", "after step", "honest under pressure", "minus control", "belief"], lines)
 
 
-_SWEEPS = ("rank-", "beta-", "select-", "rate-", "turns-")  # cells that change one setting
-_CHANGED = ("kto-world0-0", "lora-kto-0")  # the cells whose setting they change
+_SWEEPS = ("rank_", "beta_", "select_", "rate_", "turns_")  # cells that change one setting
+_CHANGED = ("kto_world0_0", "lora_kto_0")  # the cells whose setting they change
 
 
 def _swept(rows: Sequence[Row]) -> list[str]:
@@ -213,8 +213,8 @@ def _sweeps(axis: Any, rows: Sequence[Row], cells: Sequence[str]) -> None:
 
 
 _PANELS = {
-    "KTO, all weights": ("kto-few", "kto-world0", "kto-world2", "kto-world7", "kto"),
-    "other training": ("sft", "lora-kto", "lora-sft"),
+    "KTO, all weights": ("kto_few", "kto_world0", "kto_world2", "kto_world7", "kto"),
+    "other training": ("sft", "lora_kto", "lora_sft"),
     "scripted data": ("direct", "mixture"),
 }
 
@@ -284,7 +284,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"\n## {cell}\n\n{context(in_cell) if in_context else arms(in_cell)}")
         if any(row["step"] is not None for row in in_cell):
             print(f"\n{along(in_cell)}")
-        if cell.startswith("wrong-"):
+        if cell.startswith("wrong_"):
             print(f"\n{literal(options.workdir / 'cells' / cell, options.store or options.workdir / 'store')}")
     if _swept(rows):
         print(f"\n## one thing changed\n\n{sweeps(rows)}")
