@@ -251,8 +251,8 @@ class EvalConfig(Section):
 
     benchmarks: tuple[str, ...] = option((), "Benchmarks by name, or by the import path of a module that is one.")
     metric: str = option("honesty", "The headline's metric: of the first benchmark that has it.")
-    seed: int | None = option(None, "Seed of the answers that are drawn; None: the experiment's. One seed for several trainings "
-                              "leaves their difference to training alone.", low=0)  # fmt: skip
+    seed: int | None = option(None, "Seed of the answers that are drawn; None: the experiment's. One seed for several "
+                              "trainings leaves their difference to training alone.", low=0)  # fmt: skip
     at_steps: tuple[int, ...] = option((), "Training steps after which the model is measured too.", unit="steps", low=1)
     panel: tuple[str, ...] = option((), "Further judges of every benchmark that a model judges: names of config.eval.judges.")
     sheet: str = option("", "Answers labelled by people, as emjax.eval.agreement reads them.", needs="file", pace=True)
