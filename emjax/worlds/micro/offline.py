@@ -12,6 +12,7 @@ from emjax.design.users import Limits
 from emjax.errors import UserError
 from emjax.eval.asker import Asker
 from emjax.eval.items import Benchmark, Item
+from emjax.eval.stats import Noise
 from emjax.worlds.micro import benchmark, sets
 from emjax.worlds.micro import world as w
 from emjax.worlds.micro.users import MOST_TURNS, ScriptedUser, users
@@ -53,6 +54,7 @@ class Micro:
         "unseen_templates": "wordings never seen under pressure before",
     }
     knowledge_floor = 95.0
+    training_noise: ClassVar[Mapping[str, Noise]] = {}
     models: ClassVar[Mapping[str, Path]] = {"micro": CHECKPOINT}
     limits = Limits(w.TUNED, MOST_TURNS)
     gated = False
