@@ -210,9 +210,11 @@ def _uncertainty(results: dict, level: dict, difference: dict | None) -> str:
     same_arm = find(results["rows"], arm=level["arm"])
     seeds = sorted({row["seed"] for row in same_arm if row.get("seed") is not None})
     if wider := counted.get("ci95_training"):
-        text += f" The interval {interval(counted, points)} covers the choice of items. With the noise of training, measured on"
-        text += f" pairs of controls that differ in the seed alone, it is {interval({'ci95': wider}, points)}; whether a change"
-        text += " was detected is decided by this one."
+        text += f" The interval {interval(counted, points)} covers the choice of items. With the noise of training, as it was"
+        text += (
+            f" measured between other seeds, it is {interval({'ci95': wider}, points)}; this one decides whether a change was"
+        )
+        text += " detected."
     elif seeds:
         number_of = (
             f"One training seed ({seeds[0]})" if len(seeds) == 1 else f"{len(seeds)} training seeds, each reported separately"
