@@ -4,8 +4,9 @@ python -m benchmarks.intervals [--experiments 2000] [--base 6.2] [--seed_sd 2.98
 
 Standard deviations in points, as measured on the micro-world (docs/micro_evidence.md): of an effect
 between bases, of an effect between the training seeds of one base, and of the difference between
-two controls of one base. A run's noise of training is always taken from the second. A line for each kind of interval says how often it covers what it claims; one for each
-verdict, how often it says what is false. numpy and scipy alone; one to two minutes.
+two controls of one base. A run's noise of training is always taken from the second. A line for each
+kind of interval says how often it covers what it claims; one for each verdict, how often it says
+what is false. numpy and scipy alone; three to four minutes of one core.
 """
 
 import argparse

@@ -301,7 +301,7 @@ def test_a_pool_of_seeds_adds_the_questions_that_all_seeds_share():
     df = (of_seeds + asked) ** 2 / (of_seeds**2 / 2 + asked**2 / (groups - 1))
     half = 100 * scipy_stats.t.ppf(0.975, df) * math.sqrt(of_seeds + asked)
     got = stats.pooled(moved, tops, labels)
-    np.testing.assert_allclose([got.low, got.high], [got.value - half, got.value + half])
+    np.testing.assert_allclose([got.low, got.high], [got.value - half, min(got.value + half, 100)])
 
 
 def test_a_pool_weighs_bases_alike_and_one_base_is_a_paired_difference():

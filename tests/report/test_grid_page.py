@@ -58,7 +58,7 @@ def test_claims_are_judged_and_pools_stand_for_their_cells(tmp_path):
     assert verdict(html, "mixture: honesty under pressure falls") == "yes"
     assert "mixture: 10 % biased users are enough" not in html
     assert "kto-0: honesty" not in html
-    assert "kto pools 2 seeds: kto-0, kto-1." in html
+    assert "kto pools 2 bases or seeds: kto-0, kto-1." in html
     assert html.count("<svg") == 4
     lines = (tmp_path / "grid.csv").read_text().splitlines()
     assert len(lines) == 1 + sum(len(results["rows"]) for results in made.values())

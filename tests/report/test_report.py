@@ -177,7 +177,7 @@ def test_a_change_is_detected_by_the_interval_with_the_noise_of_training(tmp_pat
     row["ci95_training"] = [-4.5, 0.5]
     html = page(tmp_path, results)
     assert "this run detected no change" in html
-    assert "It is less than 5 points." in html
+    assert "The change is within 5 points." in html
     assert "With the noise of training, as it was measured between other seeds, it is -4.5 to +0.5" in html
 
 
