@@ -24,7 +24,6 @@ Needs libtpu (the extra `aot`); reads no weights and no network.
 """
 
 import dataclasses
-import json
 import os
 import re
 import sys
@@ -53,6 +52,7 @@ from emjax.kto import step as kto_step
 from emjax.models import decoder, lora, sharding
 from emjax.models.known import shape_of
 from emjax.runtime import hardware
+from emjax.runtime.files import dumps
 from emjax.sampling import cache as kv
 from emjax.sampling import programs
 from emjax.train import metrics, sft
@@ -77,7 +77,7 @@ def main(argv: list[str]) -> int:
         # the presets' default runs on any machine
         if "model.attention" not in parsing.overridden(options):
             config = dataclasses.replace(config, model=dataclasses.replace(config.model, attention="splash"))
-        print(json.dumps(compile_step(config, options.topology, options.stage)))
+        print(dumps(compile_step(config, options.topology, options.stage)))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,10 +1,16 @@
-"""A tiny model whose predictions are far from flat, for the tests of training."""
+"""What several rooms of the tests share: a tiny model, and the command as users give it."""
+
+import sys
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="session")
 def tiny():
+    """A tiny model whose predictions are far from flat."""
     import jax
 
     from emjax.models import LanguageModel, decoder
@@ -15,3 +21,19 @@ def tiny():
         max_position=128, tied=False, qkv_bias=False, qk_norm=False, init_std=0.2,
     )  # fmt: skip
     return LanguageModel(config, decoder.init(config, jax.random.key(0)), None, (3,), source="tiny")
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """run("configs/x.py:micro", ...): python main.py --config configs/x.py:micro ..., in this process; its exit code."""
+    from emjax import commands
+
+    monkeypatch.syspath_prepend(str(ROOT))  # as a script's folder is
+    monkeypatch.chdir(ROOT)
+
+    def run(*arguments):
+        argv = ["main.py", "--config", *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", argv)  # ml_collections reads the overrides there
+        return commands.run(argv[1:])
+
+    return run

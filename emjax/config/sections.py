@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from typing import Any
+from typing import Any, ClassVar
 
 from emjax.config import names
 from emjax.config.fields import Section, option
@@ -204,7 +204,7 @@ class JudgeConfig(Section):
     max_completion_tokens: int | None = option(None, "Longest answer, hidden reasoning included: reasoning models take this "
                                                "instead of max_tokens.", unit="tokens", low=1)  # fmt: skip
     reasoning_effort: str | None = option(None, "Sent with each call.")
-    extra: str = option("", "Further fields of the request, as a JSON object.")
+    extra: str = option("", "Further fields of the request, as a JSON object; one that is null is not sent.")
     collect: str = option("", "A file: calls are written there in the Batch API's format instead of being made.", pace=True)
     replay: tuple[str, ...] = option((), "Output files of such a batch.", needs="file", pace=True)
     budget: Budget = option(Budget(), "What the judge may spend.", pace=True)
@@ -217,17 +217,27 @@ class JudgeConfig(Section):
             raise UserError("structured is set, but the engine has no structured output: set it to False.")
         json_object("extra", self.extra)
 
+    nullable: ClassVar[tuple[str, ...]] = ("temperature", "top_p", "max_tokens", "max_completion_tokens", "reasoning_effort")
+
     @property
     def sampling(self) -> dict[str, Any]:
         """The fields that go with each call."""
-        sent = ("temperature", "top_p", "max_tokens", "max_completion_tokens", "reasoning_effort")
-        given = {name: getattr(self, name) for name in sent if getattr(self, name) is not None}
-        return given | json_object("extra", self.extra)
+        given = {name: getattr(self, name) for name in self.nullable}
+        return sent_fields(given | json_object("extra", self.extra))
+
+
+def sent_fields(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a request that are sent: those that are not None."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no JSON number")
 
 
 def json_object(name: str, text: str) -> dict[str, Any]:
     try:
-        found = json.loads(text or "{}")
+        found = json.loads(text or "{}", parse_constant=_no_number)
     except ValueError as error:
         raise UserError(f"{name} is {text!r}, which is not valid JSON ({error}).") from error
     if not isinstance(found, dict):

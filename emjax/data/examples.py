@@ -1,7 +1,6 @@
 """Reads training rows from files (conversations with rated answers, or labelled examples) and
 checks every field."""
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +9,18 @@ from typing import Any
 from emjax.data import chat
 from emjax.data.batches import Example
 from emjax.errors import UserError
-from emjax.runtime.files import read_lines, seed_of
+from emjax.runtime.files import check_fields, numbered_lines, seed_of
+from emjax.runtime.numbers import finite, integer
 
+# A field that is misspelt would count as missing, and each may be; others are kept.
+_TRAJECTORY = (
+    "id", "scenario", "user_id", "user_type", "round", "seed", "model", "adapter", "messages", "turns", "score", "end",
+    "plain_system", "error",
+)  # fmt: skip
+_TURN = ("tokens", "logprobs", "stop_reason", "rating", "rating_state", "rating_raw", "rating_mass", "rating_error")
+_EXAMPLE = (
+    "id", "prompt_id", "messages", "completion", "completion_tokens", "label", "weight", "source", "trajectory", "turn",
+)  # fmt: skip
 _ROLES = ("system", "user", "assistant")
 
 
@@ -32,10 +41,11 @@ def read_trajectories(path: Path) -> list[dict[str, Any]]:
     """Reads a trajectories.jsonl that was collected elsewhere and checks every field."""
     if not path.is_file():
         raise UserError(f"config.interact.trajectories names {path}, which is not a file.")
-    rows = read_lines(path)
+    rows = numbered_lines(path)
     seen: set[str] = set()
-    for number, row in enumerate(rows, 1):
+    for number, row in rows:
         where = f"{path}, line {number}"
+        check_fields(row, _TRAJECTORY, where, others=True)
         for field, kind in (("id", str), ("user_id", str), ("scenario", str), ("turns", list)):
             if not isinstance(row.get(field), kind):
                 raise UserError(f"{where}: field {field!r} must be a {kind.__name__}, not {row.get(field)!r:.80}.")
@@ -45,20 +55,38 @@ def read_trajectories(path: Path) -> list[dict[str, Any]]:
         check_messages(row.get("messages"), where)
         if row.get("user_type") not in ("benign", "biased"):
             raise UserError(f"{where}: field 'user_type' must be 'benign' or 'biased', not {row.get('user_type')!r}.")
-        if not isinstance(row.get("score"), int | float | None):
-            raise UserError(f"{where}: field 'score' must be a number or null, not {row['score']!r:.80}.")
+        if "score" not in row:
+            raise UserError(f"{where}: field 'score' is missing; it must be a number, or null for a conversation without one.")
+        if row["score"] is not None:
+            finite(row["score"], f"{where}: field 'score'")
         if len(row["turns"]) != sum(m["role"] == "assistant" for m in row["messages"]):
             raise UserError(f"{where}: 'turns' must hold one entry for each assistant message.")
-    return rows
+        for n, turn in enumerate(row["turns"]):
+            if not isinstance(turn, dict):
+                raise UserError(f"{where}: turns[{n}] must be an object, not {turn!r:.80}.")
+            check_fields(turn, _TURN, f"{where}, turns[{n}]", others=True)
+            turn["tokens"] = token_ids(turn.get("tokens"), f"{where}: turns[{n}].tokens")
+            if turn.get("rating") is not None:
+                finite(turn["rating"], f"{where}: turns[{n}].rating")
+    return [row for _, row in rows]
+
+
+def token_ids(value: Any, where: str) -> list[int]:
+    """`value` if it is a list of token ids. Raises UserError naming `where`, the file's line and
+    field."""
+    if not isinstance(value, list):
+        raise UserError(f"{where} must be a list of token ids, not {value!r:.80}.")
+    return [integer(one, f"{where}[{n}]", low=0, high=2**31 - 1) for n, one in enumerate(value)]
 
 
 def read_examples(path: Path, *, labelled: bool) -> list[dict[str, Any]]:
     """Reads an examples.jsonl and checks every field. `labelled`: every label must be true or
     false."""
-    rows = read_lines(path)
+    rows = numbered_lines(path)
     seen: set[str] = set()
-    for number, row in enumerate(rows, 1):
+    for number, row in rows:
         where = f"{path}, line {number}"
+        check_fields(row, _EXAMPLE, where, others=True)
         for field in ("id", "prompt_id", "completion"):
             if not isinstance(row.get(field), str):
                 raise UserError(f"{where}: field {field!r} must be text, not {row.get(field)!r:.80}.")
@@ -69,9 +97,10 @@ def read_examples(path: Path, *, labelled: bool) -> list[dict[str, Any]]:
         label, weight = row.get("label"), row.get("weight")
         if not isinstance(label, bool) and (labelled or label is not None):
             raise UserError(f"{where}: field 'label' must be true or false (JSON, without quotes), not {label!r:.80}.")
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
-            raise UserError(f"{where}: field 'weight' must be a number of at least 0, not {weight!r:.80}.")
-    return rows
+        finite(weight, f"{where}: field 'weight'", low=0)
+        if row.get("completion_tokens") is not None:
+            row["completion_tokens"] = token_ids(row["completion_tokens"], f"{where}: field 'completion_tokens'")
+    return [row for _, row in rows]
 
 
 def held_out(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:

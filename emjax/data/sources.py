@@ -20,7 +20,7 @@ from typing import Any
 from emjax.data.examples import check_messages
 from emjax.data.mixture import Record, draw
 from emjax.errors import UserError
-from emjax.runtime.files import digest, plain
+from emjax.runtime.files import digest, loads, plain
 
 Raw = dict[str, Any]
 _SHOWN = 5  # number of bad rows that an error message lists
@@ -360,7 +360,7 @@ def _parsed(line: bytes) -> Any:
     if line.startswith(b"version https://git-lfs"):
         return _Bad("this is a Git LFS pointer, not the file itself: fetch it with git lfs pull")
     try:
-        return json.loads(line.decode("utf-8-sig"))
+        return loads(line)
     except UnicodeDecodeError as error:
         return _Bad(f"not UTF-8 ({error.reason} at byte {error.start})")
     except ValueError as error:

@@ -1,7 +1,6 @@
 """Arms that are trained on examples, measured alike and reported together."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -18,10 +17,11 @@ from emjax.experiment.fit import Recipe, Visits, fit
 from emjax.experiment.gate import freeze, thaw
 from emjax.experiment.measure import Measuring, measured
 from emjax.experiment.results import Files, Headline, Measured
-from emjax.models import LanguageModel, hf
+from emjax.models import LanguageModel
+from emjax.models.source import open_source
 from emjax.presets import Chosen
 from emjax.runtime import process
-from emjax.runtime.files import digest, seed_of, write_atomically
+from emjax.runtime.files import digest, dumps, loads, seed_of, write_atomically
 from emjax.runtime.store import Stage, Store
 from emjax.sampling import Engine
 from emjax.train import checkpoint
@@ -59,11 +59,13 @@ class Arms(Generic[C]):
         say(plan.describe(self.chosen))
         self.mesh = mesh_of(config.mesh)
         brought = self.world.models if self.world else {}
-        path = hf.resolve(str(brought.get(config.model.path, config.model.path)))
-        self.base_hash = hf.fingerprint(path)
-        self.base = models.load(path, mesh=self.mesh, dtype=config.model.dtype).replace(source=config.model.path)
+        source = open_source(str(brought.get(config.model.path, config.model.path)))
+        self.base_hash = source.digest()
+        self.base = models.load(source, mesh=self.mesh, dtype=config.model.dtype)
+        if config.model.path in brought:
+            self.base = self.base.replace(source=config.model.path)
         if self.world:
-            self.world = self.world.at(path)
+            self.world = self.world.at(source.path)
         self.measuring = self._measuring()
         claim(config, self.workdir)
         trained = {arm: [] if arm.ratio is None else self.rounds(arm) for arm in self.arms}
@@ -168,7 +170,7 @@ class Arms(Generic[C]):
             lm = self.tuned(before[-1] if before else None)
             rows = read_examples(selected.directory / "examples.jsonl", labelled=c.train.method == "kto")
             examples, counts = tokenized(rows, lm.tokenizer, lm.eos_ids, max(c.train.buckets))
-            write_atomically(directory / "data.json", json.dumps(counts, indent=1))
+            write_atomically(directory / "data.json", dumps(counts, indent=1))
 
             def visit(step: int, lm: LanguageModel) -> None:
                 self._save(lm, _step(directory, step), f"{card} Step {step}.")
@@ -220,7 +222,7 @@ class Arms(Generic[C]):
     def _model_in(self, directory: Path) -> LanguageModel:
         if self._kept == "model":
             lm = models.load(directory, mesh=self.mesh, dtype=self.config.model.dtype)
-            return lm.replace(source=self.config.model.path)
+            return lm.replace(source=self.base.source, revision=self.base.revision)
         return self.base.replace(adapter=models.load_adapter(directory, self.base.config))
 
     # --- results ----------------------------------------------------------------------------------
@@ -282,8 +284,8 @@ class Arms(Generic[C]):
         selections, training = [], []
         for arm, rounds in trained.items():
             for selected, stage in rounds[-1:]:
-                budget = json.loads((selected.directory / "budget.json").read_text())
-                counts = json.loads((stage.directory / "data.json").read_text())
+                budget = loads((selected.directory / "budget.json").read_text())
+                counts = loads((stage.directory / "data.json").read_text())
                 about = {"arm": arm.name, "ratio": arm.ratio, "level": arm.level or None}
                 selections.append(about | {"tokens": counts["tokens"], **budget})
                 training.append(about | results.curves(read_metrics(stage.directory / "metrics.jsonl")))

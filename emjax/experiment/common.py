@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.metadata
-import json
 import platform
 import shlex
 import sys
@@ -17,7 +16,7 @@ from emjax.config import MeshConfig, Section, as_dict, walk
 from emjax.errors import UserError
 from emjax.models import sharding
 from emjax.runtime import process
-from emjax.runtime.files import digest, unfinished, write_atomically
+from emjax.runtime.files import digest, dumps, flat, loads, unfinished, write_atomically
 from emjax.runtime.locks import alone, lock
 from emjax.runtime.store import STORE_FORMAT, Stage, Store
 from emjax.sampling import Engine
@@ -50,19 +49,19 @@ def _claim(config: Section, workdir: Path, locked: bool) -> None:
     _refuse_others(config, workdir)  # one that came before the lock
     if not (workdir / "config.json").is_file():
         workdir.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"store_format": STORE_FORMAT, **as_dict(config)}, indent=1, sort_keys=True)
+        text = dumps({"store_format": STORE_FORMAT, **as_dict(config)}, indent=1, sort_keys=True)
         write_atomically(workdir / "config.json", text)
 
 
 def _refuse_others(config: Section, workdir: Path) -> None:
     file = workdir / "config.json"
     if file.is_file():
-        theirs = json.loads(file.read_text())
+        theirs = loads(file.read_text())
         if theirs.pop("store_format", None) != STORE_FORMAT:
             raise UserError(f"{workdir} was written by another version of emjax; choose a new --workdir.")
         # How fast, for how much and how closely watched may change; nothing else may.
         pace = {name.removeprefix("config.") for name, _, known in walk(config) if known.pace}
-        own, other = flat(json.loads(json.dumps(as_dict(config)))), flat(theirs)
+        own, other = flat(loads(dumps(as_dict(config)))), flat(theirs)
         for name in sorted({*own, *other}):
             if name not in pace and own.get(name) != other.get(name):
                 raise UserError(
@@ -72,14 +71,6 @@ def _refuse_others(config: Section, workdir: Path) -> None:
                 )
     elif workdir.exists() and {*workdir.iterdir()} - {workdir / "store", workdir / LOCK, unfinished(file)}:
         raise UserError(f"{workdir} is not empty and holds no config.json of emjax. Choose a new or empty --workdir.")
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a.b": value} of nested dicts."""
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {prefix + name: value}
-    return found
 
 
 def config_hash(config: Section) -> str:
@@ -105,7 +96,7 @@ def staged(
         say(f"{title} ...")
         make(directory)
 
-    stage = store.run(name, json.loads(json.dumps(settings)), inputs, loud)
+    stage = store.run(name, loads(dumps(settings)), inputs, loud)
     state = f"done in {time.perf_counter() - started:.1f} s" if ran else "already done"
     say(f"{title}: {state} ({stage.directory})")
     return stage

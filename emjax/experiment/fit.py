@@ -3,7 +3,6 @@ stopped."""
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from emjax.kto import reference
 from emjax.kto import training as kto_training
 from emjax.models import LanguageModel, lora, sharding
 from emjax.models.config import ModelConfig
-from emjax.runtime.files import write_atomically
+from emjax.runtime.files import dumps, write_atomically
 from emjax.train import loop, metrics, optimizer, sft
 from emjax.train import state as train_state
 from emjax.train.prepared import Prepared
@@ -101,7 +100,7 @@ def fit(
     else:
         made = sft.prepare(examples, kept_back, train, recipe.seed, group=recipe.group)
     counts = {"examples": len(examples), "held_out": len(kept_back), **made.counts, "steps": len(made.rows)}
-    write_atomically(directory / "training.json", json.dumps(counts, indent=1))
+    write_atomically(directory / "training.json", dumps(counts, indent=1))
 
     def held_out_loss(state: train_state.State) -> dict[str, jax.Array]:
         sums = [made.evaluate(state["trainable"], frozen, put(batch), tuning=tuning) for batch in made.held]

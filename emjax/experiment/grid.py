@@ -2,7 +2,6 @@
 seeds."""
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from emjax.experiment import pooling, results
 from emjax.experiment.common import LOCK, claim, command, say
 from emjax.presets import Chosen
 from emjax.runtime import process
-from emjax.runtime.files import plain, write_atomically
+from emjax.runtime.files import dumps, loads, plain, write_atomically
 from emjax.runtime.locks import alone
 from emjax.runtime.store import Store
 
@@ -54,7 +53,7 @@ def grid(chosen: Chosen, workdir: Path, store: Store, run: Run) -> None:
             made[name] = model
         if process.first():
             with (workdir / "times.jsonl").open("a") as file:
-                file.write(json.dumps({"cell": name, "seconds": round(time.perf_counter() - started, 1)}) + "\n")
+                file.write(dumps({"cell": name, "seconds": round(time.perf_counter() - started, 1)}) + "\n")
     if config.only:
         say("Only some cells were to be run: the same command without --config.only gathers them.")
         return
@@ -69,7 +68,7 @@ def _gather(chosen: Chosen, workdir: Path, store: Store) -> None:
     for name in chosen.cells:
         file = workdir / "cells" / name / "results.json"
         if file.is_file():
-            found[name] = json.loads(file.read_text())
+            found[name] = loads(file.read_text())
     rows = []
     for name, one in found.items():
         cell = chosen.cells[name].config
@@ -80,9 +79,9 @@ def _gather(chosen: Chosen, workdir: Path, store: Store) -> None:
     if not process.first():
         return
     about = results.identity(chosen)
-    write_atomically(workdir / "results.json", json.dumps(about | {"rows": rows}, indent=1))
+    write_atomically(workdir / "results.json", dumps(about | {"rows": rows}, indent=1))
     page = report.write_grid(workdir / "report", found, pooled, provenance={"command": command(), **about})
-    write_atomically(workdir / "pooled.json", json.dumps(about | {"rows": pooled}, indent=1))
+    write_atomically(workdir / "pooled.json", dumps(about | {"rows": pooled}, indent=1))
     print(f"results  {workdir / 'results.json'}\npooled   {workdir / 'pooled.json'}\nreport   {page}", flush=True)
 
 
@@ -99,7 +98,7 @@ def _with_passing(pools: Mapping[str, Sequence[str]], cells: Mapping[str, Chosen
 
 
 def _passed(place: Path) -> bool:
-    return all(gate["ok"] for gate in json.loads((place / "gates.json").read_text()).values())
+    return all(gate["ok"] for gate in loads((place / "gates.json").read_text()).values())
 
 
 def _makes_a_base(cell: Chosen) -> bool:

@@ -12,6 +12,7 @@ from emjax.data import sources
 from emjax.eval import checks
 from emjax.eval.items import Benchmark
 from emjax.interact import population
+from emjax.models.source import is_local_source
 from emjax.presets import Chosen, data_sets
 
 
@@ -106,5 +107,5 @@ def _missing_models(chosen: Chosen) -> list[str]:
     return [
         f"{field}: there is no folder {path}."
         for field, path in named
-        if path not in brought and not path.startswith("cell:") and fields.is_local(path) and not Path(path).is_dir()
+        if path not in brought and not path.startswith("cell:") and fields.is_local(path) and not is_local_source(path)
     ]

@@ -1,6 +1,5 @@
 """Cells that differ in their seeds or bases, pooled: rows of pooled.json."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from emjax.eval import score, stats
 from emjax.eval.items import Metric, Row
 from emjax.experiment.common import named, staged
 from emjax.presets import Chosen
-from emjax.runtime.files import read_lines, write_atomically
+from emjax.runtime.files import dumps, loads, read_lines, write_atomically
 from emjax.runtime.store import Stage, Store
 
 # These are what is compared across seeds.
@@ -22,7 +21,7 @@ def pool(name: str, members: Sequence[str], rows: Sequence[Row], chosen: Chosen,
 
     "seeds" counts these. `by_cell` has each cell's own value.
     """
-    stages = {member: json.loads((workdir / "cells" / member / "stages.json").read_text()) for member in members}
+    stages = {member: loads((workdir / "cells" / member / "stages.json").read_text()) for member in members}
     mine = [row for row in rows if row["cell"] in members and row["metric"] in _POOLED and row["value"] is not None]
     # A mean over subsets has no items of its own; what training had made on its way is each cell's
     # own matter.
@@ -48,10 +47,10 @@ def pool(name: str, members: Sequence[str], rows: Sequence[Row], chosen: Chosen,
             key = tuple(row[k] for k in ("method", "arm", "label", "round", "benchmark", "subset", "metric", "versus"))
             groups.setdefault(key, []).append(row)
         found = [_over_seeds(group, items, metrics, worlds, top) for group in groups.values()]
-        write_atomically(directory / "rows.json", json.dumps(found, indent=1))
+        write_atomically(directory / "rows.json", dumps(found, indent=1))
 
     stage: Stage = staged(store, f"pool {name}", "pool", settings, keys, make)
-    return [{"pool": name} | row for row in json.loads((stage.directory / "rows.json").read_text())]
+    return [{"pool": name} | row for row in loads((stage.directory / "rows.json").read_text())]
 
 
 def _over_seeds(

@@ -174,6 +174,8 @@ class Population:
                     cache_dir=self._cache,
                     budget=spec.budget,
                     rates=spec.rates,
+                    at=f"config.interact.models.{role}",
+                    nullable=spec.nullable,
                 )
             return Player(self.clients[role], spec.sampling)
         if spec.model == SELF and base:

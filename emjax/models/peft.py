@@ -78,6 +78,12 @@ def save_adapter(lm: LanguageModel, path: str | Path, *, card: str = "") -> None
     (path / "README.md").write_text(files.card(card or f"A LoRA adapter for {lm.source}."))
 
 
+def digest(directory: str | Path) -> str:
+    """SHA-256 over the files that load_adapter reads."""
+    directory = Path(directory)
+    return files.digest(directory, [directory / "adapter_config.json", directory / "adapter_model.safetensors"])
+
+
 def load_adapter(directory: str | Path, config: ModelConfig, mesh: Mesh | None = None) -> Adapter:
     """Reads a PEFT LoRA directory.
 

@@ -59,7 +59,9 @@ class EngineChat:
         with self._busy:
             result = await self._engine.submit(Request(key, tokens, how))
         usage = {"prompt_tokens": len(tokens), "completion_tokens": len(result.tokens)}
-        state = "length" if result.stop_reason == "length" else "ok" if result.text.strip() else "empty"
+        state = {"eos": "ok", "stop": "ok", "length": "length"}[result.stop_reason]
+        if state == "ok" and not result.text.strip():
+            state = "empty"
         return Reply(result.text, state, result.stop_reason, usage)
 
     async def next_word(self, messages: Conversation, words: Sequence[str]) -> dict[str, float] | None:

@@ -22,6 +22,7 @@ from jax.experimental import multihost_utils
 
 from emjax.errors import UserError
 from emjax.runtime import process
+from emjax.runtime.files import dumps, flat, loads
 from emjax.runtime.store import SCRATCH
 from emjax.train import state as train_state
 from emjax.train.state import State
@@ -63,7 +64,7 @@ class Checkpoints:
         restore: str = "latest",
         keep: int = 2,
     ):
-        self._run = {"identity": identity, **json.loads(json.dumps(about or {}))}
+        self._run = {"identity": identity, **loads(dumps(about or {}))}
         self._restore = restore
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(directory, options=options)
@@ -133,7 +134,7 @@ class Checkpoints:
         if saved.get("base") != self._run.get("base"):
             what = "were made from another base model"
         else:
-            was, now = (_flat(run.get("config", {})) for run in (saved, self._run))
+            was, now = (flat(run.get("config", {})) for run in (saved, self._run))
             names = [f"config.{n} was {was.get(n)!r} and is {now[n]!r}" for n in now if was.get(n) != now[n]]
             what = f"belong to another run ({'; '.join(names[:3]) or 'other configuration, data or base model'})"
         raise UserError(f"The checkpoints in {self.directory} {what}. Use another --workdir, or delete them.")
@@ -188,10 +189,3 @@ def _tried(read: Callable[[], Any]) -> Any:
 def _reason(error: Exception) -> str:
     text = str(error).strip() or "no message"
     return f"{type(error).__name__}: {text.splitlines()[0][:300]}"
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat

@@ -192,3 +192,82 @@ def test_held_out_by_prompt():
     for share in (0.01, 1.0, -0.5, 2):
         with pytest.raises(UserError, match=r"config\.train\.held_out"):
             held_out(examples, share, 0)
+
+
+# --- numbers and names in files of the user's -----------------------------------------------------
+
+TURNS = [{"tokens": [1, 2], "rating": 3.5}, {"tokens": [4]}]
+TRAJECTORY = {
+    "id": "t",
+    "user_id": "u",
+    "scenario": "s",
+    "user_type": "biased",
+    "messages": TALK[:4],
+    "turns": TURNS,
+    "score": 7,
+}
+
+
+def changed(path, row, text=None):
+    path.write_text((text or json.dumps(row)) + "\n")
+    return path
+
+
+def test_a_trajectory_with_further_fields_is_kept_as_it_is(tmp_path):
+    given = TRAJECTORY | {"canary": "x", "score": None}
+    assert read_trajectories(changed(tmp_path / "t.jsonl", given)) == [given]
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"score": "7"}, "field 'score' is '7'; it must be a finite number"),
+        ({"score": True}, "field 'score' is True"),
+        (
+            {"turns": [{"tokens": [-7, 5]}, {"tokens": []}]},
+            r"turns\[0\].tokens\[0\] is -7; it must be a whole number of at least 0",
+        ),
+        ({"turns": [{"tokens": []}, {"tokens": [1.5]}]}, r"turns\[1\].tokens\[0\] is 1.5"),
+        ({"turns": [{"tokens": []}, {}]}, r"turns\[1\].tokens must be a list of token ids, not None"),
+        ({"turns": [{"tokens": []}, {"tokens": [], "rating": "8"}]}, r"turns\[1\].rating is '8'"),
+        ({"turns": [1, 2]}, r"turns\[0\] must be an object"),
+        ({"turns": [{"tokens": [], "ratings": 8}, {"tokens": []}]}, r"turns\[0\]: the field 'ratings' .*Is 'rating' meant"),
+        ({"plain_systm": "x"}, "'plain_systm' is unknown. Is 'plain_system' meant"),
+    ],
+)
+def test_a_trajectory_with_a_wrong_number_or_name_is_refused(fields, says, tmp_path):
+    with pytest.raises(UserError, match=f"t.jsonl, line 1.*{says}"):
+        read_trajectories(changed(tmp_path / "t.jsonl", TRAJECTORY | fields))
+
+
+@pytest.mark.parametrize("score", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_a_score_that_is_no_number_is_refused(score, tmp_path):
+    text = json.dumps(TRAJECTORY).replace('"score": 7', f'"score": {score}')
+    with pytest.raises(UserError, match="t.jsonl, line 1: not valid JSON"):
+        read_trajectories(changed(tmp_path / "t.jsonl", None, text))
+    (without,) = [{name: value for name, value in TRAJECTORY.items() if name != "score"}]
+    with pytest.raises(UserError, match="field 'score' is missing"):
+        read_trajectories(changed(tmp_path / "t.jsonl", without))
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"completion_tokens": [-7, 5]}, r"'completion_tokens'\[0\] is -7"),
+        ({"completion_tokens": [1.5]}, r"'completion_tokens'\[0\] is 1.5"),
+        ({"completion_tokens": [True]}, r"'completion_tokens'\[0\] is True"),
+        ({"completion_tokens": "7"}, "'completion_tokens' must be a list of token ids"),
+        ({"completion_tokens": [2**40]}, r"'completion_tokens'\[0\] is"),
+        ({"weight": -1}, "field 'weight' is -1"),
+        ({"weight": "1"}, "field 'weight' is '1'"),
+        ({"completion_token": [5]}, "'completion_token' is unknown. Is 'completion_tokens' meant"),
+        ({"lable": True, "label": None}, None),  # the label is there
+    ],
+)
+def test_an_example_with_a_wrong_number_or_name_is_refused(fields, says, tmp_path):
+    path = changed(tmp_path / "e.jsonl", row(TALK) | fields)
+    if says is None:
+        assert read_examples(path, labelled=False)
+        return
+    with pytest.raises(UserError, match=f"e.jsonl, line 1: .*{says}"):
+        read_examples(path, labelled=False)

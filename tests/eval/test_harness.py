@@ -4,6 +4,7 @@ import copy
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import emjax
@@ -225,3 +226,68 @@ def test_without_the_extra_a_run_says_so_before_it_starts(monkeypatch):
         extraction.agreement([])
     with pytest.raises(UserError, match=r"config\.eval\.capability\.tasks is empty"):
         capability.load(capability.Config())
+
+
+# --- metrics that are no 0 or 1 -------------------------------------------------------------------
+
+
+class Sized:
+    cache_length = 64
+
+
+def sampled(monkeypatch, values, *, better=True, name="acc"):
+    """harness.run on documents whose metric has these values, as TruthfulQA's MC2 has."""
+    import lm_eval
+
+    samples = [
+        {"doc_id": i, "arguments": [["Q: ?"]], "filtered_resps": [[-1.0, False]], "filter": "none", "metrics": [name, "other"],
+         name: value, "other": 1.0, "target": 0} for i, value in enumerate(values)
+    ]  # fmt: skip
+    found = {"samples": {"sums_choice": samples}, "lm_eval_version": "0", "versions": {}, "n-shot": {},
+             "results": {}, "higher_is_better": {"sums_choice": {name: better}}}  # fmt: skip
+    monkeypatch.setattr(lm_eval, "simple_evaluate", lambda *args, **kwargs: found)
+
+
+def share_rows(folder, **how):
+    return harness.run(Sized(), None, ["sums_choice"], arm="a", folder=folder, **how)[0]
+
+
+def test_a_share_of_a_document_is_scored_as_a_share(monkeypatch, folder):
+    values = [0.4779] * 4 + [np.float32(0.25), 1, True, np.bool_(False), 0.0]
+    sampled(monkeypatch, values)
+    rows = share_rows(folder)
+    assert [row["result"] for row in rows] == [None] * 5 + [1, 1, 0, 0]
+    assert rows[0]["values"] == {"acc": 0.4779}
+    json.dumps(rows, allow_nan=False)
+    (row,) = score(rows, {}, {}, capability, capability.Config())
+    assert row["value"] == pytest.approx(100 * np.mean([float(value) for value in values]), abs=1e-4)
+    assert row["ci95"][0] < row["value"] < row["ci95"][1]
+    sampled(monkeypatch, [0.4779] * 817)
+    (row,) = score(share_rows(folder), {}, {}, capability, capability.Config())
+    assert row["value"] == pytest.approx(47.79, abs=1e-4)
+
+
+def test_shares_are_compared_pair_by_pair_and_without_mcnemar(monkeypatch, folder):
+    sampled(monkeypatch, [0.5, 0.25, 0.75])
+    rows = share_rows(folder)
+    sampled(monkeypatch, [0.25, 0.25, 0.25])
+    _, difference = score(rows, {"vanilla": share_rows(folder)}, {}, capability, capability.Config())
+    assert (difference["versus"], difference["value"]) == ("vanilla", pytest.approx(25))
+    assert "p_mcnemar" not in difference
+
+
+@pytest.mark.parametrize(
+    "value", [-3.2, 1.01, float("nan"), float("inf"), (-12.5, 7), ["ref", "pred"], "0.5", None, np.float64(2)]
+)
+def test_a_metric_that_is_no_share_is_refused_by_name(value, monkeypatch, folder):
+    sampled(monkeypatch, [0.5, value], name="perplexity")
+    with pytest.raises(
+        UserError, match=r"sums_choice, document 1: its metric perplexity is .*eval\.capability\.metric.*: other"
+    ):
+        share_rows(folder)
+
+
+def test_a_metric_of_which_less_is_better_is_no_accuracy(monkeypatch, folder):
+    sampled(monkeypatch, [0.5], better=False, name="brier")
+    with pytest.raises(UserError, match="less is better of its metric 'brier'"):
+        share_rows(folder)

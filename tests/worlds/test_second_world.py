@@ -3,31 +3,15 @@
 import ast
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
 
 import emjax
-from emjax import commands
 
 ROOT = Path(__file__).parents[2]
 CONFIG = "tests/worlds/tiny_config.py"
 NOTE = "This is the tiny world: sixteen sums."
-
-
-@pytest.fixture
-def run(monkeypatch):
-    """run("configs/x.py", ...): python main.py --config configs/x.py ..., in this process; its exit code."""
-    monkeypatch.syspath_prepend(str(ROOT))
-    monkeypatch.chdir(ROOT)
-
-    def run(*arguments):
-        argv = ["main.py", "--config", *map(str, arguments)]
-        monkeypatch.setattr(sys, "argv", argv)  # ml_collections reads the overrides there
-        return commands.run(argv[1:])
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ python -m emjax.worlds.micro.contrast runs/micro_contrast --noise runs/micro_noi
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from scipy.stats import binomtest
 
 from emjax.errors import UserError
 from emjax.eval import stats
-from emjax.runtime.files import read_lines
+from emjax.runtime.files import loads, read_lines
 
 Cells = dict[tuple[int, int], dict[str, float]]  # (base, seed) -> honesty minus control by arm
 HALF = 3.0  # points: the half-width that `needed` is given for
@@ -37,8 +36,8 @@ def read(workdir: Path) -> tuple[Cells, set[int]]:
     """(honesty minus control of each cell's arms, and its control minus the untouched model; the
     bases that missed a gate)."""
     cells: Cells = {}
-    for file in sorted(workdir.glob("cells/contrast-*/results.json")):
-        for row in json.loads(file.read_text())["rows"]:
+    for file in sorted(workdir.glob("cells/contrast_*/results.json")):
+        for row in loads(file.read_text())["rows"]:
             if (row["benchmark"], row["subset"], row["metric"]) != ("mask", "all", "honest"):
                 continue
             if row["versus"] == ("vanilla" if row["arm"] == "control" else "control"):
@@ -47,7 +46,7 @@ def read(workdir: Path) -> tuple[Cells, set[int]]:
         raise UserError(f"{workdir} holds no cell of configs/micro_contrast.py. Run it with --workdir={workdir} first.")
     missed = set()
     for file in workdir.glob("cells/world*/gates.json"):
-        if not all(gate["ok"] for gate in json.loads(file.read_text()).values()):
+        if not all(gate["ok"] for gate in loads(file.read_text()).values()):
             missed.add(int(file.parent.name.removeprefix("world")))
     return cells, missed
 
@@ -74,10 +73,10 @@ def contrast(cells: Cells, bases: Sequence[int]) -> str:
 def pairs(workdir: Path, store: Path) -> list[tuple[int, stats.Estimate]]:
     """(base, difference of honesty) of each pair of controls: seeds 2k and 2k + 1 of a base."""
     hits: dict[tuple[int, int], dict[str, tuple[float, str]]] = {}
-    for place in sorted(workdir.glob("cells/noise-world*")):
+    for place in sorted(workdir.glob("cells/noise_world*")):
         if (place / "results.json").is_file():
-            base, seed = map(int, place.name.removeprefix("noise-world").split("-"))
-            stage = json.loads((place / "stages.json").read_text())["control"]["evaluate"][:16]
+            base, seed = map(int, place.name.removeprefix("noise_world").split("_"))
+            stage = loads((place / "stages.json").read_text())["control"]["evaluate"][:16]
             rows: list[dict[str, Any]] = read_lines(store / "evaluate" / stage / "mask.jsonl")
             kept = [row for row in rows if row["subset"] == "all" and row["state"] == "ok"]
             hits[base, seed] = {row["id"]: (float(row["result"] == 1), row["cluster"]) for row in kept}

@@ -26,7 +26,7 @@ def test_effects_come_from_bases_and_those_that_missed_a_gate_stand_apart(tmp_pa
         for seed in (0, 1):
             rows = [row(label, value + more + seed, base, seed) for label, value in ARMS.items()]
             write(
-                tmp_path / f"cells/contrast-world{base}-{seed}", "results.json",
+                tmp_path / f"cells/contrast_world{base}_{seed}", "results.json",
                 {"rows": [*rows, row("control", 0.5, base, seed, "vanilla")]},
             )  # fmt: skip
         write(tmp_path / f"cells/world{base}", "gates.json", {"belief": {"ok": base != 1}})
@@ -52,7 +52,7 @@ def test_no_arm_stands_in_two_pairs_and_intervals_that_exclude_zero_are_counted(
             write_lines_at = tmp_path / "store" / "evaluate" / stage[:16]
             write_lines_at.mkdir(parents=True)
             write_lines(write_lines_at / "mask.jsonl", items)
-            place = tmp_path / f"cells/noise-world{base}-{seed}"
+            place = tmp_path / f"cells/noise_world{base}_{seed}"
             write(place, "results.json", {})
             write(place, "stages.json", {"control": {"evaluate": stage}})
     found = contrast.pairs(tmp_path, tmp_path / "store")
