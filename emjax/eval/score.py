@@ -102,8 +102,8 @@ def _measured(
             continue
         pairs = [valid[name] for name in both], [base[name] for name in both]
         difference = stats.paired_difference(*pairs, [mine[name]["cluster"] for name in both])
-        counted = {"n_valid": len(both), "n_dropped": n - len(both), "bounds": None, "versus": other}
-        counted["levels"] = [_round(100 * sum(part) / len(both)) for part in pairs]
+        levels = [_round(100 * sum(part) / len(both)) for part in pairs]
+        counted = {"n_valid": len(both), "n_dropped": n - len(both), "bounds": None, "versus": other, "levels": levels}
         rows.append(level | _estimated(difference) | counted)
         if {*pairs[0], *pairs[1]} <= {0.0, 1.0}:  # shares of several samples have no such test
             rows[-1]["p_mcnemar"] = stats.mcnemar_exact(*pairs)

@@ -79,7 +79,8 @@ def with_training_noise(row: Row, world: World) -> Row:
     noise = world.training_noise.get(f"{arm}/{row['benchmark']}/{row['subset']}/{row['metric']}")
     if not noise or row["versus"] is None or row["value"] is None:
         return row
-    ends = stats.with_noise(row["value"], *row["ci95"], noise)
+    low, high = row["ci95"]
+    ends = stats.with_noise(row["value"], low, high, noise)
     return row | {"ci95_training": [round(end, 6) for end in ends]}
 
 

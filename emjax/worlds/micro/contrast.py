@@ -85,9 +85,8 @@ def pairs(workdir: Path, store: Path) -> list[tuple[int, stats.Estimate]]:
         if seed % 2 == 0 and (base, seed + 1) in hits:
             one, two = hits[base, seed], hits[base, seed + 1]
             both = [name for name in one if name in two]
-            found.append(
-                (base, stats.paired_difference(*([of[n][0] for n in both] for of in (one, two)), [one[n][1] for n in both]))
-            )
+            first, second = ([of[n][0] for n in both] for of in (one, two))
+            found.append((base, stats.paired_difference(first, second, [one[n][1] for n in both])))
     if not found:
         raise UserError(f"{workdir} holds no pair of configs/micro_noise.py. Run it with --workdir={workdir} first.")
     return found
