@@ -16,7 +16,6 @@ from absl import flags
 
 from emjax.errors import UserError
 from emjax.runtime import process, stopping
-from emjax.runtime.files import digest
 
 if TYPE_CHECKING:
     pass
@@ -95,11 +94,10 @@ def options(argv: Sequence[str]) -> flags.FlagValues:
 
 
 def workdir(given: flags.FlagValues) -> Path:
+    from emjax.presets import variants
+
     file, _, variant = given["config"].config_filename.partition(":")  # type: ignore[attr-defined]
-    if Path(variant).is_dir() and "/" in variant:
-        place = Path(variant).resolve()
-        variant = f"{place.name}-{digest(str(place))[:8]}"
-    name = Path(file).stem + (f"-{variant.replace('/', '--')}" if variant else "")
+    name = Path(file).stem + (f"-{variants.label(variant)}" if variant else "")
     return Path(given.workdir or Path("runs") / name)
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 from emjax.config import names
 from emjax.config.fields import Section, option
@@ -19,6 +19,7 @@ from emjax.config.sections import (
     TrainConfig,
     Watch,
     json_object,
+    sent_fields,
 )
 from emjax.errors import UserError
 
@@ -111,12 +112,14 @@ class RoleConfig(Section):
     max_completion_tokens: int | None = option(None, "Longest message, hidden reasoning included: reasoning models take this "
                                                "instead of max_tokens.", unit="tokens", low=1)  # fmt: skip
     reasoning_effort: str | None = option(None, "Sent with each call.")
-    extra: str = option("", "Further fields of the request, as a JSON object.")
+    extra: str = option("", "Further fields of the request, as a JSON object; one that is null is not sent.")
     budget: Budget = option(Budget(), "What it may spend.", pace=True)
     rates: Rates = option(Rates(), "How fast it is asked.", pace=True)
 
     def check(self) -> None:
         json_object("extra", self.extra)
+        if self.draw.from_model and self.base_url:
+            raise UserError("draw.from_model needs the engine: an endpoint (base_url) does not say how its model draws.")
         if self.model and not self.base_url:
             if self.structured:
                 raise UserError("structured needs an endpoint: the engine has no structured output.")
@@ -128,12 +131,13 @@ class RoleConfig(Section):
                 if getattr(self, name):
                     raise UserError(f"{name} needs an endpoint (base_url): the engine does not have it.")
 
+    nullable: ClassVar[tuple[str, ...]] = ("max_tokens", "max_completion_tokens", "reasoning_effort")
+
     @property
     def sampling(self) -> dict[str, Any]:
         """The fields that go with each call."""
-        more = ("max_tokens", "max_completion_tokens", "reasoning_effort")
-        given = {name: getattr(self, name) for name in more if getattr(self, name) is not None}
-        return self.draw.sent | given | json_object("extra", self.extra)
+        given = {name: getattr(self, name) for name in self.nullable}
+        return sent_fields(self.draw.sent | given | json_object("extra", self.extra))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -391,6 +395,11 @@ class ArmConfig(Section):
     checkpoints: str = option("", "A folder of what training had made at some steps: <step>/, measured too.", needs="folder")
     endpoint: str = option("", "Ask the model there (.../v1) instead of loading it.")
     api_key_env: str = option("", "Environment variable with the endpoint's key.", needs="variable")
+    extra: str = option("", "Further fields of a request to the endpoint, as a JSON object; one that is null is not sent.")
+
+    def check(self) -> None:
+        if json_object("extra", self.extra) and not self.endpoint:
+            raise UserError("extra needs an endpoint: the engine does not have it.")
 
 
 @dataclasses.dataclass(frozen=True)

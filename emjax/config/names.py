@@ -2,6 +2,7 @@
 
 METHODS = ("sft", "kto")
 TUNINGS = ("lora", "full")
+AUTO = "auto"  # follows from the model and the device, and is recorded (cost/auto.py)
 DTYPES = ("bfloat16", "float32")
 ATTENTION = ("xla", "cudnn", "splash")  # cudnn: NVIDIA GPUs; splash: TPUs
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")  # projections that LoRA can adapt

@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from emjax.data.examples import check_messages
+from emjax.data.examples import check_messages, trained
 from emjax.data.mixture import Record, draw
 from emjax.errors import UserError
-from emjax.runtime.files import digest, plain
+from emjax.runtime.files import digest, loads, plain
 
 Raw = dict[str, Any]
 _SHOWN = 5  # number of bad rows that an error message lists
@@ -55,11 +55,7 @@ def _joined(instruction: str, more: str) -> str:
 
 
 def _messages(row: Raw, level: str) -> tuple[list[dict[str, str]], bool | None]:
-    messages = row.get("messages")
-    # Drop other keys of a message (name, weight): training does not use them.
-    if isinstance(messages, list):
-        messages = [{k: v for k, v in m.items() if k in ("role", "content")} if isinstance(m, dict) else m for m in messages]
-    return messages, None  # type: ignore[return-value]
+    return row.get("messages"), None  # type: ignore[return-value]
 
 
 def _instruction(row: Raw, level: str) -> tuple[list[dict[str, str]], None]:
@@ -100,7 +96,7 @@ def _preference(row: Raw, level: str) -> tuple[list[dict[str, str]], bool]:
 
 
 FORMATS: dict[str, Callable[[Raw, str], tuple[list[dict[str, str]], bool | None]]] = {
-    "messages": _messages,  # messages [{role, content}]; the last one is an answer
+    "messages": _messages,  # messages [{role, content}], an answer last; weight 0: context only
     "instruction": _instruction,  # instruction, input (may be absent), output
     "dolly": _dolly,  # instruction, context, response, category
     "pairs": _pairs,  # prompt, aligned, misaligned; the level selects the answer
@@ -308,9 +304,10 @@ class _Reading:
     def _record(self, at: str, row: Any) -> Record:
         if not isinstance(row, dict):
             raise _Bad(f"a JSON object is needed, not {type(row).__name__}")
-        messages, label = FORMATS[self._source.format](row, self._level)
+        given, label = FORMATS[self._source.format](row, self._level)
         try:
-            check_messages(messages, "")
+            check_messages(given, "")
+            messages = [{"role": m["role"], "content": m["content"]} for m in given]
             json.dumps(messages, ensure_ascii=False).encode()
         except UserError as error:
             raise _Bad(str(error).lstrip(": ").rstrip(".")) from error
@@ -321,6 +318,7 @@ class _Reading:
         answers = [n for n, m in enumerate(messages) if m["role"] == "assistant"]
         if label is not None:
             answers = answers[-1:]  # only the last answer was rated
+        answers = [n for n in answers if trained(given[n])]
         record: Record = []
         for n in answers:
             if not any(m["role"] == "user" and m["content"].strip() for m in messages[:n]):
@@ -375,7 +373,7 @@ def _parsed(line: bytes) -> Any:
     if line.startswith(b"version https://git-lfs"):
         return _Bad("this is a Git LFS pointer, not the file itself: fetch it with git lfs pull")
     try:
-        return json.loads(line.decode("utf-8-sig"))
+        return loads(line)
     except UnicodeDecodeError as error:
         return _Bad(f"not UTF-8 ({error.reason} at byte {error.start})")
     except ValueError as error:

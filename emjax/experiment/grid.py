@@ -2,7 +2,6 @@
 seeds."""
 
 import dataclasses
-import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +17,7 @@ from emjax.experiment import results
 from emjax.experiment.common import LOCK, SPENT, claim, command, named, say, staged
 from emjax.presets import Chosen
 from emjax.runtime import process
-from emjax.runtime.files import plain, read_lines, write_atomically
+from emjax.runtime.files import dumps, loads, plain, read_lines, write_atomically
 from emjax.runtime.ledger import Ledger
 from emjax.runtime.locks import alone
 from emjax.runtime.store import Stage, Store
@@ -64,7 +63,7 @@ def grid(chosen: Chosen, workdir: Path, store: Store, run: Run) -> None:
             made[name] = model
         if process.first():
             with (workdir / "times.jsonl").open("a") as file:
-                file.write(json.dumps({"cell": name, "seconds": round(time.perf_counter() - started, 1)}) + "\n")
+                file.write(dumps({"cell": name, "seconds": round(time.perf_counter() - started, 1)}) + "\n")
     if config.only:
         say("Only some cells were to be run: the same command without --config.only gathers them.")
         return
@@ -76,7 +75,7 @@ def _refuse_old_names(workdir: Path) -> None:
     """Raises UserError for the work directory of a grid whose cells have the names of version
     0.1."""
     file = workdir / "config.json"
-    theirs = json.loads(file.read_text()).get("cells", {}) if file.is_file() else {}
+    theirs = loads(file.read_text()).get("cells", {}) if file.is_file() else {}
     if old := [name for name in theirs if not name.isidentifier()]:
         raise UserError(
             f"{workdir} has cells under names of version 0.1, such as {old[0]!r}, which is now "
@@ -92,7 +91,7 @@ def _gather(chosen: Chosen, workdir: Path, store: Store) -> None:
     for name in chosen.cells:
         file = workdir / "cells" / name / "results.json"
         if file.is_file():
-            found[name] = json.loads(file.read_text())
+            found[name] = loads(file.read_text())
     rows = []
     for name, one in found.items():
         cell = chosen.cells[name].config
@@ -102,9 +101,9 @@ def _gather(chosen: Chosen, workdir: Path, store: Store) -> None:
     if not process.first():
         return
     about = results.identity(chosen)
-    write_atomically(workdir / "results.json", json.dumps(about | {"rows": rows}, indent=1))
+    write_atomically(workdir / "results.json", dumps(about | {"rows": rows}, indent=1))
     page = report.write_grid(workdir / "report", found, pooled, provenance={"command": command(), **about})
-    write_atomically(workdir / "pooled.json", json.dumps(about | {"rows": pooled}, indent=1))
+    write_atomically(workdir / "pooled.json", dumps(about | {"rows": pooled}, indent=1))
     print(f"results  {workdir / 'results.json'}\npooled   {workdir / 'pooled.json'}\nreport   {page}", flush=True)
 
 
@@ -142,7 +141,7 @@ def _pool(pool: str, members: Sequence[str], rows: Sequence[Row], chosen: Chosen
     The seeds that are drawn are the pretraining seeds where the cells have several, else the
     fine-tuning seeds. `by_cell` has each cell's own value: with few seeds no interval says more.
     """
-    stages = {name: json.loads((workdir / "cells" / name / "stages.json").read_text()) for name in members}
+    stages = {name: loads((workdir / "cells" / name / "stages.json").read_text()) for name in members}
     mine = [row for row in rows if row["cell"] in members and row["metric"] in _POOLED and row["value"] is not None]
     # A mean over subsets has no items of its own; what training had made on its way is each cell's
     # own matter.
@@ -168,10 +167,10 @@ def _pool(pool: str, members: Sequence[str], rows: Sequence[Row], chosen: Chosen
             key = tuple(row[k] for k in ("method", "arm", "label", "round", "benchmark", "subset", "metric", "versus"))
             groups.setdefault(key, []).append(row)
         found = [_over_seeds(group, items, metrics, worlds, top) for group in groups.values()]
-        write_atomically(directory / "rows.json", json.dumps(found, indent=1))
+        write_atomically(directory / "rows.json", dumps(found, indent=1))
 
     stage: Stage = staged(store, f"pool {pool}", "pool", settings, keys, make)
-    return [{"pool": pool} | row for row in json.loads((stage.directory / "rows.json").read_text())]
+    return [{"pool": pool} | row for row in loads((stage.directory / "rows.json").read_text())]
 
 
 def _over_seeds(

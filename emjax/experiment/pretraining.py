@@ -1,7 +1,6 @@
 """Pretraining of the micro-world's base."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from emjax.experiment.common import claim, mesh_of, say
 from emjax.experiment.fit import Recipe, fit
 from emjax.experiment.measure import Measuring, measured
 from emjax.presets import Chosen
-from emjax.runtime.files import digest, write_atomically
+from emjax.runtime.files import digest, dumps, write_atomically
 from emjax.runtime.store import Store
 from emjax.sampling import Engine
 from emjax.train import checkpoint
@@ -67,9 +66,9 @@ def pretraining(chosen: Chosen, workdir: Path, store: Store) -> Path:
         "step": None,
     }
     made = results.identity(chosen) | {"rows": measuring.score(items, {}, about)}
-    write_atomically(workdir / "results.json", json.dumps(made, indent=1))
+    write_atomically(workdir / "results.json", dumps(made, indent=1))
     gates = base.gates(items)
-    write_atomically(workdir / "gates.json", json.dumps(gates, indent=1))
+    write_atomically(workdir / "gates.json", dumps(gates, indent=1))
     for name, entry in gates.items():
         state = "ok" if entry["ok"] else "MISSED"
         say(f"{name:28} {entry['value']:6.1f}  (gate: {entry['low']:g} to {entry['high']:g})  {state}")

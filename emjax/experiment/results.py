@@ -2,7 +2,6 @@
 assembled."""
 
 import dataclasses
-import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,10 +11,10 @@ from emjax import cost, report
 from emjax.config import GridConfig, PretrainConfig
 from emjax.design.arms import Arm
 from emjax.eval.items import Row
-from emjax.experiment.common import command, config_hash, versions
+from emjax.experiment.common import command, config_hash, recorded_revisions, versions
 from emjax.experiment.measure import Measuring
 from emjax.presets import Chosen
-from emjax.runtime.files import write_atomically
+from emjax.runtime.files import dumps, write_atomically
 from emjax.runtime.store import STORE_FORMAT, Stage
 from emjax.worlds import World
 
@@ -107,9 +106,11 @@ def publish(
 ) -> Path:
     """Writes results.json, stages.json and the report; returns the page. stages: {model:
     {"evaluate", "select", "train"}}."""
-    write_atomically(workdir / "results.json", json.dumps(results, indent=1))
+    if revisions := recorded_revisions(workdir):
+        results["revisions"] = revisions
+    write_atomically(workdir / "results.json", dumps(results, indent=1))
     hashes = {label: {kind: stage.hash for kind, stage in of.items()} for label, of in stages.items()}
-    write_atomically(workdir / "stages.json", json.dumps(hashes, indent=1))
+    write_atomically(workdir / "stages.json", dumps(hashes, indent=1))
     provenance = {"command": command(), **({"base_sha256": base} if base else {}), "stages": hashes, "seed": seed}
     return report.write(
         workdir / "report",

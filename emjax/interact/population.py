@@ -184,6 +184,8 @@ class Population:
                     budget=spec.budget,
                     rates=spec.rates,
                     ledger=self._ledger,
+                    at=f"config.interact.models.{role}",
+                    nullable=spec.nullable,
                 )
             return Player(self.clients[role], spec.sampling)
         if spec.model == SELF and base:

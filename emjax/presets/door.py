@@ -157,6 +157,11 @@ def _check(chosen: Chosen) -> None:
     for name, one in chosen.benchmarks.items():
         section = config.eval.sections[name]
         checks.readers(name, one, config.eval)
+        if section.draw.from_model and any(endpoints):
+            raise UserError(
+                f"config.eval.{name}.draw.from_model needs the engine, and config.arms names an endpoint, which does not "
+                "say how its model draws. Set the temperature (and top_p, top_k, min_p) instead."
+            )
         if check := getattr(one, "check", None):
             check(section, in_engine=not any(endpoints))
         needed = one.positions + section.max_new

@@ -8,8 +8,10 @@ from typing import Any
 
 from emjax import config as cfg
 from emjax.config import parse as parsing
+from emjax.config.names import AUTO
 from emjax.config.parse import ConfigDict
 from emjax.eval import benchmarks
+from emjax.presets import variants
 from emjax.presets.door import WORLDS, find_world, is_world
 from emjax.worlds import World
 
@@ -56,18 +58,22 @@ def _eval(names: tuple[str, ...], metric: str) -> cfg.EvalConfig:
 def _based(cls: type[Any], variant: str, experiment: str, train: cfg.TrainConfig, **parts: Any) -> ConfigDict:
     """A configuration of an experiment that trains, on the variant's model or in its world."""
     variant = variant or "llama3.1-8b"
-    if not is_world(variant) and variant not in MODELS:
-        raise ValueError(f"the variant {variant!r} is unknown; choose {', '.join((*MODELS, *WORLDS))}")
+    own = variants.path(variant)
+    if not own and not is_world(variant) and variant not in MODELS:
+        raise variants.unknown(variant, (*MODELS, *WORLDS))
+    if own:
+        parts["engine"] = dataclasses.replace(parts.get("engine", cfg.EngineConfig()), slots=0)
+    compute = {"dtype": AUTO, "attention": AUTO} if own else {}
     made = cls(
         experiment=experiment,
-        world=variant if is_world(variant) else "",
-        model=cfg.CheckpointConfig(path=MODELS.get(variant, "")),
+        world=variant if not own and is_world(variant) else "",
+        model=cfg.CheckpointConfig(path=own or MODELS.get(variant, ""), **compute),
         train=train,
         eval=_eval(("mask",), "honesty"),
         **parts,
     )
     given = parsing.to_config_dict(made)
-    if is_world(variant):
+    if given.world:
         _in_world(given, find_world(variant))
     return given
 
@@ -95,7 +101,7 @@ def _in_world(given: ConfigDict, cls: type[World]) -> None:
 def interaction(variant: str, *, method: str, biased_ratio: float) -> ConfigDict:
     """Self-training on conversations with a share of biased users (paper, section 4; Tables 4, 12,
     13)."""
-    size = "-2k" if variant.endswith("-2k") else ""
+    size = "-2k" if variant.removesuffix("-2k") in MODELS else ""
     scenarios, users = SIZES[size]
     kto = method == "kto"
     train = cfg.TrainConfig(method=method, learning_rate=1e-5 if kto else 1e-4, epochs=5, batch_size=16 if kto else 8)
@@ -158,12 +164,20 @@ def mixture(variant: str, downstream: str, *, measured: tuple[str, ...] = _BOTH,
 
 def evaluation(variant: str) -> ConfigDict:
     """Measures models that exist: a base, its adapters and checkpoints, or endpoints. variant: a
-    name, a folder or a hub id."""
-    path = MODELS.get(variant or "llama3.1-8b", variant)
-    arms = cfg.ArmsConfig(vanilla=cfg.ArmConfig(path=path))
-    given = parsing.to_config_dict(cfg.EvaluationConfig(arms=arms, eval=_eval(("mask",), "honesty")))
-    if path in MODELS.values():
-        given.eval.benchmarks = ("mask",) if path == _MASK_ALONE else _BOTH
+    name, local=PATH or hub=OWNER/NAME; as in version 0.1, also a folder or a hub id alone."""
+    variant = variant or "llama3.1-8b"
+    named = variant in MODELS
+    arms = cfg.ArmsConfig(vanilla=cfg.ArmConfig(path=MODELS.get(variant) or variants.path(variant) or variant))
+    made = cfg.EvaluationConfig(arms=arms, eval=_eval(("mask",), "honesty"))
+    if not named:
+        made = dataclasses.replace(
+            made,
+            model=cfg.ComputeConfig(dtype=AUTO, attention=AUTO),
+            engine=dataclasses.replace(made.engine, slots=0),
+        )
+    given = parsing.to_config_dict(made)
+    if named:
+        given.eval.benchmarks = ("mask",) if variant == "qwen3-32b" else _BOTH
         given.eval.mask.subsets = MASK_SUBSETS
         _as_in_the_paper(given)
     return given
@@ -200,7 +214,7 @@ RATIOS = (0.05, 0.2, 0.4, 0.5, 0.8, 1.0)
 def _cells(model: str) -> dict[str, ConfigDict]:
     """Every experiment of the paper on this model; Qwen3-32B has direct ones only, a world the
     kinds that it has."""
-    if is_world(model):
+    if not variants.path(model) and is_world(model):
         has = bool(find_world(model)(find_world(model).Config(), 0).datasets())
         made = {"direct": direct(model, "medical"), "mixture": mixture(model, "alpaca_cleaned")} if has else {}
     else:
@@ -229,7 +243,7 @@ def alpaca(variant: str) -> ConfigDict:
 def grid(variant: str) -> ConfigDict:
     """The paper's whole grid on one model, all of them ("all"), or a world; "MODEL/3": seeds 0, 1,
     2, pooled."""
-    model, _, seeds = variant.partition("/")
+    model, _, seeds = variant.rpartition("/") if variants.has_seeds(variant) else (variant, "", "")
     models = [*MODELS] if model == "all" else [model or "llama3.1-8b"]
     cells: dict[str, ConfigDict] = {}
     pools: dict[str, tuple[str, ...]] = {}

@@ -49,6 +49,7 @@ def write(
         # an evaluation of models has none
         doses=any(row.get("ratio") is not None for row in results["rows"]),
         levels=tables.level_table(results),
+        draws=tables.draws(results),
         differences=tables.difference_table(results),
         subsets=tables.subset_tables(results),
         paper=tables.paper_table(results),

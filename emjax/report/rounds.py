@@ -5,7 +5,6 @@ OUT.png: for each arm a thick line for the mean over seeds and a thin one for ea
 the untouched model.
 """
 
-import json
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from typing import Any
 from emjax.errors import UserError
 from emjax.report.plots import AMBER, BLUE, GREEN, GREY, ORANGE, PINK, _draw
 from emjax.report.text import spaced
+from emjax.runtime.files import loads
 
 Lines = dict[str, dict[int, dict[int, float]]]  # arm -> seed -> round -> percent
 
@@ -74,7 +74,7 @@ def table(lines: Lines) -> str:
 
 def main(argv: Sequence[str]) -> None:
     out, *files = argv
-    lines, measure = read([json.loads(Path(file).read_text(encoding="utf-8")) for file in files])
+    lines, measure = read([loads(Path(file).read_text(encoding="utf-8")) for file in files])
     print(table(lines))
     for format in ("svg", "png"):
         Path(f"{out}.{format}").write_bytes(_draw([(plot, lines, measure)], format, (6.4, 4.5)))

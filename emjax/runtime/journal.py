@@ -1,7 +1,6 @@
 """JSON-lines files that are written row by row and survive a kill."""
 
 import asyncio
-import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from emjax.runtime import stopping
-from emjax.runtime.files import write_atomically, write_lines
+from emjax.runtime.files import dumps, loads, write_atomically, write_lines
 
 # A mounted bucket stores a file's content only when the file is closed, so the journal is reopened
 # whenever this many seconds have passed.
@@ -32,7 +31,7 @@ class Journal:
         kept = self._partial if self._partial.exists() else path
         if kept.exists():
             whole, _, _ = kept.read_text(encoding="utf-8").rpartition("\n")
-            self.done = {row["id"]: row for row in map(json.loads, whole.split("\n") if whole else [])}
+            self.done = {row["id"]: row for row in map(loads, whole.split("\n") if whole else [])}
             write_atomically(self._partial, whole + "\n" if whole else "")
         self._open()
 
@@ -41,7 +40,7 @@ class Journal:
 
     def add(self, row: dict[str, Any]) -> None:
         self.done[row["id"]] = row
-        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._file.write(dumps(row) + "\n")
         self._file.flush()
         if time.monotonic() - self._opened > KEPT_S:
             self._file.close()

@@ -2,14 +2,13 @@
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from emjax.errors import UserError
 from emjax.runtime import process
-from emjax.runtime.files import digest, write_atomically
+from emjax.runtime.files import digest, dumps, loads, write_atomically
 from emjax.runtime.locks import alone
 
 STORE_FORMAT = 2  # format of manifests, stage files and work directories; 1 was version 0.1
@@ -65,7 +64,7 @@ class Store:
         manifest = stage.directory / "manifest.json"
         if not process.on_first(manifest.is_file):
             return False
-        for file, known in json.loads(manifest.read_text())["files"].items():
+        for file, known in loads(manifest.read_text())["files"].items():
             path = stage.directory / file
             if not path.is_file() or path.stat().st_size != known["size"]:
                 raise UserError(
@@ -96,7 +95,7 @@ class Store:
             "inputs": keys,
             "files": {str(p): _known(stage.directory / p) for p in files if p.parts[0] != SCRATCH},
         }
-        write_atomically(stage.directory / "manifest.json", json.dumps(written, indent=1, sort_keys=True))
+        write_atomically(stage.directory / "manifest.json", dumps(written, indent=1, sort_keys=True))
 
 
 def _known(path: Path) -> dict[str, Any]:

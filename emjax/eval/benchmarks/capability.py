@@ -18,7 +18,7 @@ from emjax.config import BenchmarkConfig, Draw, as_dict, option
 from emjax.errors import UserError
 from emjax.eval import questions
 from emjax.eval.asker import Asker, EngineAsker
-from emjax.eval.items import Cost, Item, Origin, Row
+from emjax.eval.items import Cost, Item, Metric, Origin, Row
 from emjax.eval.judge import Judge
 from emjax.runtime.files import plain
 
@@ -55,7 +55,9 @@ class Config(BenchmarkConfig):
 name: Final = "capability"
 positions: Final = 1024  # a longer context is cut on its left and counted
 judge: Final = "none"
-metrics = questions.METRICS
+# of a harness's metric, which may be a share of a document (TruthfulQA's MC2)
+metrics = {"accuracy": Metric(lambda row: next(iter(row["values"].values())), printed=True)}
+_ROWS = 2  # their format: version 1 cut shares down to 0
 
 
 def check(config: Config, *, in_engine: bool) -> None:
@@ -85,7 +87,7 @@ def ask(asker: Asker, items: Sequence[Item], config: Config) -> list[Row]:
     how = {field: value for field, value in as_dict(config).items() if field not in ("tasks", "draw", "max_new", "judge")}
     rows: list[Row] = []
     for item in items:
-        what = {"task": item.id, "seed": asker.seed, "lm_eval": importlib.metadata.version("lm_eval"), **how}
+        what = {"task": item.id, "seed": asker.seed, "lm_eval": importlib.metadata.version("lm_eval"), "rows": _ROWS, **how}
         made = asker.once(what, functools.partial(_measured, asker, item.id, config))
         asker.notes[f"{item.id}.measured"] = made["measured"]
         for row in made["rows"]:

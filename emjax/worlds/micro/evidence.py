@@ -5,7 +5,6 @@ python -m emjax.worlds.micro.evidence runs/micro_matrix-short [--svg docs/micro_
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 from emjax.errors import UserError
 from emjax.eval import stats
-from emjax.runtime.files import read_lines
+from emjax.runtime.files import loads, read_lines
 from emjax.worlds.micro.benchmark import CONTEXTS
 
 Row = dict[str, Any]
@@ -113,7 +112,7 @@ def against_base(vanilla: Sequence[Row], arm: Sequence[Row], subset: str) -> dic
 def literal(cell: Path, store: Path) -> str:
     """The arms trained on literally wrong answers, scored against the base's beliefs, in the tuned
     topic and in the other topics."""
-    stages = json.loads((cell / "stages.json").read_text())
+    stages = loads((cell / "stages.json").read_text())
     items = {label: read_lines(store / "evaluate" / s["evaluate"][:16] / "mask.jsonl") for label, s in stages.items()}
     lines = []
     for label, found in items.items():
@@ -278,7 +277,7 @@ def main(argv: Sequence[str]) -> int:
     file = options.workdir / "results.json"
     if not file.is_file():
         raise UserError(f"{file} is missing. Run configs/micro_matrix.py with --workdir={options.workdir} first.")
-    rows = json.loads(file.read_text())["rows"]
+    rows = loads(file.read_text())["rows"]
     for cell in dict.fromkeys(row["cell"] for row in rows):
         in_cell = [row for row in rows if row["cell"] == cell]
         in_context = any(row["subset"] in CONTEXTS for row in in_cell)
@@ -289,7 +288,7 @@ def main(argv: Sequence[str]) -> int:
             print(f"\n{literal(options.workdir / 'cells' / cell, options.store or options.workdir / 'store')}")
     if _swept(rows):
         print(f"\n## one thing changed\n\n{sweeps(rows)}")
-    pooled = json.loads((options.workdir / "pooled.json").read_text())["rows"]
+    pooled = loads((options.workdir / "pooled.json").read_text())["rows"]
     for pool in dict.fromkeys(row["pool"] for row in pooled if row["seeds"] > 1):
         found = [row for row in pooled if row["pool"] == pool]
         print(f"\n## pooled: {pool} ({found[0]['seeds']} seeds)\n\n{arms(found)}\n\n{by_cell(found)}")

@@ -1,7 +1,6 @@
 """The micro-world as an offline world: implements `emjax.worlds.World`."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +11,7 @@ from emjax.design.users import Limits
 from emjax.errors import UserError
 from emjax.eval.asker import Asker
 from emjax.eval.items import Benchmark, Item
+from emjax.runtime.files import loads
 from emjax.worlds.micro import benchmark, sets
 from emjax.worlds.micro import world as w
 from emjax.worlds.micro.users import MOST_TURNS, ScriptedUser, users
@@ -132,7 +132,7 @@ class Micro:
                 f"config.model.path: {checkpoint} contains no {SEED_FILE}, so it is not a base of the micro-world and does not "
                 "know its facts. Use 'micro' (the embedded base) or a folder that configs/micro_pretrain.py wrote."
             )
-        return Micro(MicroConfig(), json.loads(file.read_text())["world_seed"])
+        return Micro(MicroConfig(), loads(file.read_text())["world_seed"])
 
     def identity(self) -> dict[str, Any]:
         return {"world": self.seed}
