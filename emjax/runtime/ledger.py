@@ -6,12 +6,12 @@ open counts with its worst case. Several processes may share one file.
 """
 
 import fcntl
-import json
 import os
 import uuid
 from pathlib import Path
 
 from emjax.errors import UserError
+from emjax.runtime.files import dumps, loads
 from emjax.runtime.numbers import finite
 
 
@@ -52,7 +52,7 @@ class Ledger:
             if capped and sum(self._of.values()) + usd > self.usd:
                 return False
             # a line that a kill cut short is ended first
-            line = (b"\n" if self._rest else b"") + json.dumps({"call": call, "usd": usd}).encode() + b"\n"
+            line = (b"\n" if self._rest else b"") + dumps({"call": call, "usd": usd}).encode() + b"\n"
             os.write(file.fileno(), line)
         return True
 
@@ -63,7 +63,7 @@ class Ledger:
         *lines, self._rest = (self._rest + new).split(b"\n")
         for line in filter(None, lines):
             try:
-                row = json.loads(line)
+                row = loads(line)
                 self._of[str(row["call"])] = finite(row["usd"], "usd", low=0)
             except (ValueError, KeyError, TypeError, UserError):
                 if line.endswith(b"}"):
