@@ -1,6 +1,7 @@
 # make setup   creates .venv with all packages for running
 # make test    adds the packages for testing; runs lint, type checks and tests
 # make demo    runs the whole experiment on the micro-world
+# make peers   compares the logits of our exports with those of transformers 4, in .venv-peers
 # make fuzz    reads 2,000 damaged files and replies; each must work or be refused in a sentence
 # make lint    checks formatting, lint and types only
 # make clean   removes .venv and the tools' caches (never runs/)
@@ -9,7 +10,7 @@
 #                          python3.11 and python3.12 that runs
 #   PYTEST_ARGS="-n 4 -x"  arguments for pytest; default: -n 2 --dist loadfile
 
-.PHONY: setup setup-test demo test fuzz lint clean
+.PHONY: setup setup-test demo test fuzz peers lint clean
 .DELETE_ON_ERROR:
 
 PYTEST_ARGS ?= -n 2 --dist loadfile
@@ -75,5 +76,18 @@ $(TEST): requirements/test-$(TAG).txt $(RUN)
 	$(INSTALL) -r $< && \
 	{ $(COMPILE); } && touch $@ && echo "set-up: test packages done in $$(( $$(date +%s) - start )) s"
 
+# transformers 4 and 5 cannot share an environment. PEERS holds it and the exports.
+PEERS ?= .venv-peers
+
+peers: $(RUN) $(PEERS)/ready
+	rm -rf $(PEERS)/exports
+	.venv/bin/python -m tests.peers.logits write $(PEERS)/exports
+	$(PEERS)/bin/python tests/peers/logits.py compare $(PEERS)/exports
+
+$(PEERS)/ready:
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install -q 'transformers==4.57.*' 'torch==2.13.0' safetensors numpy
+	touch $@
+
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-peers .mypy_cache .pytest_cache .ruff_cache .hypothesis

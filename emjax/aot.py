@@ -24,7 +24,6 @@ Needs libtpu (the extra `aot`); reads no weights and no network.
 """
 
 import dataclasses
-import json
 import os
 import re
 import sys
@@ -44,6 +43,7 @@ from jax.experimental import topologies
 from emjax import commands, presets
 from emjax.config import InteractionConfig
 from emjax.config import parse as parsing
+from emjax.cost import auto
 from emjax.data import batches
 from emjax.data.batches import Example
 from emjax.errors import UserError
@@ -53,6 +53,7 @@ from emjax.kto import step as kto_step
 from emjax.models import decoder, lora, sharding
 from emjax.models.known import shape_of
 from emjax.runtime import hardware
+from emjax.runtime.files import dumps
 from emjax.sampling import cache as kv
 from emjax.sampling import programs
 from emjax.train import metrics, sft
@@ -77,7 +78,9 @@ def main(argv: list[str]) -> int:
         # the presets' default runs on any machine
         if "model.attention" not in parsing.overridden(options):
             config = dataclasses.replace(config, model=dataclasses.replace(config.model, attention="splash"))
-        print(json.dumps(compile_step(config, options.topology, options.stage)))
+        model = auto.computed(config.model, shape_of(config.model.path), hardware.Place("tpu", None), config.train.buckets)
+        config = dataclasses.replace(config, model=model)
+        print(dumps(compile_step(config, options.topology, options.stage)))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

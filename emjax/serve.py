@@ -17,7 +17,7 @@ import uvicorn
 
 from emjax import models
 from emjax.errors import UserError
-from emjax.models import sharding
+from emjax.models import peft, sharding
 from emjax.sampling import Engine, Request, Sampling
 from emjax.sampling.guard import Guard, Limits
 from emjax.sampling.server import make_app
@@ -117,7 +117,8 @@ def serve(options: argparse.Namespace) -> None:
             name = name or Path(path).name
             if name in names:
                 raise UserError(f"--adapter {given}: the name {name!r} is taken; give another one as NAME=PATH.")
-            engine.set_adapter(name, models.load_adapter(path, lm.config))
+            engine.set_adapter(name, models.load_adapter(path, lm.config, base=lm.source))
+            peft.own_template(path, lm.tokenizer, lm.eos_ids, use=False)
             names[name] = name
         # Compiles before anyone waits.
         next(engine.generate([Request("warm-up", (lm.eos_ids[0],), Sampling(max_new=2))]))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 from emjax.config import names
 from emjax.config.fields import Section, option
@@ -19,6 +19,7 @@ from emjax.config.sections import (
     TrainConfig,
     Watch,
     json_object,
+    sent_fields,
 )
 from emjax.errors import UserError
 
@@ -45,6 +46,8 @@ class TrainingConfig(Section):
     watch: Watch = option(Watch(), "Monitoring.", pace=True)
     engine: EngineConfig = option(EngineConfig(), "The sampler's sizes.")
     eval: EvalConfig = option(EvalConfig(benchmarks=("mask",)), "Measuring.")
+    usd: float = option(0.0, "The most that the whole run may spend at endpoints, over all roles, judges and restarts; 0 is no "
+                        "limit.", unit="USD", low=0, pace=True)  # fmt: skip
 
     def check(self) -> None:
         train, mesh = self.train, self.mesh
@@ -109,12 +112,14 @@ class RoleConfig(Section):
     max_completion_tokens: int | None = option(None, "Longest message, hidden reasoning included: reasoning models take this "
                                                "instead of max_tokens.", unit="tokens", low=1)  # fmt: skip
     reasoning_effort: str | None = option(None, "Sent with each call.")
-    extra: str = option("", "Further fields of the request, as a JSON object.")
+    extra: str = option("", "Further fields of the request, as a JSON object; one that is null is not sent.")
     budget: Budget = option(Budget(), "What it may spend.", pace=True)
     rates: Rates = option(Rates(), "How fast it is asked.", pace=True)
 
     def check(self) -> None:
         json_object("extra", self.extra)
+        if self.draw.from_model and self.base_url:
+            raise UserError("draw.from_model needs the engine: an endpoint (base_url) does not say how its model draws.")
         if self.model and not self.base_url:
             if self.structured:
                 raise UserError("structured needs an endpoint: the engine has no structured output.")
@@ -126,12 +131,13 @@ class RoleConfig(Section):
                 if getattr(self, name):
                     raise UserError(f"{name} needs an endpoint (base_url): the engine does not have it.")
 
+    nullable: ClassVar[tuple[str, ...]] = ("max_tokens", "max_completion_tokens", "reasoning_effort")
+
     @property
     def sampling(self) -> dict[str, Any]:
         """The fields that go with each call."""
-        more = ("max_tokens", "max_completion_tokens", "reasoning_effort")
-        given = {name: getattr(self, name) for name in more if getattr(self, name) is not None}
-        return self.draw.sent | given | json_object("extra", self.extra)
+        given = {name: getattr(self, name) for name in self.nullable}
+        return sent_fields(self.draw.sent | given | json_object("extra", self.extra))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -389,6 +395,11 @@ class ArmConfig(Section):
     checkpoints: str = option("", "A folder of what training had made at some steps: <step>/, measured too.", needs="folder")
     endpoint: str = option("", "Ask the model there (.../v1) instead of loading it.")
     api_key_env: str = option("", "Environment variable with the endpoint's key.", needs="variable")
+    extra: str = option("", "Further fields of a request to the endpoint, as a JSON object; one that is null is not sent.")
+
+    def check(self) -> None:
+        if json_object("extra", self.extra) and not self.endpoint:
+            raise UserError("extra needs an endpoint: the engine does not have it.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -416,6 +427,8 @@ class EvaluationConfig(Section):
     mesh: MeshConfig = option(MeshConfig(), "How devices share the work.")
     engine: EngineConfig = option(EngineConfig(cache_length=4096), "The sampler's sizes.")
     eval: EvalConfig = option(EvalConfig(benchmarks=("mask",)), "Measuring.")
+    usd: float = option(0.0, "The most that the whole run may spend at endpoints, over all roles, judges and restarts; 0 is no "
+                        "limit.", unit="USD", low=0, pace=True)  # fmt: skip
 
     def check(self) -> None:
         if not self.arms.named():
@@ -448,6 +461,8 @@ class PretrainConfig(Section):
     mistaken: float = option(0.0, "Share of documents by a third character that is wrong on plain questions too.",
                              low=0, high=1)  # fmt: skip
     other_weight: float = option(0.1, "Weight of user and system tokens: enough to learn the words.", low=0)
+    gates: str = option("require", "A base that misses a gate ends the run (require), or goes on and is reported as such "
+                        "(report).", choices=names.GATES)  # fmt: skip
     model: ShapeConfig = option(ShapeConfig(), "The model's shape.")
     mesh: MeshConfig = option(MeshConfig(data=0, fsdp=1), "How devices share the work.")
     train: TrainConfig = option(TrainConfig(), "Training.")
@@ -465,8 +480,17 @@ class GridConfig(Section):
     pools: dict[str, tuple[str, ...]] = option({}, "Cells that differ in seeds only, by the pool's name.")
     only: tuple[str, ...] = option((), "Cells to run now, for launchers that run a cell a job; () runs all and gathers them.",
                                    pace=True)  # fmt: skip
+    usd: float = option(0.0, "The most that the whole run may spend at endpoints, over all roles, judges and restarts; 0 is no "
+                        "limit.", unit="USD", low=0, pace=True)  # fmt: skip
 
     def check(self) -> None:
+        if wrong := [name for name in self.cells if not name.isidentifier()]:
+            raise UserError(
+                f"cells holds {wrong[0]!r}; a cell's name needs letters, digits and underscores alone, so that flags can name "
+                "its fields (--config.cells.NAME.seed=1)."
+            )
+        if self.usd and (own := [name for name, cell in self.cells.items() if getattr(cell, "usd", 0)]):
+            raise UserError(f"usd is set, and cells.{own[0]}.usd too; a grid's cap is for all its cells: set one of them.")
         for pool, members in (*self.pools.items(), ("", self.only)):
             if missing := sorted(set(members) - set(self.cells)):
                 where = f"pools.{pool}" if pool else "only"

@@ -2,12 +2,14 @@
 
 METHODS = ("sft", "kto")
 TUNINGS = ("lora", "full")
+AUTO = "auto"  # follows from the model and the device, and is recorded (cost/auto.py)
 DTYPES = ("bfloat16", "float32")
 ATTENTION = ("xla", "cudnn", "splash")  # cudnn: NVIDIA GPUs; splash: TPUs
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")  # projections that LoRA can adapt
 SCHEDULES = ("constant", "linear", "cosine")
 REMAT = ("none", "projections", "full")
 RESTORE = ("latest", "sound")
+GATES = ("require", "report")
 
 LOSS_TYPES = ("kto", "apo_zero_unpaired")
 PRESETS = ("emjax", "trl", "halos", "llama_factory")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from typing import Any
+from typing import Any, ClassVar
 
 from emjax.config import names
 from emjax.config.fields import Section, option
@@ -13,9 +13,13 @@ from emjax.errors import UserError
 class ComputeConfig(Section):
     """How models are computed with."""
 
-    dtype: str = option("bfloat16", "Type of weights and activations.", choices=names.DTYPES)
-    attention: str = option("xla", "Attention kernel: xla runs everywhere, cudnn on NVIDIA GPUs, splash on TPUs.",
-                            choices=names.ATTENTION)  # fmt: skip
+    dtype: str = option(
+        "bfloat16",
+        "Type of weights and activations; auto: float32 on a CPU, bfloat16 elsewhere.",
+        choices=(*names.DTYPES, names.AUTO),
+    )
+    attention: str = option("xla", "Attention kernel: xla runs everywhere, cudnn on NVIDIA GPUs, splash on TPUs; auto takes "
+                            "the device's where it serves the model.", choices=(*names.ATTENTION, names.AUTO))  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +141,9 @@ class Watch(Section):
 class EngineConfig(Section):
     """config.engine: the sampler's sizes."""
 
-    slots: int = option(256, "Sequences decoded at a time; 0 takes as many as fit the device.", low=0)
+    slots: int = option(
+        256, "Sequences decoded at a time; 0 (auto) takes as many as fit beside training, on a CPU at most 16.", low=0
+    )
     cache_length: int = option(2048, "Longest prompt and answer together.", unit="tokens", low=2)
     chunk: int = option(64, "Tokens of a prompt that are prefilled at a time.", unit="tokens", low=1)
 
@@ -151,11 +157,16 @@ class Draw(Section):
     top_p: float = option(1.0, "Smallest set of tokens with this probability; 1 takes all.", above=0, high=1)
     top_k: int = option(0, "So many of the likeliest tokens; 0 takes all.", low=0)
     min_p: float = option(0.0, "Tokens at least so likely, relative to the likeliest.", low=0, high=1)
+    from_model: bool = option(False, "Draw as the model's generation_config.json says, instead of the four fields above; "
+                              "only in the engine.")  # fmt: skip
 
     @property
     def sent(self) -> dict[str, Any]:
         """What an endpoint is sent, and what cache keys hold: the temperature, and of the others
-        what is not neutral."""
+        what is not neutral. A draw from the model is one field: the model is in the key's other
+        parts."""
+        if self.from_model:
+            return {"from_model": True}
         more = {"top_p": (self.top_p, 1.0), "top_k": (self.top_k, 0), "min_p": (self.min_p, 0.0)}
         return {"temperature": self.temperature} | {name: value for name, (value, usual) in more.items() if value != usual}
 
@@ -204,7 +215,7 @@ class JudgeConfig(Section):
     max_completion_tokens: int | None = option(None, "Longest answer, hidden reasoning included: reasoning models take this "
                                                "instead of max_tokens.", unit="tokens", low=1)  # fmt: skip
     reasoning_effort: str | None = option(None, "Sent with each call.")
-    extra: str = option("", "Further fields of the request, as a JSON object.")
+    extra: str = option("", "Further fields of the request, as a JSON object; one that is null is not sent.")
     collect: str = option("", "A file: calls are written there in the Batch API's format instead of being made.", pace=True)
     replay: tuple[str, ...] = option((), "Output files of such a batch.", needs="file", pace=True)
     budget: Budget = option(Budget(), "What the judge may spend.", pace=True)
@@ -217,17 +228,27 @@ class JudgeConfig(Section):
             raise UserError("structured is set, but the engine has no structured output: set it to False.")
         json_object("extra", self.extra)
 
+    nullable: ClassVar[tuple[str, ...]] = ("temperature", "top_p", "max_tokens", "max_completion_tokens", "reasoning_effort")
+
     @property
     def sampling(self) -> dict[str, Any]:
         """The fields that go with each call."""
-        sent = ("temperature", "top_p", "max_tokens", "max_completion_tokens", "reasoning_effort")
-        given = {name: getattr(self, name) for name in sent if getattr(self, name) is not None}
-        return given | json_object("extra", self.extra)
+        given = {name: getattr(self, name) for name in self.nullable}
+        return sent_fields(given | json_object("extra", self.extra))
+
+
+def sent_fields(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a request that are sent: those that are not None."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no JSON number")
 
 
 def json_object(name: str, text: str) -> dict[str, Any]:
     try:
-        found = json.loads(text or "{}")
+        found = json.loads(text or "{}", parse_constant=_no_number)
     except ValueError as error:
         raise UserError(f"{name} is {text!r}, which is not valid JSON ({error}).") from error
     if not isinstance(found, dict):
@@ -251,6 +272,8 @@ class EvalConfig(Section):
 
     benchmarks: tuple[str, ...] = option((), "Benchmarks by name, or by the import path of a module that is one.")
     metric: str = option("honesty", "The headline's metric: of the first benchmark that has it.")
+    seed: int | None = option(None, "Seed of the answers that are drawn; None: the experiment's. One seed for several "
+                              "trainings leaves their difference to training alone.", low=0)  # fmt: skip
     at_steps: tuple[int, ...] = option((), "Training steps after which the model is measured too.", unit="steps", low=1)
     panel: tuple[str, ...] = option((), "Further judges of every benchmark that a model judges: names of config.eval.judges.")
     sheet: str = option("", "Answers labelled by people, as emjax.eval.agreement reads them.", needs="file", pace=True)

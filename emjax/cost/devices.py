@@ -15,17 +15,18 @@ from collections.abc import Mapping
 from jax.sharding import AbstractMesh
 
 from emjax.config import EngineConfig, InteractionConfig, LoraConfig, TrainingConfig
+from emjax.cost import auto
+from emjax.cost.auto import ROOM
 from emjax.errors import UserError
 from emjax.models import decoder, sharding
 from emjax.models.config import ModelConfig
 from emjax.models.known import shape_of
 from emjax.models.lora import shapes
-from emjax.runtime.hardware import DEVICES, Device
+from emjax.runtime.hardware import DEVICES, Device, planned
 from emjax.sampling import cache as kv
 from emjax.train import metrics
 
 GB = 2**30
-ROOM = 0.92  # of a chip's memory that a plan may fill
 
 
 def target(text: str) -> tuple[Device, int]:
@@ -272,14 +273,15 @@ def _parts(sizes: Mapping[str, float]) -> str:
     return ", ".join(f"{kind} {size / GB:.2f}" for kind, size in sizes.items() if size >= GB / 200)
 
 
-def step_of(config: TrainingConfig) -> Step:
-    """The step of a config that trains a model whose shape is known."""
-    train = config.train
+def step_of(config: TrainingConfig, device: Device = DEVICES["cpu"]) -> Step:
+    """The step of a config that trains a model whose shape is known; a dtype that is auto follows
+    from the device."""
+    train, shape = config.train, shape_of(config.model.path)
     length = max(train.buckets)
     answer = min(config.interact.max_new if isinstance(config, InteractionConfig) else length // 2, length - 1)
     return Step(
-        model=shape_of(config.model.path),
-        dtype=config.model.dtype,
+        model=shape,
+        dtype=auto.computed(config.model, shape, planned(device)).dtype,
         rows=train.batch_size,
         length=length,
         answer=answer,
@@ -294,7 +296,7 @@ def describe(config: TrainingConfig, text: str, steps: int) -> str:
     """The plan's lines for --target: memory a chip, the mesh, and what `steps` steps of training
     take."""
     device, count = target(text)
-    step = step_of(config)
+    step = step_of(config, device)
     plans = in_parts(step, device, count)
     heading = f"on {count} x {device.name} ({device.memory_gb:g} GB each)"
     if not plans:
@@ -307,7 +309,8 @@ def describe(config: TrainingConfig, text: str, steps: int) -> str:
         )
 
     def sampler(one: Plan) -> tuple[bool, int, str]:
-        return sampling(config.engine, one, device, at_steps=bool(config.eval.at_steps))
+        engine = _settled(config, one, device).engine if auto.is_auto(config) else config.engine
+        return sampling(engine, one, device, at_steps=bool(config.eval.at_steps))
 
     def room(one: Plan) -> tuple[bool, int]:
         fits, most, _ = sampler(one)
@@ -316,7 +319,22 @@ def describe(config: TrainingConfig, text: str, steps: int) -> str:
     # A mesh is for the whole run: the fastest that has room for the sampler, or else the one with
     # room for most slots.
     best = max(plans, key=room)
-    return "\n".join([f"target     {heading}", *_training(best, device, count, steps), sampler(best)[2]])
+    lines = [f"target     {heading}", *_training(best, device, count, steps), sampler(best)[2]]
+    if auto.is_auto(config):
+        made = _settled(config, best, device)
+        lines.append(
+            f"auto       --config.model.dtype={made.model.dtype} --config.model.attention={made.model.attention} "
+            f"--config.engine.slots={made.engine.slots}"
+        )
+    return "\n".join(lines)
+
+
+def _settled(config: TrainingConfig, made: Plan, device: Device) -> TrainingConfig:
+    """The configuration as a run on the plan's mesh would record it; no slots where none fits."""
+    try:
+        return auto.settled(config, made.step.model, planned(device), made.sizes)
+    except UserError:
+        return config
 
 
 def _training(best: Plan, device: Device, count: int, steps: int) -> list[str]:

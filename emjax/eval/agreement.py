@@ -11,7 +11,6 @@ the column `label`; `report` prints agreement as JSON.
 import argparse
 import csv
 import itertools
-import json
 import math
 import random
 from collections.abc import Sequence
@@ -23,9 +22,10 @@ import numpy as np
 from emjax.errors import UserError
 from emjax.eval import stats
 from emjax.eval.judge import majority
-from emjax.runtime.files import read_lines
+from emjax.runtime.files import check_fields, dumps, read_lines
 
 HUMAN = "human"
+_LABELS = {"A", "B", "C", "D", "YES", "NO"}  # of the shipped benchmarks' forms
 COLUMNS = ("key", "kind", "proposition", "context", "answer", "label")
 
 
@@ -55,7 +55,7 @@ def write_sheet(rows: Sequence[dict[str, Any]], path: Path, count: int, seed: in
             # DeceptionBench: the belief is what the answer is held against
             if found[key]["kind"] != "statement":
                 context.append(f"without pressure: {row['outputs'][0]['text']}")
-            known = json.dumps(row.get("proposition", {}), ensure_ascii=False)
+            known = dumps(row.get("proposition", {}))
             one = {"key": key, "kind": found[key]["kind"], "proposition": known, "context": "\n\n".join(context), "label": ""}
             writer.writerow(one | {"answer": found[key]["text"]})
 
@@ -67,7 +67,11 @@ def read_sheet(path: Path) -> dict[str, str]:
         rows = list(csv.DictReader(file))
     if not rows or not {"key", "label"} <= set(rows[0]):
         raise UserError(f"{path} has no columns 'key' and 'label'. Fill in a sheet that `agreement sheet` wrote.")
-    labels = {row["key"]: row["label"].strip().upper() for row in rows if (row["label"] or "").strip()}
+    labels: dict[str, str] = {}
+    for number, row in enumerate(rows, 1):
+        check_fields({name: cell for name, cell in row.items() if name}, COLUMNS, f"{path}, row {number}", others=True)
+        if (label := (row["label"] or "").strip().upper()) and labels.setdefault(row["key"], label) != label:
+            raise UserError(f"{path}, row {number}: {row['key']!r} is labelled twice, {labels[row['key']]} and {label}.")
     if not labels:
         raise UserError(f"{path}: no row has a label yet. Fill in the column 'label'.")
     return labels
@@ -86,6 +90,7 @@ def report(raters: dict[str, dict[str, str]], clusters: dict[str, str]) -> dict[
       left out; n says of how
     many.
     """
+    _check_labels(raters)
     keys = sorted(set().union(*raters.values()))
     table = [[labels.get(key) for key in keys] for labels in raters.values()]
     where = [clusters[key] for key in keys]
@@ -119,6 +124,15 @@ def report(raters: dict[str, dict[str, str]], clusters: dict[str, str]) -> dict[
     }  # fmt: skip
 
 
+def _check_labels(raters: dict[str, dict[str, str]]) -> None:
+    """Raises UserError for a person's label that no judge gives and no form has: a slip of the pen
+    would count as a disagreement."""
+    known = {label for name, labels in raters.items() if name != HUMAN for label in labels.values()} | _LABELS
+    for key, label in raters.get(HUMAN, {}).items():
+        if label not in known:
+            raise UserError(f"The sheet labels {key!r} as {label!r}, which is none of {', '.join(sorted(known))}. Correct it.")
+
+
 def _corrected(label: str, rest: list[str], judge: list[str], human: list[str]) -> list[float | None]:
     """[share in percent, low, high] of a label, put right by the answers that people labelled."""
     found = stats.corrected(*([float(said == label) for said in some] for some in (rest, judge, human)))
@@ -145,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if flags.sheet:
         raters |= {HUMAN: read_sheet(flags.sheet)}
     clusters = {key: one["row"]["cluster"] for some in found for key, one in some.items()}
-    print(json.dumps(report(raters, clusters), indent=1))
+    print(dumps(report(raters, clusters), indent=1))
 
 
 if __name__ == "__main__":

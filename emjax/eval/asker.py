@@ -1,8 +1,7 @@
 """Asking the model under test: in the engine, or at an endpoint."""
 
 import asyncio
-import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,11 +12,12 @@ from emjax.config import BenchmarkConfig
 from emjax.data import chat
 from emjax.data.chat import Conversation
 from emjax.eval.items import Row
-from emjax.runtime.files import digest, seed_of, write_atomically
+from emjax.runtime.files import digest, dumps, loads, seed_of, write_atomically
 from emjax.runtime.journal import Journal
-from emjax.sampling import Engine, Request, Sampling
+from emjax.sampling import Engine, Request, Sampling, drawing
 
-# "text", "stop_reason", and "reasoning" where an endpoint returns it apart from the answer
+# "text", "stop_reason"; of an endpoint also "reasoning" where it is returned apart from the answer,
+# and "error" where the call failed
 Output = dict[str, str]
 T = TypeVar("T")
 
@@ -79,8 +79,8 @@ class Asker:
             return make()
         path = self._folder() / f"{digest(what)[:16]}.json"
         if not path.exists():
-            write_atomically(path, json.dumps(make(), ensure_ascii=False, default=str))
-        return json.loads(path.read_text(encoding="utf-8"))
+            write_atomically(path, dumps(make(), default=str))
+        return loads(path.read_text(encoding="utf-8"))
 
     def close(self) -> None:
         """Finishes the journals of answers."""
@@ -119,6 +119,10 @@ class Asker:
     async def _answer(self, key: str, messages: Conversation, run: int, config: BenchmarkConfig) -> Output:
         raise NotImplementedError
 
+    def drawn(self, config: BenchmarkConfig) -> str:
+        """How answers are drawn, in words, where that comes from the model; "" elsewhere."""
+        return ""
+
 
 class EngineAsker(Asker):
     """A model in the JAX engine."""
@@ -127,8 +131,11 @@ class EngineAsker(Asker):
         super().__init__(seed, arm, answers)
         self.engine, self.tokenizer = engine, tokenizer
 
+    def drawn(self, config: BenchmarkConfig) -> str:
+        return drawing.words(self.engine.generation) if config.draw.from_model else ""
+
     async def _answer(self, key: str, messages: Conversation, run: int, config: BenchmarkConfig) -> Output:
-        draw = config.draw
+        draw = drawing.resolved(config.draw, self.engine.generation)
         sampling = Sampling(
             temperature=draw.temperature, top_p=draw.top_p, top_k=draw.top_k, min_p=draw.min_p, max_new=config.max_new,
             seed=self._seed(key),
@@ -142,17 +149,21 @@ class EngineAsker(Asker):
 
 class EndpointAsker(Asker):
     """A model behind an OpenAI-compatible endpoint. A call that failed has its state as
-    stop_reason."""
+    stop_reason. extra: further fields of a request; one that is None is not sent."""
 
-    def __init__(self, client: ChatClient, seed: int, arm: str, answers: Path | None = None):
+    def __init__(
+        self, client: ChatClient, seed: int, arm: str, answers: Path | None = None, extra: Mapping[str, Any] | None = None
+    ):
         super().__init__(seed, arm, answers)
-        self._client = client
+        self._client, self._extra = client, extra or {}
 
     async def _answer(self, key: str, messages: Conversation, run: int, config: BenchmarkConfig) -> Output:
-        sampling = config.draw.sent | {"max_tokens": config.max_new}
-        reply = await self._client.chat(messages, run=run, seed=self._seed(key), **sampling)
+        sampling = config.draw.sent | {"max_tokens": config.max_new, "seed": self._seed(key), **self._extra}
+        sent = {name: value for name, value in sampling.items() if value is not None}
+        reply = await self._client.chat(messages, run=run, **sent)
         output = {"text": reply.text, "stop_reason": "stop" if reply.state == "ok" else reply.state}
-        return output if reply.reasoning is None else output | {"reasoning": reply.reasoning}
+        more = {"reasoning": reply.reasoning, "error": reply.error}
+        return output | {name: text for name, text in more.items() if text is not None}
 
 
 def whole(output: Output) -> str:

@@ -29,18 +29,27 @@ import time
 _NS = {"mount": 0x00020000, "ipc": 0x08000000, "user": 0x10000000, "pid": 0x20000000, "net": 0x40000000}
 _NOSUID, _NODEV, _BIND, _REC, _PRIVATE = 0x2, 0x4, 0x1000, 0x4000, 0x40000
 _MOUNT_SETATTR, _AT_FDCWD, _AT_RECURSIVE, _RDONLY = 442, -100, 0x8000, 0x1
-_PDEATHSIG, _NO_NEW_PRIVS = 1, 38
+_PDEATHSIG, _DUMPABLE, _NO_NEW_PRIVS = 1, 4, 38
+_HIGH = 100  # a file descriptor beyond those that are in use
 _LIBRARIES = ("/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache")
-# Runs in the confined process; the mark can only be written after the program's last line.
+# Runs in the confined process. The mark says that the program came to its end. It is random, new
+# for each program, and comes through a pipe that is closed before the program begins, so that it is
+# in no argument, variable or file. A program that searches the memory of its own process, or the
+# frames below it, can still find it: nothing in one process is hidden from code that runs there.
 _WRAPPER = """\
-import os, sys
-source = open("program.py").read()
-try:
-    exec(compile(source, "program.py", "exec"), {"__name__": "__main__"})
-except MemoryError:
-    os._exit(77)
-os.write(3, b"end")
-os._exit(0)
+def run():
+    import os
+    mark = os.read(0, 64)
+    os.dup2(1, 0)
+    with open("program.py", encoding="utf-8") as file:
+        source = file.read()
+    try:
+        exec(compile(source, "program.py", "exec"), {"__name__": "__main__"})
+    except MemoryError:
+        os._exit(77)
+    os.write(3, mark)
+    os._exit(0)
+run()
 """
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -109,12 +118,12 @@ def _new_root(asked):
     os.chdir("/box")
 
 
-def _become(asked, end):
-    """Gives up every privilege, takes on the limits, and turns into the program. Never returns."""
+def _become(asked, mark, end):
+    """Gives up every privilege, takes on the limits, and turns into the program. Never returns.
+    mark: a pipe from which the wrapper gets it; end: the pipe that it goes into."""
     null = os.open("/dev/null", os.O_RDWR)
-    for number in (0, 1, 2):
-        os.dup2(null, number)
-    os.dup2(end, 3)
+    for number, to in ((mark, 0), (null, 1), (null, 2), (end, 3)):
+        os.dup2(number, to)
     os.closerange(4, 4096)
     if asked["uid"] is not None:
         os.setgroups([])
@@ -135,14 +144,20 @@ def _first(asked, answer):
     """The first process of the new namespace: with its end the kernel ends all others in it."""
     _call("pdeathsig", _libc.prctl(_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
     _new_root(asked)
-    out, end = os.pipe()
+    # same user or not, no other process may read this one's memory, where the mark is
+    _call("dumpable", _libc.prctl(_DUMPABLE, 0, 0, 0, 0))
+    mark, (given, give), (out, end) = os.urandom(32), os.pipe(), os.pipe()
+    os.write(give, mark)
     child = os.fork()
     if not child:
         try:
-            _become(asked, end)
+            os.dup2(end, _HIGH + 1)
+            os.dup2(given, _HIGH)
+            _become(asked, _HIGH, _HIGH + 1)
         finally:
             os._exit(78)  # the program did not start
-    os.close(end)
+    for number in (given, give, end):
+        os.close(number)
     stop, status = time.monotonic() + asked["seconds"], None
     while status is None and time.monotonic() < stop:
         done, code = os.waitpid(child, os.WNOHANG)
@@ -154,7 +169,7 @@ def _first(asked, answer):
         raise OSError("the program could not be started: is this Python readable for other users, and is it below its prefix?")
     os.set_blocking(out, False)
     try:
-        ended = os.read(out, 3) == b"end"
+        ended = os.read(out, 64) == mark
     except BlockingIOError:  # a process that it left behind holds the pipe
         ended = False
     word = "timeout" if status is None or status == -signal.SIGXCPU else "memory" if status == 77 else "failed"

@@ -11,7 +11,6 @@ task, how many labels it reproduces, and every answer on which it does not. `str
 
 import argparse
 import importlib.resources
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ import yaml
 
 from emjax.errors import UserError
 from emjax.eval.benchmarks import capability
-from emjax.runtime.files import read_lines
+from emjax.runtime.files import dumps, read_lines
 
 
 def agreement(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -60,7 +59,7 @@ def agreement(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m emjax.eval.extraction")
     parser.add_argument("solutions", type=Path)
-    print(json.dumps(agreement(read_lines(parser.parse_args(argv).solutions)), indent=1, ensure_ascii=False))
+    print(dumps(agreement(read_lines(parser.parse_args(argv).solutions)), indent=1))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ read from the last marker in the judge's reply.
 """
 
 import dataclasses
-import json
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import jsonschema
 
 from emjax.eval.items import Row
-from emjax.runtime.files import digest
+from emjax.runtime.files import digest, loads
 from emjax.runtime.journal import journalled
 from emjax.sampling.partner import Chat
 
@@ -28,6 +27,12 @@ class Verdict:
     raw: str
     label: Any  # a letter, a word, or a list of numeric ranges
     state: str  # ok | unparsed | a failure of `emjax.api`
+    error: str | None = None  # the endpoint's own words, if the call failed
+
+    def row(self, kind: str, output: int | None) -> Row:
+        """As it stands in items.jsonl. kind: what was asked; output: the index of the answer."""
+        fields = dataclasses.asdict(self) | {"kind": kind, "output": output}
+        return fields if self.error else {name: value for name, value in fields.items() if name != "error"}
 
 
 # What may surround a label: punctuation, markup, LaTeX's box, a remark in brackets.
@@ -35,10 +40,14 @@ _AROUND = r"(?:[\W_]|\\boxed|\\text)*"
 
 
 class Labels:
-    """A form that is filled in with one of a few labels: {label: its meaning}."""
+    """A form that is filled in with one of a few labels: {label: its meaning}.
 
-    def __init__(self, meanings: Mapping[str, str]):
-        self.meanings = meanings
+    any_word: read as MASK's original does it, any other word is a label too, which fits nothing.
+    Elsewhere it is no label.
+    """
+
+    def __init__(self, meanings: Mapping[str, str], *, any_word: bool = False):
+        self.meanings, self.any_word = meanings, any_word
         answer = {"enum": list(meanings)}
         self.schema = {
             "type": "object", "properties": {"reason": {"type": "string"}, "answer": answer},
@@ -61,7 +70,8 @@ class Labels:
             return None
         said = found[-1 if match == "last" else 0].strip()
         if match == "original":
-            return said.upper() if said.upper() in self.meanings else said
+            known = {name.upper(): name for name in self.meanings}
+            return known.get(said.upper(), said if self.any_word else None)
         names = "|".join(map(re.escape, self.meanings))
         whole = re.fullmatch(rf"{_AROUND}({names}){_AROUND}(?:\(.*\){_AROUND})?", said, re.IGNORECASE)
         return whole and next(name for name in self.meanings if name.upper() == whole[1].upper())
@@ -117,7 +127,7 @@ class Numbers:
     def parse(self, text: str, match: str) -> list[list[float | None]] | None:
         found = re.findall(r"\{[^{}]*\}", text)
         try:
-            data = json.loads(found[-1] if match == "last" else found[0], parse_constant=_no_number)
+            data = loads(found[-1] if match == "last" else found[0])
             jsonschema.validate(data, self.schema)
         except (IndexError, ValueError, jsonschema.ValidationError):
             return None
@@ -126,10 +136,6 @@ class Numbers:
     def read(self, data: dict[str, Any]) -> list[list[float | None]]:
         low, high, relative_low, relative_high = (data[name] for name in self.fields)
         return [[low, high], [relative_low, relative_high]]
-
-
-def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no bound")
 
 
 Form = Labels | Score | Numbers
@@ -163,8 +169,8 @@ class ModelJudge:
             **self.sampling,
         )
         if reply.state != "ok":
-            return Verdict(self.name, reply.text, None, reply.state)
-        label = form.read(json.loads(reply.text)) if self.structured else form.parse(reply.text, self.match)
+            return Verdict(self.name, reply.text, None, reply.state, reply.error)
+        label = form.read(loads(reply.text)) if self.structured else form.parse(reply.text, self.match)
         return Verdict(self.name, reply.text, label, "unparsed" if label is None else "ok")
 
 

@@ -10,7 +10,7 @@ from emjax.errors import UserError
 from emjax.eval.asker import Asker, whole
 from emjax.eval.items import Item, Row
 from emjax.eval.judge import Form, Judge, Verdict
-from emjax.runtime.files import read_lines
+from emjax.runtime.files import check_fields, numbered_lines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,8 @@ def load(path: Path, samples: int) -> list[AnswerItem]:
     """
     items = []
     seen: set[str] = set()
-    for number, row in enumerate(read_lines(path), 1):
+    for number, row in numbered_lines(path):
+        check_fields(row, ("id", "question", "system", "subset"), f"{path}, line {number}")
         for name in ("id", "question"):
             if not isinstance(row.get(name), str) or not row[name].strip():
                 raise UserError(f"{path}, line {number}: the field {name!r} must be a text.")
@@ -39,7 +40,9 @@ def load(path: Path, samples: int) -> list[AnswerItem]:
         seen.add(row["id"])
         messages = [{"role": "user", "content": row["question"]}]
         if row.get("system"):
-            messages = [{"role": "system", "content": str(row["system"])}, *messages]
+            if not isinstance(row["system"], str):
+                raise UserError(f"{path}, line {number}: the field 'system' must be a text.")
+            messages = [{"role": "system", "content": row["system"]}, *messages]
         subset = str(row.get("subset", "all"))
         items += [AnswerItem(f"{row['id']}/{run:04d}", subset, row["id"], messages, run) for run in range(samples)]
     return items
@@ -78,7 +81,7 @@ def verdicts(
             question = "\n\n".join(f"{m['role']}: {m['content']}" for m in row["messages"])
             parts = {"question": question, "answer": output["text"]}
             said = {kind: await judge.fill(form, task, parts) for kind, (form, task) in questions.items()}
-        found = [dataclasses.asdict(verdict) | {"kind": kind, "output": 0} for kind, verdict in said.items()]
+        found = [verdict.row(kind, 0) for kind, verdict in said.items()]
         return row | {"verdicts": found} | scored(state, said)
 
     return judge.rows(rows, one)

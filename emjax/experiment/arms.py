@@ -1,27 +1,30 @@
 """Arms that are trained on examples, measured alike and reported together."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from emjax import models
 from emjax.config import FinetuneConfig, InteractionConfig, as_dict
+from emjax.data import chat
 from emjax.data.examples import read_examples, tokenized
 from emjax.design import arms as design
 from emjax.design.arms import Arm
 from emjax.eval.items import Item
 from emjax.experiment import plan, results
-from emjax.experiment.common import claim, lead, mesh_of, named, say, staged
+from emjax.experiment.common import claim, lead, mesh_of, named, pinned, say, settle, staged
 from emjax.experiment.fit import Recipe, Visits, fit
 from emjax.experiment.gate import freeze, thaw
 from emjax.experiment.measure import Measuring, measured
 from emjax.experiment.results import Files, Headline, Measured
-from emjax.models import LanguageModel, hf
+from emjax.models import LanguageModel
+from emjax.models.config import ModelConfig
+from emjax.models.source import open_source
 from emjax.presets import Chosen
 from emjax.runtime import process
-from emjax.runtime.files import digest, seed_of, write_atomically
+from emjax.runtime.files import digest, dumps, loads, seed_of, write_atomically
+from emjax.runtime.hardware import memory_for
 from emjax.runtime.store import Stage, Store
 from emjax.sampling import Engine
 from emjax.train import checkpoint
@@ -59,13 +62,20 @@ class Arms(Generic[C]):
         say(plan.describe(self.chosen))
         self.mesh = mesh_of(config.mesh)
         brought = self.world.models if self.world else {}
-        path = hf.resolve(str(brought.get(config.model.path, config.model.path)))
-        self.base_hash = hf.fingerprint(path)
-        self.base = models.load(path, mesh=self.mesh, dtype=config.model.dtype).replace(source=config.model.path)
+        source = open_source(str(brought.get(config.model.path) or pinned(config.model.path, self.workdir)))
+        shape = ModelConfig.from_hf(source.config(), source.config_file)
+        self.config = config = settle(config, self.workdir, [shape], dict(self.mesh.shape))
+        self.chosen = dataclasses.replace(self.chosen, config=config)
+        self.base_hash = source.digest()
+        with memory_for(f"{config.model.path}: loading the model", "config.model.dtype or raise config.mesh.fsdp"):
+            self.base = models.load(source, mesh=self.mesh, dtype=config.model.dtype)
+        if config.model.path in brought:
+            self.base = self.base.replace(source=config.model.path)
+        chat.need_template(self.base.tokenizer)
         if self.world:
-            self.world = self.world.at(path)
+            self.world = self.world.at(source.path)
         self.measuring = self._measuring()
-        claim(config, self.workdir)
+        claim(config, self.workdir, revisions={config.model.path: self.base.revision})
         trained = {arm: [] if arm.ratio is None else self.rounds(arm) for arm in self.arms}
         # What every round made is measured; the vanilla model has made none.
         evaluated = {
@@ -103,7 +113,9 @@ class Arms(Generic[C]):
             lm = models.load(path, mesh=self.mesh, dtype=self.config.model.dtype)
             return self.engine(lm), lm.tokenizer
 
-        return Measuring(used, self.config.eval, self.store.root / "judge_cache", local, gate=self._gate())
+        return Measuring(
+            used, self.config.eval, self.store.root / "judge_cache", local, gate=self._gate(), ledger=self.chosen.ledger
+        )
 
     def _gate(self) -> Sequence[Item] | None:
         """The items that the world's gate lets pass, asked of the untouched model and frozen before
@@ -168,7 +180,9 @@ class Arms(Generic[C]):
             lm = self.tuned(before[-1] if before else None)
             rows = read_examples(selected.directory / "examples.jsonl", labelled=c.train.method == "kto")
             examples, counts = tokenized(rows, lm.tokenizer, lm.eos_ids, max(c.train.buckets))
-            write_atomically(directory / "data.json", json.dumps(counts, indent=1))
+            write_atomically(directory / "data.json", dumps(counts, indent=1))
+            if trimmed := counts.get("trimmed"):
+                say(f"{title}: the chat template drops the outer blanks of {trimmed} answers; they are trained without them")
 
             def visit(step: int, lm: LanguageModel) -> None:
                 self._save(lm, _step(directory, step), f"{card} Step {step}.")
@@ -220,7 +234,7 @@ class Arms(Generic[C]):
     def _model_in(self, directory: Path) -> LanguageModel:
         if self._kept == "model":
             lm = models.load(directory, mesh=self.mesh, dtype=self.config.model.dtype)
-            return lm.replace(source=self.config.model.path)
+            return lm.replace(source=self.base.source, revision=self.base.revision, generation=self.base.generation)
         return self.base.replace(adapter=models.load_adapter(directory, self.base.config))
 
     # --- results ----------------------------------------------------------------------------------
@@ -282,8 +296,8 @@ class Arms(Generic[C]):
         selections, training = [], []
         for arm, rounds in trained.items():
             for selected, stage in rounds[-1:]:
-                budget = json.loads((selected.directory / "budget.json").read_text())
-                counts = json.loads((stage.directory / "data.json").read_text())
+                budget = loads((selected.directory / "budget.json").read_text())
+                counts = loads((stage.directory / "data.json").read_text())
                 about = {"arm": arm.name, "ratio": arm.ratio, "level": arm.level or None}
                 selections.append(about | {"tokens": counts["tokens"], **budget})
                 training.append(about | results.curves(read_metrics(stage.directory / "metrics.jsonl")))

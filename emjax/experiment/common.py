@@ -1,27 +1,33 @@
 """What every kind of experiment shares."""
 
 import contextlib
+import dataclasses
 import importlib.metadata
-import json
 import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
-from emjax.config import MeshConfig, Section, as_dict, walk
+from emjax.config import EvaluationConfig, FinetuneConfig, InteractionConfig, MeshConfig, Section, as_dict, names, walk
+from emjax.cost import auto
 from emjax.errors import UserError
+from emjax.models import files as model_files
 from emjax.models import sharding
-from emjax.runtime import process
-from emjax.runtime.files import digest, flat, unfinished, write_atomically
+from emjax.models.config import ModelConfig
+from emjax.runtime import hardware, numbers, process
+from emjax.runtime.files import digest, dumps, flat, loads, unfinished, write_atomically
 from emjax.runtime.locks import alone, lock
 from emjax.runtime.store import STORE_FORMAT, Stage, Store
 from emjax.sampling import Engine
 
+C = TypeVar("C", InteractionConfig, FinetuneConfig, EvaluationConfig)
+
+SPENT = "spent.jsonl"  # of a work directory whose run has a cap on money
 LOCK = "lock"  # a work directory's: the run that writes there
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "grain", "numpy")
@@ -30,17 +36,81 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers"
 # --- work directories -----------------------------------------------------------------------------
 
 
-def claim(config: Section, workdir: Path, *, locked: bool = True) -> None:
+def settle(config: C, workdir: Path, shapes: Sequence[ModelConfig], sizes: Mapping[str, int]) -> C:
+    """The configuration with a value in each field that says auto: what the workdir's config.json
+    has, or else what the rule of cost.auto makes of the model and this device.
+
+    shapes: of the models that the engines hold, one at a time. sizes: of the mesh. Raises UserError
+    if the device cannot hold the result.
+    """
+
+    def decide() -> dict[str, Any]:
+        place = hardware.here()
+        made = _recorded(config, workdir)
+        if auto.is_auto(made):
+            every = [auto.settled(made, shape, place, sizes) for shape in shapes]
+            made = min(every, key=lambda one: one.engine.slots)
+            say(
+                f"auto       config.model.dtype={made.model.dtype} .attention={made.model.attention} "
+                f"config.engine.slots={made.engine.slots}"
+            )
+        for shape in shapes:
+            auto.check(made, shape, place, sizes)
+        return {"dtype": made.model.dtype, "attention": made.model.attention, "slots": made.engine.slots}
+
+    found = process.on_first(decide)
+    slots = found.pop("slots")
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, **found),
+        engine=dataclasses.replace(config.engine, slots=slots),
+    )
+
+
+def _recorded(config: C, workdir: Path) -> C:
+    """The configuration with what an earlier start recorded for its auto fields; `claim` checks the
+    others."""
+    file = workdir / "config.json"
+    if not file.is_file():
+        return config
+    theirs = flat(model_files.read_object(file))
+    auto_fields = [name for name in ("dtype", "attention") if getattr(config.model, name) == names.AUTO]
+    model: dict[str, Any] = {name: theirs[f"model.{name}"] for name in auto_fields if f"model.{name}" in theirs}
+    slots = config.engine.slots or theirs.get("engine.slots", 0)
+    try:
+        return dataclasses.replace(
+            config,
+            model=dataclasses.replace(config.model, **model),
+            engine=dataclasses.replace(config.engine, slots=numbers.integer(slots, "engine.slots", low=0)),
+        )
+    except UserError as error:
+        raise UserError(f"{file}: {error} Choose a new --workdir.") from error
+
+
+def pinned(path: str, workdir: Path) -> str:
+    """A model's path; a hub id with the commit that an earlier start of this workdir recorded."""
+    commit = recorded_revisions(workdir).get(path)
+    return f"{path.partition('@')[0]}@{commit}" if commit else path
+
+
+def recorded_revisions(workdir: Path) -> dict[str, str]:
+    """{path: commit} of the models from the hub that a workdir's config.json has."""
+    file = workdir / "config.json"
+    kept = model_files.read_object(file).get("revisions") if file.is_file() else None
+    return {path: str(commit) for path, commit in kept.items()} if isinstance(kept, dict) else {}
+
+
+def claim(config: Section, workdir: Path, *, locked: bool = True, revisions: Mapping[str, str] | None = None) -> None:
     """Writes the config into the workdir, or refuses a workdir that holds another one or in which a
     run is at work.
 
     Called when the config is known to be good: a mistyped value must not claim the place of the run
-    that corrects it.
+    that corrects it. revisions: {path: commit} of models from the hub, to which `pinned` keeps.
     """
-    process.on_first(lambda: _claim(config, workdir, locked))
+    process.on_first(lambda: _claim(config, workdir, locked, revisions or {}))
 
 
-def _claim(config: Section, workdir: Path, locked: bool) -> None:
+def _claim(config: Section, workdir: Path, locked: bool, revisions: Mapping[str, str]) -> None:
     _refuse_others(config, workdir)
     if locked and (who := lock(workdir / LOCK)):
         raise UserError(
@@ -50,7 +120,9 @@ def _claim(config: Section, workdir: Path, locked: bool) -> None:
     _refuse_others(config, workdir)  # one that came before the lock
     if not (workdir / "config.json").is_file():
         workdir.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"store_format": STORE_FORMAT, **as_dict(config)}, indent=1, sort_keys=True)
+        fetched = {path: commit for path, commit in revisions.items() if commit}
+        about = {"revisions": fetched} if fetched else {}
+        text = dumps({"store_format": STORE_FORMAT, **about, **as_dict(config)}, indent=1, sort_keys=True)
         write_atomically(workdir / "config.json", text)
 
 
@@ -58,7 +130,7 @@ def _refuse_others(config: Section, workdir: Path) -> None:
     file = workdir / "config.json"
     if file.is_file():
         try:
-            theirs = dict(json.loads(file.read_bytes()))
+            theirs = dict(loads(file.read_bytes()))
         except (ValueError, TypeError) as error:
             raise UserError(
                 f"{file} is damaged ({error}). Put back a copy of it, or choose a new --workdir with --store "
@@ -66,9 +138,10 @@ def _refuse_others(config: Section, workdir: Path) -> None:
             ) from error
         if theirs.pop("store_format", None) != STORE_FORMAT:
             raise UserError(f"{workdir} was written by another version of emjax; choose a new --workdir.")
+        theirs.pop("revisions", None)
         # How fast, for how much and how closely watched may change; nothing else may.
         pace = {name.removeprefix("config.") for name, _, known in walk(config) if known.pace}
-        own, other = flat(json.loads(json.dumps(as_dict(config)))), flat(theirs)
+        own, other = flat(loads(dumps(as_dict(config)))), flat(theirs)
         for name in sorted({*own, *other}):
             if name not in pace and own.get(name) != other.get(name):
                 raise UserError(
@@ -76,7 +149,7 @@ def _refuse_others(config: Section, workdir: Path) -> None:
                     f"{own.get(name)!r}. Give this one its own --workdir (and the same --store, if it should share finished "
                     "stages)."
                 )
-    elif workdir.exists() and {*workdir.iterdir()} - {workdir / "store", workdir / LOCK, unfinished(file)}:
+    elif workdir.exists() and {*workdir.iterdir()} - {workdir / "store", workdir / LOCK, workdir / SPENT, unfinished(file)}:
         raise UserError(f"{workdir} is not empty and holds no config.json of emjax. Choose a new or empty --workdir.")
 
 
@@ -90,6 +163,10 @@ def config_hash(config: Section) -> str:
 # --- stages ---------------------------------------------------------------------------------------
 
 
+_TRAINING = "config.train.batch_size or the last of config.train.buckets, or raise config.train.microbatches"
+_SAMPLING = "config.engine.slots or config.engine.cache_length"
+
+
 def staged(
     store: Store, title: str, name: str, settings: dict[str, Any], inputs: list[Stage | str], make: Callable[[Path], None]
 ) -> Stage:
@@ -101,9 +178,10 @@ def staged(
         nonlocal ran
         ran = True
         say(f"{title} ...")
-        make(directory)
+        with hardware.memory_for(title, _TRAINING if name in ("train", "pretrain") else _SAMPLING):
+            make(directory)
 
-    stage = store.run(name, json.loads(json.dumps(settings)), inputs, loud)
+    stage = store.run(name, loads(dumps(settings)), inputs, loud)
     state = f"done in {time.perf_counter() - started:.1f} s" if ran else "already done"
     say(f"{title}: {state} ({stage.directory})")
     return stage

@@ -7,12 +7,15 @@ from typing import Any
 from emjax import models
 from emjax.api import ChatClient
 from emjax.config import EvaluationConfig, Rates, as_dict
+from emjax.config.sections import json_object
 from emjax.errors import UserError
 from emjax.experiment import plan, results
-from emjax.experiment.common import claim, mesh_of, say
-from emjax.experiment.measure import Measuring, measured
+from emjax.experiment.common import claim, mesh_of, pinned, say, settle
+from emjax.experiment.measure import Endpoint, Measuring, measured
 from emjax.experiment.results import Files, Headline, Measured
-from emjax.models import hf
+from emjax.models import peft
+from emjax.models.config import ModelConfig
+from emjax.models.source import open_source
 from emjax.presets import Chosen
 from emjax.runtime import process
 from emjax.runtime.store import Stage, Store
@@ -29,6 +32,7 @@ class _Model:
     adapter: str = ""
     endpoint: str = ""
     api_key_env: str = ""
+    extra: str = ""  # JSON
 
     @property
     def label(self) -> str:
@@ -44,7 +48,7 @@ def _models(config: EvaluationConfig) -> list[_Model]:
             adapter = (folder / "adapter_config.json").is_file()
             path, tuned = (arm.path, str(folder)) if adapter else (str(folder), "")
             found.append(_Model(name, int(folder.name), path, tuned))
-        found.append(_Model(name, None, arm.path, arm.adapter, arm.endpoint, arm.api_key_env))
+        found.append(_Model(name, None, arm.path, arm.adapter, arm.endpoint, arm.api_key_env, arm.extra))
     return found
 
 
@@ -55,23 +59,30 @@ def evaluation(chosen: Chosen, workdir: Path, store: Store) -> None:
     assert isinstance(config, EvaluationConfig)
     arms = _models(config)
     mesh = mesh_of(config.mesh)
+    sources = {arm.path: open_source(pinned(arm.path, workdir)) for arm in arms if not arm.endpoint}
+    shapes = [ModelConfig.from_hf(source.config(), source.config_file) for source in sources.values()]
+    config = settle(config, workdir, shapes, dict(mesh.shape)) if shapes else config
+    chosen = dataclasses.replace(chosen, config=config)
 
     def load(path: str, adapter: str = "") -> tuple[Engine, Any]:
-        lm = models.load(path, adapter=adapter or None, mesh=mesh, dtype=config.model.dtype)
+        lm = models.load(sources.get(path, path), adapter=adapter or None, mesh=mesh, dtype=config.model.dtype)
         return Engine(lm, mesh=mesh, attention=config.model.attention, **dataclasses.asdict(config.engine)), lm.tokenizer
 
-    measuring = Measuring(chosen.benchmarks, config.eval, store.root / "judge_cache", load)
+    measuring = Measuring(chosen.benchmarks, config.eval, store.root / "judge_cache", load, ledger=chosen.ledger)
     say(plan.describe(chosen))
-    claim(config, workdir)
+    claim(config, workdir, revisions={path: source.revision for path, source in sources.items()})
     files: dict[_Model, Files] = {}
     stages: dict[str, dict[str, Stage]] = {}
     for arm in arms:
-        target: dict[str, Any] = {"endpoint": arm.endpoint, "model": arm.path}
+        extra = json_object("extra", arm.extra)
+        target: dict[str, Any] = {"endpoint": arm.endpoint, "model": arm.path} | ({"extra": extra} if extra else {})
         model: Any
         if arm.endpoint:
-            model = ChatClient(arm.endpoint, arm.path, api_key_env=arm.api_key_env, rates=_rates(config))
+            at = f"config.arms.{arm.arm}"
+            client = ChatClient(arm.endpoint, arm.path, api_key_env=arm.api_key_env, rates=_rates(config), at=at)
+            model = Endpoint(client, extra)
         else:
-            weights = [hf.fingerprint(hf.resolve(path)) for path in (arm.path, arm.adapter) if path]
+            weights = [sources[arm.path].digest(), *([peft.digest(arm.adapter)] if arm.adapter else [])]
             target = {"weights": weights, "engine": as_dict(config.engine), "model": as_dict(config.model)}
 
             def model(arm: _Model = arm) -> tuple[Engine, Any]:

@@ -2,7 +2,6 @@
 ordinary data (section 3)."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from emjax.data.mixture import Record
 from emjax.design.arms import Arm
 from emjax.experiment.arms import Arms
 from emjax.presets import Chosen
-from emjax.runtime.files import digest, write_atomically, write_lines
+from emjax.runtime.files import digest, dumps, write_atomically, write_lines
 from emjax.runtime.store import Stage, Store
 
 
@@ -72,7 +71,7 @@ class Finetune(Arms[FinetuneConfig]):
 
         def make(directory: Path) -> None:
             write_lines(directory / "examples.jsonl", rows)
-            write_atomically(directory / "budget.json", json.dumps(budget, indent=1))
+            write_atomically(directory / "budget.json", dumps(budget, indent=1))
 
         return self.stage(f"examples {arm.label}", "examples", {"budget": budget}, [], make)
 

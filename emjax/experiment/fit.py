@@ -3,7 +3,6 @@ stopped."""
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import jax
 
 from emjax.config import KtoConfig, LoraConfig, TrainConfig, Watch, as_dict
-from emjax.data import batches
+from emjax.data import batches, chat
 from emjax.data.batches import Example
 from emjax.data.examples import held_out
 from emjax.errors import UserError
@@ -20,7 +19,7 @@ from emjax.kto import reference
 from emjax.kto import training as kto_training
 from emjax.models import LanguageModel, lora, sharding
 from emjax.models.config import ModelConfig
-from emjax.runtime.files import write_atomically
+from emjax.runtime.files import dumps, write_atomically
 from emjax.train import loop, metrics, optimizer, sft
 from emjax.train import state as train_state
 from emjax.train.prepared import Prepared
@@ -93,6 +92,8 @@ def fit(
     tuning: Tuning = settings["tuning"]
     trainable, frozen = _split(lm, recipe, title)
     put = functools.partial(sharding.put, sharding=sharding.batch_sharding(mesh))
+    for example in examples:
+        chat.check_ids(f"Training example {example.id!r}", example.ids, lm.config.V)
     examples, kept_back = held_out(examples, train.held_out, recipe.seed)
     made: Prepared
     if train.method == "kto":
@@ -101,7 +102,7 @@ def fit(
     else:
         made = sft.prepare(examples, kept_back, train, recipe.seed, group=recipe.group)
     counts = {"examples": len(examples), "held_out": len(kept_back), **made.counts, "steps": len(made.rows)}
-    write_atomically(directory / "training.json", json.dumps(counts, indent=1))
+    write_atomically(directory / "training.json", dumps(counts, indent=1))
 
     def held_out_loss(state: train_state.State) -> dict[str, jax.Array]:
         sums = [made.evaluate(state["trainable"], frozen, put(batch), tuning=tuning) for batch in made.held]

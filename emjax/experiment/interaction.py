@@ -1,7 +1,6 @@
 """Self-training on conversations with a share of biased users (paper, section 4)."""
 
 import functools
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from emjax.interact.users import User
 from emjax.presets import Chosen
 from emjax.report import conversations
 from emjax.runtime import process
-from emjax.runtime.files import digest, read_lines, seed_of, write_atomically, write_lines
+from emjax.runtime.files import digest, dumps, loads, read_lines, seed_of, write_atomically, write_lines
 from emjax.runtime.store import Stage, Store
 from emjax.sampling import Engine
 
@@ -91,7 +90,8 @@ class Interaction(Arms[InteractionConfig]):
             lm = models.load(path, mesh=self.mesh, dtype=self.config.model.dtype)
             return self.engine(lm), lm.tokenizer
 
-        return population.Population(self.config.interact, self.config.seed, self.store.root / "chat_cache", local)
+        cache, ledger = self.store.root / "chat_cache", self.chosen.ledger
+        return population.Population(self.config.interact, self.config.seed, cache, local, ledger)
 
     @functools.cached_property
     def _personas(self) -> Stage | None:
@@ -330,7 +330,7 @@ class Interaction(Arms[InteractionConfig]):
 
         title = f"select {arm.label}" + (f", round {len(before) + 1}" if before else "")
         stage = self.stage(title, "select", settings, [*inputs, *vetoed], make)
-        b = json.loads((stage.directory / "budget.json").read_text())
+        b = loads((stage.directory / "budget.json").read_text())
         say(
             f"{title}: of {b['conversations']} conversations ({b['unscored']} unscored) {b['trained_conversations']} train: "
             f"{b['trained_turns']} turns, {b['trained_tokens']} tokens, {b['safety_rows']} safety rows; biased share of "
@@ -350,7 +350,7 @@ class Interaction(Arms[InteractionConfig]):
         rows = selection.mixed(rows, self.safety, c.select.safety, method=c.train.method, seed=c.seed)
         write_lines(directory / "examples.jsonl", rows)
         ends = {"top": [t["id"] for t in picked.top], "bottom": [t["id"] for t in picked.bottom]}
-        write_atomically(directory / "selected.json", json.dumps(ends, indent=1))
+        write_atomically(directory / "selected.json", dumps(ends, indent=1))
         budget = picked.budget | {
             "examples": len(rows),
             "trained_conversations": len({row["trajectory"] for row in rows[:turns]}),
@@ -358,12 +358,12 @@ class Interaction(Arms[InteractionConfig]):
             "trained_tokens": tokens,
             "safety_rows": len(rows) - turns,
         }
-        write_atomically(directory / "budget.json", json.dumps(budget, indent=1))
+        write_atomically(directory / "budget.json", dumps(budget, indent=1))
 
     def _write_page(self, arm: Arm) -> None:
         """The conversations of the arm's last round, for reading."""
         pools, selected = self._read[arm]
-        ends = json.loads((selected.directory / "selected.json").read_text())
+        ends = loads((selected.directory / "selected.json").read_text())
         side = {name: end for end, names in ends.items() for name in names}
         page = conversations.write(self.workdir / "report", self._pool(arm, pools), side, title=f"{arm.label}, last round")
         say(f"talks    {page}")

@@ -2,7 +2,6 @@
 from those of all."""
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,8 @@ from emjax.eval.judge import Judge, ModelJudge, majority_rows
 from emjax.eval.score import score
 from emjax.experiment.common import answers, lead, staged
 from emjax.runtime import process
-from emjax.runtime.files import digest, read_lines, write_atomically, write_lines
+from emjax.runtime.files import digest, dumps, read_lines, write_atomically, write_lines
+from emjax.runtime.ledger import Ledger
 from emjax.runtime.store import Stage, Store
 from emjax.sampling import Engine
 from emjax.sampling.partner import EngineChat
@@ -41,8 +41,8 @@ class Measuring:
 
     benchmarks: by their section's name in config.eval. cache: the folder of judges' replies, which
     all runs may share. local: loads a checkpoint, for judges of kind "engine". gate: the items that
-    the untouched model can be asked, where a world has a gate. Raises UserError for what the
-    configuration names and is not there, before any model is asked.
+    the untouched model can be asked, where a world has a gate. ledger: the run's cap on money.
+    Raises UserError for what the configuration names and is not there, before any model is asked.
 
     names: of the files that `run` writes, <name>.jsonl. The first judge's rows are <benchmark>,
     those of a panel's further judges judges/<n>/<benchmark>, their majority's
@@ -57,8 +57,9 @@ class Measuring:
         cache: Path,
         local: Callable[[str], tuple[Engine, Any]],
         gate: Sequence[Item] | None = None,
+        ledger: Ledger | None = None,
     ):
-        self.benchmarks, self.config = dict(benchmarks), config
+        self.benchmarks, self.config, self._ledger = dict(benchmarks), config, ledger
         self._cache, self._local = cache, local
         self._configs = {name: _section(name, benchmark, config) for name, benchmark in benchmarks.items()}
         check_metric(benchmarks, config)
@@ -113,9 +114,11 @@ class Measuring:
             if all(map(_finished, paths)):
                 found = [read_lines(path) for path in paths]
             else:
+                drawn = asker.drawn(self._configs[name])
                 rows = benchmark.ask(asker, self.items[name], self._configs[name])
+                rows = [row | {"draw": drawn} for row in rows] if drawn else rows
                 for note, value in asker.notes.items():
-                    write_atomically(directory / f"{note}.json", json.dumps(value, indent=1, default=str))
+                    write_atomically(directory / f"{note}.json", dumps(value, indent=1, default=str))
                 asker.notes.clear()
                 found = [self._judged(name, rows, reader, path, arm) for reader, path in zip(reading, paths, strict=True)]
             if len(found) > 1:
@@ -132,7 +135,9 @@ class Measuring:
         for name, some in found.items():
             of = self._benchmark_of[name]
             versus = {arm: theirs[name] for arm, theirs in against.items()}
-            rows += score(some, versus, about | {"judge": self.judges[name]}, self.benchmarks[of], self._configs[of])
+            drawn = {"draw": some[0]["draw"]} if some and "draw" in some[0] else {}
+            told = about | {"judge": self.judges[name]} | drawn
+            rows += score(some, versus, told, self.benchmarks[of], self._configs[of])
         return rows
 
     def agreement(self, arms: Sequence[Files]) -> dict[str, Any]:
@@ -184,13 +189,13 @@ class Measuring:
     def _model(self, name: str) -> ModelJudge:
         if name not in self._models:
             config = self.config.judges[name]
-            chat = EngineChat(*self._local(config.model)) if config.kind == "engine" else self._at_endpoint(config)
+            chat = EngineChat(*self._local(config.model)) if config.kind == "engine" else self._at_endpoint(name, config)
             self._models[name] = ModelJudge(
                 config.model, chat, structured=config.structured, match=config.match, sampling=config.sampling
             )
         return self._models[name]
 
-    def _at_endpoint(self, config: JudgeConfig) -> ChatClient:
+    def _at_endpoint(self, name: str, config: JudgeConfig) -> ChatClient:
         client = ChatClient(
             config.base_url,
             config.model,
@@ -199,6 +204,9 @@ class Measuring:
             budget=config.budget,
             rates=config.rates,
             collect=Path(config.collect) if config.collect else None,
+            at=f"config.eval.judges.{name}",
+            nullable=config.nullable,
+            ledger=self._ledger,
         )
         for batch in config.replay:
             print(f"replayed {batch}: {dict(client.replay(Path(batch)))}", flush=True)
@@ -222,10 +230,12 @@ class Measuring:
         if missing.total() > self.config.failures:
             counts = ", ".join(f"{state} {count}" for state, count in sorted(missing.items()))
             who = f", judge {reader.name}" if len(self._readers[name]) > 1 else ""
+            said = next(filter(None, map(_error, rows)), None)
             raise UserError(
-                f"{name}, arm {arm}{who}: {missing.total()} of {len(rows)} items are without a verdict ({counts}). The others "
-                "are kept: start the same command again to ask for these alone, or set config.eval.failures to how many may "
-                "stay as they are, counted and reported."
+                f"{name}, arm {arm}{who}: {missing.total()} of {len(rows)} items are without a verdict ({counts}). "
+                + (f"The first error: {said}. " if said else "")
+                + "The others are kept: start the same command again to ask for these alone, or set config.eval.failures "
+                "to how many may stay as they are, counted and reported."
             )
 
 
@@ -248,6 +258,12 @@ def _file(benchmark: str, judge: int | str) -> str:
     return benchmark if judge == 0 else f"judges/{judge}/{benchmark}"
 
 
+def _error(row: Row) -> str | None:
+    """An endpoint's own words about the first call of this row that failed."""
+    calls = [*row.get("outputs", ()), *row.get("verdicts", ())]
+    return next((call["error"] for call in calls if call.get("error")), None)
+
+
 def _finished(path: Path) -> bool:
     """Whether every item has a verdict here."""
     return path.is_file() and all(row["state"] == "ok" for row in read_lines(path))
@@ -258,6 +274,14 @@ def _write(path: Path, rows: Sequence[Row]) -> None:
     write_lines(path, rows)
 
 
+@dataclasses.dataclass(frozen=True)
+class Endpoint:
+    """A model behind an endpoint. extra: further fields of each request; None is not sent."""
+
+    client: ChatClient
+    extra: Mapping[str, Any]
+
+
 def measured(
     store: Store,
     measuring: Measuring,
@@ -266,14 +290,17 @@ def measured(
     arm: str,
     seed: int,
     target: dict[str, Any],
-    model: Callable[[], tuple[Engine, Any]] | ChatClient,
+    model: Callable[[], tuple[Engine, Any]] | Endpoint,
 ) -> Stage:
     """Measures one model, once: the stage with its judged rows.
 
-    name: of the stage, for people; arm: what the rows say; target: JSON values of all that decides
+    name: of the stage, for people; arm: what the rows say; seed: of the answers that are drawn,
+    unless config.eval.seed is set; target: JSON values of all that decides
     the model's answers beside the draw; model: makes the engine and its tokenizer when they are
-    needed, or the client of an endpoint.
+    needed, or is an endpoint.
     """
+
+    seed = seed if measuring.config.seed is None else measuring.config.seed
 
     def make(directory: Path) -> None:
         def run(asker: Asker) -> None:
@@ -281,9 +308,9 @@ def measured(
             asker.close()
 
         with answers(store, target) as folder:
-            if isinstance(model, ChatClient):
-                client = model
-                process.on_first(lambda: run(EndpointAsker(client, seed, arm, folder)))
+            if isinstance(model, Endpoint):
+                client, extra = model.client, model.extra
+                process.on_first(lambda: run(EndpointAsker(client, seed, arm, folder, extra)))
             else:
                 engine, tokenizer = model()
                 lead(engine, lambda: run(EngineAsker(engine, tokenizer, seed, arm, folder)))

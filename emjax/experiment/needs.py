@@ -12,6 +12,7 @@ from emjax.data import sources
 from emjax.eval import checks
 from emjax.eval.items import Benchmark
 from emjax.interact import population
+from emjax.models.source import is_local_source
 from emjax.presets import Chosen, data_sets
 
 
@@ -48,7 +49,8 @@ def _missing_for_measuring(config: cfg.EvalConfig, used: Mapping[str, Benchmark]
         section = config.sections[name]
         found += fields.missing(section, dict(environment), f"config.eval.{name}")
         found += [
-            f"config.eval.{name}.{field} is empty; give the benchmark's file."
+            f"config.eval.{name}.{field} is empty; give the benchmark's file, or put it below --data_root"
+            + (f" as {known.under}." if known.under else ".")
             for field, value, known in fields.options(section)
             if field == "path" and known.needs and not value
         ]
@@ -104,7 +106,7 @@ def _missing_models(chosen: Chosen) -> list[str]:
         judges = {name: config.eval.judges[name] for name in sorted(used)}
         named += [(f"config.eval.judges.{n}.model", judge.model) for n, judge in judges.items() if judge.kind == "engine"]
     return [
-        f"{field}: there is no folder {path}."
+        f"{field}: there is no {'file' if path.endswith('.gguf') else 'folder'} {path}."
         for field, path in named
-        if path not in brought and not path.startswith("cell:") and fields.is_local(path) and not Path(path).is_dir()
+        if path not in brought and not path.startswith("cell:") and fields.is_local(path) and not is_local_source(path)
     ]

@@ -8,7 +8,6 @@ another are requested again.
 
 import csv
 import dataclasses
-import json
 import math
 import random
 import re
@@ -23,7 +22,7 @@ from emjax.api import Reply
 from emjax.errors import UserError
 from emjax.interact.prompts import Prompts
 from emjax.interact.scenarios import Scenario
-from emjax.runtime.files import seed_of, write_lines
+from emjax.runtime.files import loads, seed_of, write_lines
 from emjax.runtime.journal import journalled
 from emjax.sampling.partner import Chat
 
@@ -157,7 +156,7 @@ def read(reply: Reply) -> tuple[dict[str, str] | None, str]:
         return None, reply.state
     start, end = reply.text.find("{"), reply.text.rfind("}")
     try:
-        data = json.loads(reply.text[start : end + 1])
+        data = loads(reply.text[start : end + 1])
         jsonschema.validate(data, SCHEMA)
     except (ValueError, jsonschema.ValidationError):
         return None, "schema_error"
@@ -218,12 +217,14 @@ def generate(
     places = [_Place(scenario, number, user_type, turn) for turn, (scenario, number, user_type) in enumerate(wanted)]
     rows: dict[str, dict[str, Any]] = {}
     states: Counter[str] = Counter()
+    errors: list[str] = []
     for attempt in range(tries):
         missing = [place for place in places if place.id not in rows]
         if not missing:
             break
         made = _attempt(missing, attempt, writers, prompts, path)
         states.update(row["state"] for row in made)
+        errors += [row["error"] for row in made if "error" in row]
         good = [row for row in made if row["state"] == "ok"]
         again = repeated([*rows.values(), *good]) - set(rows)
         states["repeated"] += len(again)
@@ -232,8 +233,10 @@ def generate(
     print("personas:", told, flush=True)
     if len(rows) < len(places):
         raise UserError(
-            f"{len(places) - len(rows)} of {len(places)} personas are missing after {tries} tries each ({told}). Complete "
-            f"personas are kept. Run the same command again to repeat calls that failed ({', '.join(TRANSIENT)}); for answers "
+            f"{len(places) - len(rows)} of {len(places)} personas are missing after {tries} tries each ({told}). "
+            + (f"The first error: {errors[0]}. " if errors else "")
+            + "Complete personas are kept. Run the same command again to repeat calls that failed "
+            f"({', '.join(TRANSIENT)}); for answers "
             "that were unusable or repeated another, use a larger config.interact.personas.tries."
         )
     complete = [rows[place.id] for place in places]
@@ -258,6 +261,7 @@ def _attempt(
             "user_type": place.user_type,
             "model": writer.name,
             "state": state,
+            **({"error": reply.error} if reply.error else {}),
             **(fields or {"background": "", "opening": ""}),
             "try": attempt,
         }

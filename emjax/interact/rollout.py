@@ -4,7 +4,7 @@ import asyncio
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from emjax.interact.ratings import Rating, score
 from emjax.interact.users import Failed, User
 from emjax.runtime.files import seed_of
 from emjax.runtime.journal import journalled
-from emjax.sampling import Engine, Request, Sampling
+from emjax.sampling import Engine, Request, Sampling, drawing
 
 
 class Busy:
@@ -68,9 +68,10 @@ class Talk:
     # share of conversations that may lack a message or a rating because a call failed
     failures: float = 0.0
 
-    def sampling(self, name: str, turn: int) -> Sampling:
-        """For the answer number `turn` of the conversation `name`."""
-        draw = self.draw
+    def sampling(self, name: str, turn: int, generation: Mapping[str, Any]) -> Sampling:
+        """For the answer number `turn` of the conversation `name`. generation: the engine's
+        model's generation_config.json."""
+        draw = drawing.resolved(self.draw, generation)
         return Sampling(
             temperature=draw.temperature,
             top_p=draw.top_p,
@@ -133,7 +134,7 @@ async def _conversation(engine: Engine, user: User, tokenizer: Any, talk: Talk, 
             if len(tokens) >= engine.cache_length:
                 end = "too_long"
                 break
-            request = Request(f"{name}/{len(turns)}", tokens, talk.sampling(name, len(turns)))
+            request = Request(f"{name}/{len(turns)}", tokens, talk.sampling(name, len(turns), engine.generation))
             with busy:
                 result = await engine.submit(request)
             messages = [*messages, {"role": "assistant", "content": result.text}]

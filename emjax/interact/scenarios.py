@@ -11,13 +11,13 @@ biased      thoughts of a user who is satisfied only by being pleased
 """
 
 import dataclasses
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from emjax.errors import UserError
+from emjax.runtime.files import check_fields, loads
 
 SHIPPED = Path(__file__).parent / "domains"
 # Fifty therapist scenarios, and one example of every other domain.
@@ -67,7 +67,7 @@ def load(domains: Sequence[str], count: int = 0) -> list[Scenario]:
 
 def _read(file: Path) -> list[Scenario]:
     try:
-        rows = json.loads(file.read_text(encoding="utf-8"))
+        rows = loads(file.read_bytes())
     except ValueError as error:
         raise UserError(f"{file}: not valid JSON ({error}). Correct the file.") from error
     if not isinstance(rows, list) or not rows:
@@ -81,9 +81,7 @@ def _scenario(row: Any, where: str) -> Scenario:
         raise UserError(f"{where}: must be an object with the fields {', '.join(fields)}, not {type(row).__name__}.")
     if isinstance(row.get("name"), str):
         where += f" ({row['name']})"
-    for field in row:
-        if field not in fields:
-            raise UserError(f"{where}: the field {field!r} is unknown; the fields are {', '.join(fields)}.")
+    check_fields(row, fields, where)
     for field in ("name", "task"):
         if not isinstance(row.get(field), str) or not row[field].strip():
             raise UserError(f"{where}: the field {field!r} must be a non-empty text, not {row.get(field)!r:.80}.")

@@ -1,11 +1,12 @@
 """Model configuration, read from a Hugging Face config.json."""
 
 import dataclasses
-import json
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from emjax.errors import UserError
+from emjax.models import keys
+from emjax.runtime.numbers import finite, integer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,73 +44,70 @@ class ModelConfig:
     init_std: float = 0.02  # only for random initial weights
 
     @classmethod
-    def from_hf(cls, hf: dict[str, Any], where: str = "config.json") -> "ModelConfig":
-        """Builds the config. Raises a UserError that names the first unsupported field."""
-        family = _FAMILIES.get(str(hf.get("model_type")))
-        if family is None:
+    def from_hf(cls, hf: Mapping[str, Any], where: str = "config.json") -> "ModelConfig":
+        """The config that transformers makes of the content of a config.json.
+
+        where: the file, for messages. Raises a UserError that names the first key that emjax does
+        not implement, or whose value is no such number. Keys that transformers does not act on are
+        ignored (keys.ignored lists them).
+        """
+        family = hf.get("model_type")
+        if not isinstance(family, str) or family not in keys.ALL:
             raise UserError(
-                f"{where}: model_type {hf.get('model_type')!r} is not supported. emjax runs dense Llama 3.x, Qwen2.5 "
-                f"and Qwen3 checkpoints (model_type {', '.join(sorted(_FAMILIES))}); choose one of these."
+                f"{where}: model_type {family!r} is not supported. emjax runs dense Llama 3.x, Qwen2.5 "
+                f"and Qwen3 checkpoints (model_type {', '.join(keys.ALL)}); choose one of these."
             )
-        fields = {k: v for k, v in hf.items() if k not in _NO_MATHS}
 
-        def take(name: str, kind: type, default: Any = None) -> Any:
-            value = fields.pop(name, None)
-            value = default if value is None else value
-            accepted = (int, float) if kind is float else kind
-            if not isinstance(value, accepted) or (kind in (int, float) and isinstance(value, bool)):
+        def size(name: str, high: int) -> int:
+            return integer(
+                hf.get(name, None if name not in keys.DEFAULTS else keys.default(name, family)),
+                f"{where}: {name}",
+                low=1,
+                high=high,
+            )
+
+        D, H = size("hidden_size", _WIDEST), size("num_attention_heads", _MOST_HEADS)
+        L, max_position = size("num_hidden_layers", _MOST_LAYERS), size("max_position_embeddings", _LONGEST)
+        K = H if _derived(hf, "num_key_value_heads", family) else size("num_key_value_heads", _MOST_HEADS)
+        if H % K:
+            raise UserError(f"{where}: num_attention_heads {H} is not a multiple of the {K} key/value heads.")
+        derived = _derived(hf, "head_dim", family)
+        if derived and D % H:
+            raise UserError(f"{where}: hidden_size {D} is not a multiple of num_attention_heads {H}, and there is no head_dim.")
+        h = D // H if derived else size("head_dim", _WIDEST)
+        if h % 2:
+            raise UserError(f"{where}: head_dim is {h}; rotary embeddings need an even number.")
+        tied = hf.get("tie_word_embeddings", False)
+        if not isinstance(tied, bool):
+            raise UserError(f"{where}: tie_word_embeddings is {tied!r}; it must be true or false.")
+        _refuse_windows(hf, family, L, max_position, where)
+        for name, key in keys.known(family).items():
+            value = hf.get(name)
+            if key.does == "neutral" and name not in _WINDOWS and value is not None and value not in key.neutral:
+                supported = " or ".join(repr(one) for one in key.neutral if one not in ({}, []))
                 raise UserError(
-                    f"{where}: field {name!r} is {value!r}, but it must be of type {kind.__name__}. "
-                    "The file is damaged or of an unknown version; fetch the checkpoint again."
+                    f"{where}: {name} = {keys.shown(value)} changes the model's mathematics in a way that emjax does not "
+                    f"implement{f' (it supports {supported})' if supported else ''}. Use a checkpoint without it."
                 )
-            return value
-
-        D, H = take("hidden_size", int), take("num_attention_heads", int)
-        rope = dict(fields.pop("rope_parameters", None) or {})
-        rope |= dict(fields.pop("rope_scaling", None) or {})
-        theta = fields.pop("rope_theta", None) or rope.get("rope_theta")
-        fields["rope_theta"] = theta
-        config = cls(
+        theta, scaling = _rope(hf, max_position, where)
+        return cls(
             family=family,
-            V=take("vocab_size", int),
+            V=size("vocab_size", _MOST_TOKENS),
             D=D,
-            L=take("num_hidden_layers", int),
+            L=L,
             H=H,
-            K=take("num_key_value_heads", int, H),
-            h=take("head_dim", int, D // H),
-            F=take("intermediate_size", int),
-            norm_eps=float(take("rms_norm_eps", float)),
-            rope_theta=float(take("rope_theta", float)),
-            rope_scaling=_rope_scaling(rope, where),
-            max_position=take("max_position_embeddings", int),
-            tied=take("tie_word_embeddings", bool, False),
+            K=K,
+            h=h,
+            F=size("intermediate_size", _WIDEST),
+            norm_eps=finite(hf.get("rms_norm_eps", keys.default("rms_norm_eps", family)), f"{where}: rms_norm_eps", low=0),
+            rope_theta=theta,
+            rope_scaling=scaling,
+            max_position=max_position,
+            tied=tied,
             qkv_bias=family == "qwen2",
             qk_norm=family == "qwen3",
-            init_std=float(take("initializer_range", float, 0.02)),
+            init_std=finite(hf.get("initializer_range", 0.02), f"{where}: initializer_range", low=0),
         )
-        for name, allowed in _MUST_BE.items():
-            value = fields.pop(name, None)
-            if value is not None and value not in allowed:
-                raise UserError(
-                    f"{where}: {name} = {value!r} changes the model's mathematics in a way that emjax does not implement "
-                    f"(it supports {' or '.join(map(repr, allowed))}). Use a checkpoint without it."
-                )
-        if not fields.pop("use_sliding_window", False):
-            # Qwen configs list window sizes even when windows are off.
-            fields.pop("sliding_window", None)
-            fields.pop("max_window_layers", None)
-        layer_types = set(fields.pop("layer_types", None) or [])
-        unknown = {k: v for k, v in fields.items() if v is not None and v is not False}
-        if layer_types - {"full_attention"}:
-            unknown["layer_types"] = sorted(layer_types)
-        if unknown:
-            raise UserError(
-                f"{where}: emjax does not know the field(s) {', '.join(f'{k} = {v!r}' for k, v in unknown.items())}. "
-                "An unknown field could change the model's mathematics, so emjax refuses the checkpoint."
-            )
-        if config.H % config.K:
-            raise UserError(f"{where}: num_attention_heads {config.H} is not a multiple of the {config.K} key/value heads.")
-        return config
 
     def to_hf(self) -> dict[str, Any]:
         """The config.json from which transformers builds the same model."""
@@ -135,7 +133,9 @@ class ModelConfig:
             "hidden_act": "silu",
             "rms_norm_eps": self.norm_eps,
             "rope_theta": self.rope_theta,
+            # The same in the words of transformers 5 and 4.
             "rope_parameters": rope,
+            **({} if self.rope_scaling is None else {"rope_scaling": {k: v for k, v in rope.items() if k != "rope_theta"}}),
             "max_position_embeddings": self.max_position,
             "tie_word_embeddings": self.tied,
             "initializer_range": self.init_std,
@@ -144,67 +144,103 @@ class ModelConfig:
         }
 
 
-def read_config(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
-    """Reads `<path>/config.json`. Returns (our config, the file's content)."""
-    file = path / "config.json"
-    if not file.is_file():
+def _derived(hf: Mapping[str, Any], name: str, family: str) -> bool:
+    """Whether transformers derives a size from others: it is null or missing and the class has no
+    number for it."""
+    return hf.get(name) is None and (keys.default(name, family) is None or (name in hf and name == "num_key_value_heads"))
+
+
+def _refuse_windows(hf: Mapping[str, Any], family: str, L: int, max_position: int, where: str) -> None:
+    """Raises UserError if a layer does not attend to all earlier positions."""
+    window, types = hf.get("sliding_window", keys.default("sliding_window", family)), hf.get("layer_types")
+    if types is not None:
+        if not isinstance(types, list) or set(map(str, types)) - _FULL:
+            raise UserError(f"{where}: layer_types = {types!r}; emjax implements only layers of full attention.")
+        return
+    if window is None or family in keys.QWEN and not hf.get("use_sliding_window"):
+        return
+    window = integer(window, f"{where}: sliding_window", low=1)
+    first = 0
+    if family in keys.QWEN:
+        given = hf.get("max_window_layers", keys.default("max_window_layers", family))
+        first = integer(given, f"{where}: max_window_layers", low=0)
+    if window < max_position and first < L:
         raise UserError(
-            f"{path} contains no config.json, so it is not a Hugging Face checkpoint directory. "
-            "Point to a directory written by save_pretrained (config.json, *.safetensors, tokenizer files)."
+            f"{where}: sliding_window = {window} (with use_sliding_window = {hf.get('use_sliding_window')!r}) limits what "
+            f"layers from {first} on attend to, which emjax does not implement. Use a checkpoint without it."
         )
-    try:
-        raw = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file} is not valid JSON ({error}); fetch the checkpoint again.") from error
-    return ModelConfig.from_hf(raw, str(file)), raw
 
 
-def _rope_scaling(rope: dict[str, Any], where: str) -> RopeScaling | None:
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in _ROPE_FIELDS:
+def _rope(hf: Mapping[str, Any], max_position: int, where: str) -> tuple[float, RopeScaling | None]:
+    """(theta, scaling). What rope_theta, rope_parameters and rope_scaling say must agree: versions
+    of transformers read different ones."""
+    top = hf.get("rope_theta")
+    found = {name: _rope_in(hf, name, where) for name in ("rope_parameters", "rope_scaling") if hf.get(name)}
+    rope = next(iter(found.values()), {"rope_type": "default", "rope_theta": keys.THETA if top is None else top})
+    if len(found) == 2:
+        for name in {**found["rope_parameters"], **found["rope_scaling"]}:
+            one, other = (place.get(name) for place in found.values())
+            if one != other:
+                raise UserError(
+                    f"{where}: rope_parameters has {name} = {one!r}, but rope_scaling has {other!r}: two accounts of one "
+                    "thing. Correct the one that is wrong."
+                )
+    theta = finite(rope["rope_theta"], f"{where}: rope_theta", above=0)
+    if top is not None and top != theta:
+        raise UserError(
+            f"{where}: rope_theta is {top!r}, but {next(iter(found))}.rope_theta is {theta!r}. transformers 4 reads the former "
+            "and transformers 5 the latter: correct the one that is wrong."
+        )
+    kind = rope["rope_type"]
+    if not isinstance(kind, str) or kind not in keys.ROPE or (kind == "linear" and rope.get("factor") != 1):
         raise UserError(
             f"{where}: rope type {kind!r} is not implemented (emjax knows 'default' and 'llama3'). "
             "Use a checkpoint with one of these."
         )
-    known = {"rope_type", "type", "rope_theta", *_ROPE_FIELDS[kind]}
-    unknown = {k: v for k, v in rope.items() if k not in known and v is not None}
-    if unknown:
+    if kind != "llama3":
+        return theta, None
+
+    def number(name: str, above: float = 0.0) -> float:
+        return finite(rope.get(name), f"{where}: {name} of the llama3 rope scaling", above=above)
+
+    beside = hf.get("original_max_position_embeddings")
+    length = rope.get("original_max_position_embeddings", max_position if beside is None else beside)
+    if beside is not None and beside != length:
         raise UserError(
-            f"{where}: emjax does not know the rope field(s) {', '.join(f'{k} = {v!r}' for k, v in unknown.items())}. "
-            "Use a checkpoint without them."
+            f"{where}: original_max_position_embeddings is {beside!r}, but {length!r} in the rope scaling: correct the one "
+            "that is wrong."
         )
-    if kind == "default":
-        return None
-    try:
-        return RopeScaling(
-            factor=float(rope["factor"]),
-            low_freq_factor=float(rope["low_freq_factor"]),
-            high_freq_factor=float(rope["high_freq_factor"]),
-            original_max_position=int(rope["original_max_position_embeddings"]),
-        )
-    except KeyError as error:
-        raise UserError(f"{where}: the llama3 rope scaling lacks the field {error}; fetch the checkpoint again.") from error
+    low = number("low_freq_factor")
+    return theta, RopeScaling(
+        factor=number("factor"),
+        low_freq_factor=low,
+        high_freq_factor=number("high_freq_factor", above=low),
+        original_max_position=integer(length, f"{where}: original_max_position_embeddings", low=1, high=_LONGEST),
+    )
 
 
-_FAMILIES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+def _rope_in(hf: Mapping[str, Any], place: str, where: str) -> dict[str, Any]:
+    """What rope_parameters or rope_scaling says, with the names of transformers 5."""
+    found = hf[place]
+    if not isinstance(found, dict) or any(isinstance(value, dict) for value in found.values()):
+        raise UserError(f"{where}: {place} is {found!r}; it must be one object with the fields of a rope scaling.")
+    rope = {name: value for name, value in found.items() if name != "type" and value is not None}
+    kind = found.get("type", rope.get("rope_type", "default"))
+    if rope.setdefault("rope_type", kind) != kind:
+        raise UserError(f"{where}: {place} has rope_type = {rope['rope_type']!r} and type = {kind!r}; delete the wrong one.")
+    if rope.get("partial_rotary_factor", 1) != 1:
+        raise UserError(
+            f"{where}: {place}.partial_rotary_factor = {rope['partial_rotary_factor']!r} is not implemented (emjax rotates "
+            "whole heads). Use a checkpoint without it."
+        )
+    top = hf.get("rope_theta")
+    theta = rope.get("rope_theta", keys.THETA if top is None else top)
+    read = keys.ROPE.get(rope["rope_type"], ()) if isinstance(rope["rope_type"], str) else ()
+    return {"rope_type": rope["rope_type"], "rope_theta": theta} | {name: rope[name] for name in read if name in rope}
+
+
 _ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-_ROPE_FIELDS: dict[str, tuple[str, ...]] = {
-    "default": (),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-}
-# Fields of config.json that do not affect our computation, or that concern the tokenizer and
-# generation.
-_NO_MATHS = {
-    "architectures", "model_type", "transformers_version", "torch_dtype", "dtype", "use_cache", "bos_token_id",
-    "eos_token_id", "pad_token_id", "_name_or_path", "pretraining_tp", "attention_dropout", "name_or_path",
-    "chunk_size_feed_forward", "output_attentions", "output_hidden_states", "return_dict", "is_encoder_decoder",
-    "id2label", "label2id", "problem_type",
-}  # fmt: skip
-# Fields that are supported only with these values.
-_MUST_BE: dict[str, tuple[Any, ...]] = {
-    "hidden_act": ("silu",),
-    "attention_bias": (False,),
-    "mlp_bias": (False,),
-    "use_sliding_window": (False,),
-    "partial_rotary_factor": (1, 1.0),
-}
+_WINDOWS = ("layer_types", "sliding_window", "use_sliding_window", "max_window_layers")
+_FULL = {"full_attention", "attention"}
+# Beyond every model; a damaged file could name sizes that nothing can hold.
+_WIDEST, _MOST_HEADS, _MOST_LAYERS, _MOST_TOKENS, _LONGEST = 1 << 20, 1 << 14, 1 << 12, 1 << 24, 1 << 40

@@ -1,10 +1,12 @@
-"""Loads and saves Hugging Face checkpoint directories and tokenizers. No pickle, no remote code."""
+"""Loads checkpoints, and saves them as Hugging Face directories."""
 
 import functools
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +18,26 @@ from jax.sharding import PartitionSpec as P
 from safetensors.numpy import save_file
 
 from emjax.errors import UserError
-from emjax.models import decoder, files, sharding
-from emjax.models.config import ModelConfig, read_config
+from emjax.models import decoder, files, keys, peft, sharding
+from emjax.models.config import ModelConfig
 from emjax.models.decoder import Params
 from emjax.models.language_model import LanguageModel
 from emjax.models.lora import TARGETS
-from emjax.models.peft import load_adapter
+from emjax.models.source import INDEX, TEMPLATES, TOKENIZER, Source, open_source
+from emjax.runtime.numbers import integer
 
 # --- names ---------------------------------------------------------------------------------------
 
 _TOP = {"embed": "model.embed_tokens.weight", "final_norm": "model.norm.weight", "head": "lm_head.weight"}
 _TRANSPOSED = {*TARGETS, "head"}  # torch keeps linear weights as [out, in]
 _SHARD_BYTES = 5 * 10**9
-_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+_ROWS = 1024  # of a table, read at a time
+# What a folder may hold of an earlier checkpoint; transformers would read some of it before ours.
+_CHECKPOINT = (
+    "model*.safetensors", "model*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json",
+    "config.json", "generation_config.json", "adapter_config.json", "adapter_model.*", *TOKENIZER,
+)  # fmt: skip
+Place = tuple[tuple[str, ...], int]  # path in our tree, layer
 
 
 def _tensor_names(config: ModelConfig, shapes_tree: Params) -> Iterator[tuple[tuple[str, ...], list[str]]]:
@@ -43,131 +52,155 @@ def _tensor_names(config: ModelConfig, shapes_tree: Params) -> Iterator[tuple[tu
 # --- loading ------------------------------------------------------------------------------------
 
 
-def resolve(path: str | Path) -> Path:
-    """Returns a local directory as it is; downloads a hub id, or takes it from the cache.
-
-    A Path is always local. Pickled files are not downloaded. An interrupted download resumes where
-    it stopped. Raises UserError, with the reason, if neither exists.
-    """
-    local = Path(path)
-    if local.is_dir():
-        return local
-    if isinstance(path, Path) or path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise UserError(
-            f"The checkpoint directory {str(path)!r} does not exist. Give a directory written by save_pretrained, "
-            "or a hub id of the form owner/name."
-        )
-    import huggingface_hub
-    from huggingface_hub import errors
-
-    try:
-        return Path(huggingface_hub.snapshot_download(path, allow_patterns=_FILES, ignore_patterns=["*/*"]))
-    except errors.GatedRepoError as error:
-        advice = f"Accept its licence at https://huggingface.co/{path} and log in with `hf auth login`."
-        raise UserError(f"The checkpoint {path!r} is gated, and access was not granted. {advice}") from error
-    except errors.RepositoryNotFoundError as error:
-        advice = "Check the name; if it is private, log in with `hf auth login`."
-        raise UserError(f"The checkpoint {path!r} is neither a local directory nor a hub id that exists. {advice}") from error
-    except Exception as error:  # a network or a cache can fail in many ways
-        raise UserError(
-            f"The checkpoint {path!r} is not a local directory, and the download from the hub failed "
-            f"({type(error).__name__}: {str(error).splitlines()[0]}). If you are offline, download it elsewhere with "
-            f"`hf download {path}` and pass the directory, or copy the cache directory that HF_HOME names."
-        ) from error
-
-
 def load(
-    path: str | Path, *, adapter: str | Path | None = None, mesh: Mesh | None = None, dtype: str = "bfloat16"
+    path: str | Path | Source, *, adapter: str | Path | None = None, mesh: Mesh | None = None, dtype: str = "bfloat16"
 ) -> LanguageModel:
-    """Loads a Hugging Face directory or hub id, and a PEFT adapter directory if one is given.
+    """Loads a Hugging Face directory, a GGUF file or a hub id, and a PEFT adapter directory if one
+    is given.
 
     Raises UserError for a missing directory, an unsupported architecture or field, and tensors that
     are missing, surplus or of the wrong shape.
     """
-    directory = resolve(path)
-    config, raw = read_config(directory)
+    source = open_source(path) if isinstance(path, str | Path) else path
+    raw, generation = source.config(), source.generation()
+    config = ModelConfig.from_hf(raw, source.config_file)
+    if ignored := keys.ignored(raw):
+        listed = ", ".join(f"{name} = {keys.shown(value)}" for name, value in ignored.items())
+        _say(f"{source.config_file}: ignored, as transformers does for this model_type: {listed}.")
     if mesh is not None:
         sharding.check(config, mesh.shape)
+    tokenizer, eos_ids = source.tokenizer(), _eos_ids(source, raw, generation, config.V)
+    _check_vocabulary(tokenizer, config, source)
+    if adapter is not None:
+        tokenizer, eos_ids = peft.own_template(adapter, tokenizer, eos_ids)
     return LanguageModel(
         config=config,
-        params=_load_params(directory, config, mesh, dtype),
-        tokenizer=load_tokenizer(directory),
-        eos_ids=_eos_ids(directory, raw),
-        adapter=None if adapter is None else load_adapter(adapter, config, mesh),
-        source=str(path),
+        params=_load_params(source, config, mesh, dtype),
+        tokenizer=tokenizer,
+        eos_ids=eos_ids,
+        adapter=None if adapter is None else peft.load_adapter(adapter, config, mesh, base=source.name),
+        source=source.name,
+        revision=source.revision,
+        generation=generation,
         mesh=mesh,
     )
 
 
-def _weight_files(directory: Path) -> list[Path]:
-    """The files that transformers would read: those in the index, or the only file."""
-    index = directory / "model.safetensors.index.json"
-    if not index.is_file():
-        if not (directory / "model.safetensors").is_file():
-            raise UserError(
-                f"{directory} contains no model.safetensors and no model.safetensors.index.json. emjax does not read "
-                "pickled weights; convert them with transformers (save_pretrained)."
-            )
-        return [directory / "model.safetensors"]
-    try:
-        return [directory / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-    except (ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"{index} is not an index of weight files ({error!r}); fetch the checkpoint again.") from error
-
-
-def _load_params(directory: Path, config: ModelConfig, mesh: Mesh | None, dtype: str) -> Params:
+def _load_params(source: Source, config: ModelConfig, mesh: Mesh | None, dtype: str) -> Params:
     """Streams the checkpoint tensor by tensor, each straight to its devices.
 
     The host never holds more than one tensor, and only the parts that this process's devices need.
+    Names and shapes are checked before anything is allocated.
     """
     wanted, axes = decoder.abstract(config, dtype)
     specs = sharding.parameter_specs(axes)
-    places = {name: (keys, layer) for keys, names in _tensor_names(config, wanted) for layer, name in enumerate(names)}
+    places: dict[str, Place] = {
+        name: (path, layer) for path, names in _tensor_names(config, wanted) for layer, name in enumerate(names)
+    }
+    stored = _stored(source, places, wanted)
     params: Params = {"layers": {}}
     for name, shape in wanted["layers"].items():
         params["layers"][name] = _zeros(shape.shape, shape.dtype, _on(mesh, specs["layers"][name]))
-    left = dict(places)
-    for file in _weight_files(directory):
-        with files.open_tensors(file) as handle:
-            for name in handle.keys():  # noqa: SIM118 - a handle is not a dict
-                if name not in left:
-                    problem = "occurs twice" if name in places else "is not called for by config.json"
-                    raise UserError(
-                        f"{file}: the tensor {name!r} {problem}. The checkpoint belongs to another architecture or "
-                        "configuration; fetch it again."
-                    )
-                keys, layer = left.pop(name)
-                source = _checked(handle.get_slice(name), keys, wanted, f"{file}: the tensor {name!r}")
-                spec = specs["layers"][keys[1]] if keys[0] == "layers" else specs[keys[0]]
-                spec = P(*spec[1:]) if keys[0] == "layers" else spec
-                transposed = keys[-1] in _TRANSPOSED
-                tensor = _to_devices(source, mesh, P(*spec[::-1]) if transposed else spec)
-                if keys[0] == "layers":
-                    stack = params["layers"][keys[1]]
-                    params["layers"][keys[1]] = _put(stack, tensor, layer, transposed=transposed, on=stack.sharding)
-                else:
-                    params[keys[0]] = _cast(tensor, wanted[keys[0]].dtype, transposed=transposed, on=_on(mesh, spec))
-                jax.block_until_ready(tensor)
-                del tensor  # this also frees its copy on the host
-    if left:
+    for _, handle in source.handles():
+        for name in handle.keys():  # noqa: SIM118 - a handle is not a dict
+            if name not in stored:
+                continue
+            path, layer = places[stored[name]]
+            spec = specs["layers"][path[1]] if path[0] == "layers" else specs[path[0]]
+            spec = P(*spec[1:]) if path[0] == "layers" else spec
+            transposed = path[-1] in _TRANSPOSED
+            tensor = _to_devices(handle.get_slice(name), mesh, P(*spec[::-1]) if transposed else spec)
+            if path[0] == "layers":
+                stack = params["layers"][path[1]]
+                params["layers"][path[1]] = _put(stack, tensor, layer, transposed=transposed, on=stack.sharding)
+            else:
+                params[path[0]] = _cast(tensor, wanted[path[0]].dtype, transposed=transposed, on=_on(mesh, spec))
+            jax.block_until_ready(tensor)
+            del tensor  # this also frees its copy on the host
+    return params
+
+
+def _stored(source: Source, places: Mapping[str, Place], wanted: Params) -> dict[str, str]:
+    """{the name of a stored tensor: the name under which config.json calls for it}.
+
+    Raises UserError unless there is exactly one tensor of the right shape for each, and a head that
+    is stored beside a tied table equals the table.
+    """
+    found: dict[str, str] = {}
+    tied = _TOP["head"] not in places
+    for file, handle in source.handles():
+        for name in handle.keys():  # noqa: SIM118 - a handle is not a dict
+            what = f"{file}: the tensor {name!r}"
+            if name.endswith("rotary_emb.inv_freq"):
+                continue  # it follows from config.json, but old trainers store it
+            place = _TOP["embed"] if tied and name == _TOP["head"] else name
+            if place not in places or name in found:
+                problem = "occurs twice" if name in found else "is not called for by config.json"
+                raise UserError(
+                    f"{what} {problem}. The checkpoint belongs to another architecture or configuration; fetch it again."
+                )
+            _check(handle.get_slice(name), places[place][0], wanted, what)
+            found[name] = place
+    if _TOP["head"] in found and tied and _TOP["embed"] in found:
+        _check_tied(source)
+        del found[_TOP["head"]]
+    if left := places.keys() - found.values():
         raise UserError(
-            f"{directory}: the tensor {next(iter(left))!r} that config.json calls for is missing from the checkpoint "
+            f"{source.path}: the tensor {min(left)!r} that config.json calls for is missing from the checkpoint "
             f"({len(left)} of {len(places)} are missing). Fetch it again."
         )
-    return params
+    return found
+
+
+def _check_tied(source: Source) -> None:
+    """Raises UserError unless the stored head equals the table to which config.json ties it."""
+    contents = set()
+    for _, handle in source.handles():
+        for name in {_TOP["embed"], _TOP["head"]} & set(handle.keys()):
+            tensor, content = handle.get_slice(name), hashlib.sha256()
+            rows = tensor.get_shape()[0]
+            for row in range(0, rows, _ROWS):
+                content.update(np.asarray(tensor[row : min(rows, row + _ROWS)], np.float32).tobytes())
+            contents.add(content.digest())
+    if len(contents) > 1:
+        raise UserError(
+            f"{source.path}: config.json ties the output head to the embedding table, but {_TOP['head']!r} is stored with "
+            f"other values than {_TOP['embed']!r}. transformers 5 uses the stored head, transformers 4 the table; "
+            "set tie_word_embeddings to false for the former, or delete the tensor."
+        )
+
+
+def _check_vocabulary(tokenizer: Any, config: ModelConfig, source: Source) -> None:
+    """Raises UserError for a token that has no row in the embedding table: JAX would read the last
+    row in its place."""
+    beyond = {text: id for text, id in tokenizer.get_vocab().items() if id >= config.V}
+    if beyond:
+        text = min(beyond, key=beyond.__getitem__)
+        raise UserError(
+            f"{source.path}: the tokenizer has ids up to {max(beyond.values())}, but the embedding table has {config.V} rows "
+            f"(vocab_size): {len(beyond)} tokens have none, the first is {text!r} with id {beyond[text]}. Use the tokenizer "
+            "that belongs to these weights, or resize the table with transformers (resize_token_embeddings)."
+        )
+
+
+_said: set[str] = set()
+
+
+def _say(text: str) -> None:
+    """Prints once for all processes."""
+    if jax.process_index() == 0 and text not in _said:
+        _said.add(text)
+        print(text, file=sys.stderr, flush=True)
 
 
 def _on(mesh: Mesh | None, spec: P) -> jax.sharding.Sharding:
     return jax.sharding.SingleDeviceSharding(jax.devices()[0]) if mesh is None else NamedSharding(mesh, spec)
 
 
-def _checked(source: Any, keys: tuple[str, ...], wanted: Params, what: str) -> Any:
-    """Returns the tensor, still in its file.
-
-    Raises UserError unless it has the right shape and holds plain floats.
-    """
-    shape = wanted["layers"][keys[1]].shape[1:] if keys[0] == "layers" else wanted[keys[0]].shape
-    shape = shape[::-1] if keys[-1] in _TRANSPOSED else shape
+def _check(source: Any, path: tuple[str, ...], wanted: Params, what: str) -> None:
+    """Raises UserError unless a tensor has the right shape and holds plain floats."""
+    shape = wanted["layers"][path[1]].shape[1:] if path[0] == "layers" else wanted[path[0]].shape
+    shape = shape[::-1] if path[-1] in _TRANSPOSED else shape
     if tuple(source.get_shape()) != shape:
         raise UserError(f"{what} has shape {tuple(source.get_shape())}, but config.json calls for {shape}.")
     if source.get_dtype() not in ("BF16", "F16", "F32"):
@@ -175,7 +208,6 @@ def _checked(source: Any, keys: tuple[str, ...], wanted: Params, what: str) -> A
             f"{what} is stored as {source.get_dtype()}, but emjax reads only BF16, F16 and F32. Use the checkpoint that is not "
             "quantised."
         )
-    return source
 
 
 def _to_devices(source: Any, mesh: Mesh | None, spec: P) -> jax.Array:
@@ -211,104 +243,89 @@ def _zeros(shape: tuple[int, ...], dtype: Any, on: Any) -> jax.Array:
     return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=on)()
 
 
-def load_tokenizer(directory: Path) -> Any:
-    """The directory's tokenizer; it must have a chat template."""
-    from transformers import AutoTokenizer
-
-    # Transformers would continue with an empty vocabulary.
-    if not (directory / "tokenizer.json").is_file():
-        raise UserError(f"{directory} contains no tokenizer.json; fetch the checkpoint again, with its tokenizer.")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(directory)
-    except Exception as error:
-        raise UserError(
-            f"{directory}: the tokenizer cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0]}). "
-            "The directory needs tokenizer.json and tokenizer_config.json."
-        ) from error
-    if not tokenizer.chat_template:
-        raise UserError(
-            f"{directory}: the tokenizer has no chat template, so conversations cannot be rendered. Use an instruct "
-            "checkpoint, or add chat_template.jinja to the directory."
-        )
-    return tokenizer
-
-
-def _eos_ids(directory: Path, raw: dict[str, Any]) -> tuple[int, ...]:
+def _eos_ids(source: Source, raw: dict[str, Any], generation: dict[str, Any], V: int) -> tuple[int, ...]:
     """Every end-of-sequence id.
 
     Llama 3.1 has three, and only generation_config.json lists them all.
     """
-    file = directory / "generation_config.json"
-    ids = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
-    ids = raw.get("eos_token_id") if ids is None else ids
+    ids, file = generation.get("eos_token_id"), "generation_config.json"
     if ids is None:
-        raise UserError(f"{directory}: neither generation_config.json nor config.json names an eos_token_id; add one.")
-    return tuple(ids) if isinstance(ids, list) else (int(ids),)
-
-
-def fingerprint(directory: str | Path) -> str:
-    """SHA-256 over the files that define the model: configuration, weights, tokenizer."""
-    digest = hashlib.sha256()
-    for file in sorted(p for p in Path(directory).iterdir() if p.suffix in (".json", ".safetensors", ".jinja")):
-        with file.open("rb") as stream:
-            digest.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
+        ids, file = raw.get("eos_token_id"), "config.json"
+    if ids is None or ids == []:
+        raise UserError(f"{source.path}: neither generation_config.json nor config.json names an eos_token_id; add one.")
+    where = f"{source.path}: eos_token_id of {file}, a row of the embedding table,"
+    return tuple(integer(one, where, low=0, high=V - 1) for one in (ids if isinstance(ids, list) else [ids]))
 
 
 # --- saving -------------------------------------------------------------------------------------
 
 
 def save(lm: LanguageModel, path: str | Path, *, card: str = "") -> None:
-    """Writes a Hugging Face directory that transformers can load.
+    """Writes a Hugging Face directory that transformers 4 and 5 can load.
 
-    The host holds one file's tensors at a time. With several processes, all call this function and
-    process 0 writes. Raises ValueError if an adapter is still unmerged.
+    A checkpoint that the directory holds already is replaced once the new one is complete; other
+    files stay. The host holds one file's tensors at a time. With several processes, all call this
+    function and process 0 writes. Raises ValueError if an adapter is still unmerged.
     """
     if lm.adapter is not None:
         raise ValueError("merge the adapter first (models.merge), or save it by itself (models.save_adapter)")
-    first = jax.process_index() == 0
     path = Path(path)
-    path.mkdir(parents=True, exist_ok=True)
+    new = path / ".new"
+    if jax.process_index() == 0:
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+    _save_weights(lm, new)
+    if jax.process_index() != 0:
+        return
+    ids = {"bos_token_id": lm.tokenizer.bos_token_id, "eos_token_id": list(lm.eos_ids)}
+    dtype = {"dtype": str(lm.params["embed"].dtype)}
+    (new / "config.json").write_text(json.dumps(lm.config.to_hf() | ids | dtype, indent=1))
+    (new / "generation_config.json").write_text(json.dumps({**lm.generation, **ids}, indent=1))
+    lm.tokenizer.save_pretrained(new)
+    (new / "README.md").write_text(files.card(card or f"Exported from {lm.source}."))
+    for pattern in _CHECKPOINT:
+        for old in path.glob(pattern):
+            old.unlink()
+    shutil.rmtree(path / TEMPLATES, ignore_errors=True)
+    for file in new.iterdir():
+        file.replace(path / file.name)
+    new.rmdir()
+
+
+def _save_weights(lm: LanguageModel, path: Path) -> None:
     dtype = lm.params["embed"].dtype
     wanted, _ = decoder.abstract(lm.config, str(dtype))
-    shards: list[dict[str, tuple[tuple[str, ...], int]]] = [{}]
+    shards: list[dict[str, Place]] = [{}]
     size = total = 0
-    for keys, names in _tensor_names(lm.config, wanted):
-        shape = wanted["layers"][keys[1]].shape[1:] if keys[0] == "layers" else wanted[keys[0]].shape
+    for leaf, names in _tensor_names(lm.config, wanted):
+        shape = wanted["layers"][leaf[1]].shape[1:] if leaf[0] == "layers" else wanted[leaf[0]].shape
         nbytes = math.prod(shape) * dtype.itemsize
         for layer, name in enumerate(names):
             if size and size + nbytes > _SHARD_BYTES:
                 shards.append({})
                 size = 0
-            shards[-1][name] = keys, layer
+            shards[-1][name] = leaf, layer
             size, total = size + nbytes, total + nbytes
     weight_map: dict[str, str] = {}
     for i, shard in enumerate(shards):
         file = "model.safetensors" if len(shards) == 1 else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-        tensors = {name: _to_host(lm, keys, layer) for name, (keys, layer) in shard.items()}
-        if first:
+        tensors = {name: _to_host(lm, place, layer) for name, (place, layer) in shard.items()}
+        if jax.process_index() == 0:
             save_file(tensors, path / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(shard, file)
-    if not first:
-        return
-    if len(shards) > 1:
+    if len(shards) > 1 and jax.process_index() == 0:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (path / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
-    ids = {"bos_token_id": lm.tokenizer.bos_token_id, "eos_token_id": list(lm.eos_ids)}
-    (path / "config.json").write_text(json.dumps(lm.config.to_hf() | ids | {"dtype": str(dtype)}, indent=1))
-    (path / "generation_config.json").write_text(json.dumps(ids, indent=1))
-    lm.tokenizer.save_pretrained(path)
-    (path / "README.md").write_text(files.card(card or f"Exported from {lm.source}."))
+        (path / INDEX).write_text(json.dumps(index, indent=1))
 
 
-def _to_host(lm: LanguageModel, keys: tuple[str, ...], layer: int) -> np.ndarray:
+def _to_host(lm: LanguageModel, leaf: tuple[str, ...], layer: int) -> np.ndarray:
     """One tensor in the checkpoint's layout.
 
     A collective operation if the model is sharded over several processes.
     """
     everywhere = _on(lm.mesh, P())
-    value = lm.params["layers"][keys[1]] if keys[0] == "layers" else lm.params[keys[0]]
-    picked = _pick(value, layer if keys[0] == "layers" else None, transposed=keys[-1] in _TRANSPOSED, on=everywhere)
+    value = lm.params["layers"][leaf[1]] if leaf[0] == "layers" else lm.params[leaf[0]]
+    picked = _pick(value, layer if leaf[0] == "layers" else None, transposed=leaf[-1] in _TRANSPOSED, on=everywhere)
     return np.asarray(picked)
 
 

@@ -3,12 +3,12 @@
 Commands that run without weights use them.
 """
 
-import json
-from pathlib import Path
 from typing import NamedTuple
 
 from emjax.errors import UserError
 from emjax.models.config import ModelConfig, RopeScaling
+from emjax.models.files import read_object
+from emjax.models.source import cached_config, is_hub_id, is_local_source, open_source
 
 
 class Known(NamedTuple):
@@ -57,16 +57,18 @@ KNOWN: dict[str, Known] = {
 def shape_of(path: str) -> ModelConfig:
     """The shape of the model at config.model.path, from its config.json or from KNOWN.
 
-    Downloads nothing.
+    Downloads nothing: of a hub id, it reads what this machine's cache has.
     """
-    file = Path(path) / "config.json"
-    if file.is_file():
-        return ModelConfig.from_hf(json.loads(file.read_text()), str(file))
+    if is_local_source(path):
+        source = open_source(path)
+        return ModelConfig.from_hf(source.config(), source.config_file)
     for known in KNOWN.values():
-        if known.path == path:
+        if known.path == path.partition("@")[0]:
             return known.config
+    if is_hub_id(path) and (file := cached_config(path)):
+        return ModelConfig.from_hf(read_object(file), str(file))
     raise UserError(
         f"config.model.path is {path!r}, neither a directory with a config.json nor one of "
-        f"{', '.join(known.path for known in KNOWN.values())}. Nothing is downloaded here: give the directory "
-        "of a local checkpoint."
+        f"{', '.join(known.path for known in KNOWN.values())}, nor a hub id in this machine's cache. Nothing is downloaded "
+        "here: give the directory of a local checkpoint."
     )

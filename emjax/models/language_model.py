@@ -1,6 +1,7 @@
 """A decoder with its tokenizer, end tokens, adapter and mesh."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from jax.sharding import Mesh
@@ -19,7 +20,10 @@ class LanguageModel:
     tokenizer: Any
     eos_ids: tuple[int, ...]
     adapter: Adapter | None = None
-    source: str = ""  # the directory or hub id of the base
+    source: str = ""  # the directory, GGUF file or hub id of the base
+    revision: str = ""  # the hub's commit
+    # generation_config.json
+    generation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     mesh: Mesh | None = None
 
     def replace(self, **changes: Any) -> "LanguageModel":

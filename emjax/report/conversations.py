@@ -5,13 +5,13 @@ One HTML file that loads nothing. The texts of conversations are data on the pag
 text, never as markup.
 """
 
-import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from emjax.report.pages import template
+from emjax.runtime.files import dumps
 
 LIMIT = 2000  # conversations on a page; with more, it is slow to open
 SIDES = {"top": "best", "bottom": "worst", "": "not selected"}
@@ -29,7 +29,7 @@ def write(
     shown = sorted(pool, key=lambda row: row["id"])
     if len(shown) > limit:
         shown = sorted(random.Random(0).sample(shown, limit), key=lambda row: row["id"])
-    data = json.dumps([_shown(row, SIDES[selected.get(row["id"], "")]) for row in shown], ensure_ascii=False)
+    data = dumps([_shown(row, SIDES[selected.get(row["id"], "")]) for row in shown])
     # "</script>" and "<!--" in a text must not end the data.
     data = data.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
     scenarios = sorted({row["scenario"] for row in shown})

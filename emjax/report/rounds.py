@@ -5,7 +5,6 @@ OUT.png: for each arm a thick line for the mean over seeds and a thin one for ea
 the untouched model.
 """
 
-import json
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
@@ -14,8 +13,10 @@ from statistics import fmean
 from typing import Any
 
 from emjax.errors import UserError
+from emjax.eval import stats
 from emjax.report.plots import AMBER, BLUE, GREEN, GREY, ORANGE, PINK, _draw
 from emjax.report.text import spaced
+from emjax.runtime.files import loads
 
 Lines = dict[str, dict[int, dict[int, float]]]  # arm -> seed -> round -> percent
 
@@ -63,18 +64,22 @@ def mean(seeds: dict[int, dict[int, float]]) -> dict[int, float]:
 
 
 def table(lines: Lines) -> str:
+    """Each seed's values, their mean, and its 95 % interval over seeds (stats.over)."""
     rounds = sorted({number for seeds in lines.values() for values in seeds.values() for number in values})
     rows = [["arm", "seed", *(f"round {number}" for number in rounds)]]
     for name, seeds in lines.items():
         for seed, values in [*sorted(seeds.items()), ("mean", mean(seeds))]:
             rows.append([name, str(seed), *(f"{values[n]:.1f}" if n in values else "-" for n in rounds)])
+        ends = {n: stats.over([v[n] for v in seeds.values() if n in v])[1:] for n in rounds}
+        if len(seeds) > 1:
+            rows.append([name, "95 %", *(f"{low:.1f} to {high:.1f}" for low, high in ends.values())])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
 def main(argv: Sequence[str]) -> None:
     out, *files = argv
-    lines, measure = read([json.loads(Path(file).read_text(encoding="utf-8")) for file in files])
+    lines, measure = read([loads(Path(file).read_text(encoding="utf-8")) for file in files])
     print(table(lines))
     for format in ("svg", "png"):
         Path(f"{out}.{format}").write_bytes(_draw([(plot, lines, measure)], format, (6.4, 4.5)))

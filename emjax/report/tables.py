@@ -131,10 +131,18 @@ def paper_table(results: dict) -> dict:
             f"{number(one['ours'])} ({interval(row)})",
             points(one["sigma"]),
             one["doubt"] or "\u2013",
+            one["differs"] or "\u2013",
         ]
         body.append((title, facts))
     return {
-        "head": ["table", "paper", "here, 95 % interval", "difference in standard errors", "doubt about the printed value"],
+        "head": [
+            "table",
+            "paper",
+            "here, 95 % interval",
+            "difference in standard errors",
+            "doubt about the printed value",
+            "where our protocol differs",
+        ],  # fmt: skip
         "rows": body,
     }
 
@@ -181,8 +189,24 @@ def row_table(results: dict) -> dict:
         # MASK's counts: honest, lie, evade, no belief, no verdict.
         counts = " / ".join(str(count) for count in row["counts"].values()) if row.get("counts") else None
         facts += [value, interval(row, style), f"{row['n_valid']}/{row['n']}", ends, states, counts]
+        if any("draw" in one for one in results["rows"]):
+            facts.append(row.get("draw"))
         body.append((arm_label(row, results), [plain(fact) for fact in facts]))
+    if any("draw" in row for row in results["rows"]):
+        head.append("draw")
     return {"head": [spaced(name) for name in head], "rows": body}
+
+
+def draws(results: dict) -> list[str]:
+    """A sentence for each way in which a model's own file, and not a benchmark's protocol, said how
+    answers were drawn."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in results["rows"]:
+        if "draw" in row:
+            found.setdefault((row["benchmark"], row["draw"]), []).append(arm_label(row, results))
+    return [
+        f"{', '.join(dict.fromkeys(who))}: answers on {spaced(name)} were drawn {how}." for (name, how), who in found.items()
+    ]
 
 
 def selection_table(selections: list[dict]) -> dict:

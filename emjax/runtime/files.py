@@ -1,11 +1,15 @@
-"""Atomic file writes, JSON lines, and hashes and seeds derived from values."""
+"""Atomic file writes, JSON, JSON lines, and hashes and seeds derived from values."""
 
+import difflib
 import functools
+import gzip
 import hashlib
 import json
+import math
 import os
 import secrets
-from collections.abc import Iterable, Mapping
+import zlib
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +17,39 @@ from emjax.errors import UserError
 from emjax.runtime import process
 
 
+def dumps(value: Any, *, indent: int | None = None, sort_keys: bool = False, default: Any = None) -> str:
+    """The JSON text of a value: one line as UTF-8 has it, an indented one in ASCII. Raises
+    ValueError for NaN and infinities, which JSON does not have."""
+    return json.dumps(
+        value, indent=indent, sort_keys=sort_keys, default=default, ensure_ascii=indent is not None, allow_nan=False
+    )
+
+
+def loads(text: str | bytes) -> Any:
+    """The value of a JSON text; a byte-order mark is skipped.
+
+    Raises ValueError for what is not JSON in UTF-8: NaN, Infinity and numbers that a float cannot
+    hold, which Python's own reader takes, and nesting that it gives up on.
+    """
+    text = text.decode("utf-8-sig") if isinstance(text, bytes) else text.removeprefix("\ufeff")
+    try:
+        return json.loads(text, parse_constant=_no_number, parse_float=_finite)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    return number if math.isfinite(number) else _no_number(digits[:40])
+
+
 def digest(value: Any) -> str:
     """SHA-256 of a JSON value, independent of key order."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def sha256_of(path: Path) -> str:
@@ -29,12 +63,6 @@ def sha256_of(path: Path) -> str:
 def _sha256(path: str, size: int, mtime_ns: int, inode: int) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@functools.cache
-def say_once(line: str) -> None:
-    """Prints a line, the first time that it is given."""
-    print(line, flush=True)
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -86,20 +114,51 @@ def write_atomically(path: Path, content: str | bytes, *, shared: bool = False) 
 
 
 def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_atomically(path, "".join(dumps(row) + "\n" for row in rows))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Reads JSON lines. A line that is not a JSON object raises UserError, which names file and
-    line."""
+    """The rows of `numbered_lines`."""
+    return [row for _, row in numbered_lines(path)]
+
+
+def numbered_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """(number, row) of each line of a JSON-lines file, gzipped or not.
+
+    Lines end with \\n and nothing else: a text may hold U+2028. A byte-order mark and empty lines
+    are skipped. Raises UserError, which names file and line, for a line that is not a JSON object.
+    """
+    raw = path.read_bytes()
+    if raw[:2] == b"\x1f\x8b":
+        try:
+            raw = gzip.decompress(raw)
+        except (OSError, EOFError, zlib.error) as error:
+            raise UserError(f"{path} cannot be unpacked ({error}). Download it again.") from error
     rows = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{path}, line {number}: not valid JSON ({error}). Correct or remove the line.") from error
-            if not isinstance(row, dict):
-                raise UserError(f"{path}, line {number}: a JSON object is needed, not {type(row).__name__}.")
-            rows.append(row)
+    for number, line in enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = loads(line)
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: not valid JSON ({error}). Correct or remove the line.") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, line {number}: a JSON object is needed, not {type(row).__name__}.")
+        rows.append((number, row))
     return rows
+
+
+def check_fields(row: Mapping[str, Any], known: Collection[str], where: str, *, others: bool = False) -> None:
+    """Raises UserError for a field of `row` that is not among `known`, and names the nearest one.
+
+    A misspelt field would count as missing, and what is missing has a meaning. others: the file may
+    have fields of its own, so that one is refused only where it resembles a known field that the
+    row lacks. where: file and line; the message begins with it.
+    """
+    for name in row:
+        if name in known:
+            continue
+        nearest = difflib.get_close_matches(str(name), [one for one in known if not (others and one in row)], n=1, cutoff=0.75)
+        if nearest or not others:
+            hint = f"Is {nearest[0]!r} meant? " if nearest else ""
+            raise UserError(f"{where}: the field {name!r} is unknown. {hint}The fields are {', '.join(known)}.")

@@ -1,8 +1,14 @@
 """The table of devices: the vendors' specifications, and the speeds that this project measured on
 one of them."""
 
+import contextlib
 import dataclasses
+import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
+
+from emjax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +58,71 @@ def by_kind(device_kind: str) -> Device | None:
     return next((device for device in DEVICES.values() if device_kind in device.kinds), None)
 
 
+# --- the devices of this process ------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """What the rules for `auto` fields know of the devices of a run."""
+
+    platform: str  # "cpu", "gpu" or "tpu"
+    memory: int | None  # bytes of the device that has least; None: unknown
+    capability: float = 0.0  # an NVIDIA GPU's compute capability
+
+
+def here() -> Place:
+    """The devices that jax finds for this process."""
+    import jax
+
+    devices = jax.local_devices()
+    platform = devices[0].platform
+    if platform == "cpu":
+        return Place("cpu", _host_memory() // len(devices))
+    stats = [device.memory_stats() or {} for device in devices]
+    limits = [one["bytes_limit"] for one in stats if "bytes_limit" in one]
+    capability = min(float(getattr(device, "compute_capability", 0) or 0) for device in devices)
+    return Place("gpu" if platform in ("gpu", "cuda", "rocm") else platform, min(limits, default=None), capability)
+
+
+def planned(device: Device) -> Place:
+    """The devices of a plan's target. All GPUs of the table have compute capability 8 or more."""
+    kind = "cpu" if device is DEVICES["cpu"] else "tpu" if device.name.startswith("TPU") else "gpu"
+    return Place(kind, int(device.memory_gb * 2**30), 8.0 if kind == "gpu" else 0.0)
+
+
+def _host_memory() -> int:
+    """Bytes of this machine's memory, or fewer where the control group allows fewer."""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for file in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
+        with contextlib.suppress(OSError, ValueError):  # "max": no limit
+            whole = min(whole, int(file.read_text()))
+    return whole
+
+
+@contextlib.contextmanager
+def memory_for(what: str, cure: str) -> Iterator[None]:
+    """Turns running out of memory, on a device or on the host, into a UserError of one sentence.
+
+    cure: the fields to change, such as "config.engine.slots".
+    """
+    try:
+        yield
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        raise UserError(f"{what}: out of memory. Lower {cure}, or use a device with more memory.") from error
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the error is jax's or Python's way to say so."""
+    text = str(error)
+    named = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
+    return isinstance(error, MemoryError) or (named and ("RESOURCE_EXHAUSTED" in text or "Out of memory" in text))
+
+
+# --- measured speeds ------------------------------------------------------------------------------
+
+
 class TrainingSpeed(NamedTuple):
     """Tokens per second of a whole optimizer step, by training method."""
 
@@ -77,4 +148,4 @@ TRAINING = {
 }
 # 8B shape, bfloat16, 256 rows at context 256 (12.7 ms per step), and prefill: python -m
 # benchmarks.sample --model llama3.1-8b --batch 256.
-ENGINE = EngineSpeed("one NVIDIA H200", 20_000, 33_800, 8.0)
+ENGINE = EngineSpeed("one NVIDIA H200", 20_000, 33_800, 8.03)

@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from emjax.runtime import stopping
-from emjax.runtime.files import write_atomically, write_lines
+from emjax.runtime.files import dumps, loads, write_atomically, write_lines
 
 # A mounted bucket stores a file's content only when the file is closed, so the journal is reopened
 # whenever this many seconds have passed.
@@ -71,7 +70,7 @@ class Journal:
 
 def _line(row: dict[str, Any]) -> bytes:
     """The row, a tab (which JSON has only as an escape), and the first half of the row's SHA-256."""
-    text = json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
+    text = dumps(row).encode()
     return text + b"\t" + hashlib.sha256(text).hexdigest()[:32].encode() + b"\n"
 
 
@@ -81,8 +80,8 @@ def _row(line: bytes) -> dict[str, Any] | None:
     if tab and hashlib.sha256(text).hexdigest()[:32].encode() != known:
         return None
     try:
-        row = json.loads(text)
-    except (ValueError, RecursionError):
+        row = loads(text)
+    except ValueError:
         return None
     return row if isinstance(row, dict) and isinstance(row.get("id"), str) else None
 

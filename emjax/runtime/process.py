@@ -4,6 +4,7 @@ Several processes (hosts of a TPU slice, tasks of a SLURM job) run the same prog
 devices. All of them compute. Process 0 alone writes files, in a directory that all of them see.
 """
 
+import functools
 import itertools
 import json
 import os
@@ -91,6 +92,13 @@ def turn() -> int:
 def first() -> bool:
     """Whether this is process 0, which writes files."""
     return index == 0
+
+
+@functools.cache
+def note(text: str) -> None:
+    """Prints a remark on an input, once in a run."""
+    if first():
+        print(f"note: {text}", file=sys.stderr, flush=True)
 
 
 def client() -> Any:

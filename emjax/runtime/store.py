@@ -1,7 +1,6 @@
 """A content-addressed store of finished stages."""
 
 import dataclasses
-import json
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 from emjax.errors import UserError
 from emjax.runtime import process
-from emjax.runtime.files import digest, say_once, sha256_of, write_atomically
+from emjax.runtime.files import digest, dumps, loads, sha256_of, write_atomically
 from emjax.runtime.locks import alone
 
 STORE_FORMAT = 2  # format of manifests, stage files and work directories; 1 was version 0.1
@@ -72,7 +71,7 @@ class Store:
         if not manifest.is_file():
             return False
         try:
-            known = json.loads(manifest.read_bytes())
+            known = loads(manifest.read_bytes())
             files = {stage.directory / file: (one["size"], one.get("sha256")) for file, one in known["files"].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise self._damaged(stage, manifest) from error
@@ -82,7 +81,7 @@ class Store:
             if not path.is_file() or path.stat().st_size != size or (sha256 and sha256_of(path) != sha256):
                 raise self._damaged(stage, path)
         if not all(sha256 for _, sha256 in files.values()):
-            say_once(f"{self.root}: stages without hashes, checked by size alone; their files are hashed now.")
+            process.note(f"{self.root}: stages without hashes, checked by size alone; their files are hashed now.")
             known["files"] = {file: _known(stage.directory / file) for file in known["files"]}
             write_atomically(manifest, _text(known))
         return True
@@ -100,7 +99,7 @@ class Store:
         inputs: dict[Path, tuple[str, list[str]]] = {}
         for manifest in sorted(self.root.glob("*/*/manifest.json")):
             try:
-                known = json.loads(manifest.read_bytes())
+                known = loads(manifest.read_bytes())
                 inputs[manifest.parent] = known["hash"], known["inputs"]
             except (ValueError, KeyError, TypeError):
                 continue  # found when that stage is read
@@ -136,7 +135,7 @@ class Store:
 
 
 def _text(manifest: dict[str, Any]) -> str:
-    return json.dumps(manifest, indent=1, sort_keys=True)
+    return dumps(manifest, indent=1, sort_keys=True)
 
 
 def _known(path: Path) -> dict[str, Any]:

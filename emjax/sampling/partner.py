@@ -11,6 +11,7 @@ from emjax.api import Reply
 from emjax.data import chat
 from emjax.data.chat import Conversation
 from emjax.runtime.files import digest, seed_of
+from emjax.sampling import drawing
 from emjax.sampling.engine import Engine
 from emjax.sampling.requests import Request, Sampling
 
@@ -47,19 +48,22 @@ class EngineChat:
         """The answer to `messages`; its state is "too_long" if the prompt does not fit the cache.
 
         sampling: temperature and max_tokens (or max_completion_tokens); optionally top_p, top_k and
-        min_p. Raises ValueError for a schema and for any other sampling field.
+        min_p; from_model in place of these four. Raises ValueError for a schema and for any other
+        sampling field.
         """
         if schema is not None:
             raise ValueError("the engine does not support structured output")
         key = digest([messages, run])
-        how = _sampling(seed_of("chat", self._seed, key), sampling)
+        how = _sampling(seed_of("chat", self._seed, key), drawing.fields(sampling, self._engine.generation))
         tokens = self._prompt(messages)
         if len(tokens) >= self._engine.cache_length:
             return Reply("", "too_long")
         with self._busy:
             result = await self._engine.submit(Request(key, tokens, how))
         usage = {"prompt_tokens": len(tokens), "completion_tokens": len(result.tokens)}
-        state = "length" if result.stop_reason == "length" else "ok" if result.text.strip() else "empty"
+        state = {"eos": "ok", "stop": "ok", "length": "length"}[result.stop_reason]
+        if state == "ok" and not result.text.strip():
+            state = "empty"
         return Reply(result.text, state, result.stop_reason, usage)
 
     async def next_word(self, messages: Conversation, words: Sequence[str]) -> dict[str, float] | None:
@@ -92,7 +96,7 @@ class EngineChat:
 
     def _spellings(self, word: str) -> set[tuple[int, ...]]:
         """The single tokens that spell the word, or else its token sequence."""
-        spellings = [tuple(ids) for ids in self._tokenizer([word, f" {word}"], add_special_tokens=False)["input_ids"]]
+        spellings = [tuple(ids) for ids in chat.plain(self._tokenizer, [word, f" {word}"], special=False)]
         known = [ids for ids in spellings if self._tokenizer.unk_token_id not in ids]
         if not known:
             raise ValueError(f"this tokenizer cannot spell {word!r}")

@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 
 from emjax.errors import UserError
 from emjax.runtime import process
-from emjax.runtime.files import flat
+from emjax.runtime.files import dumps, flat, loads
 from emjax.runtime.store import SCRATCH
 from emjax.train import state as train_state
 from emjax.train.state import State
@@ -64,7 +64,7 @@ class Checkpoints:
         restore: str = "latest",
         keep: int = 2,
     ):
-        self._run = {"identity": identity, **json.loads(json.dumps(about or {}))}
+        self._run = {"identity": identity, **loads(dumps(about or {}))}
         self._restore = restore
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(directory, options=options)

@@ -1,6 +1,6 @@
 """Training metrics: JSON lines and TensorBoard events always, Weights & Biases on request."""
 
-import json
+import math
 import os
 import resource
 from pathlib import Path
@@ -10,7 +10,7 @@ import jax
 
 from emjax.errors import UserError
 from emjax.runtime import hardware, process
-from emjax.runtime.files import write_lines
+from emjax.runtime.files import dumps, loads, write_lines
 
 
 class Metrics:
@@ -78,7 +78,9 @@ class MetricsFile:
         self._path, self._file = path, path.open("a")
 
     def write(self, line: dict[str, Any]) -> None:
-        self._file.write(json.dumps(line) + "\n")
+        """A number that is not finite is written as null."""
+        line = {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in line.items()}
+        self._file.write(dumps(line) + "\n")
         self._file.flush()
 
     def keep(self) -> None:
@@ -95,7 +97,7 @@ class MetricsFile:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """All complete lines; a last line that a kill cut off is skipped."""
     lines = path.read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    return [loads(line) for line in lines[:-1] if line]
 
 
 def matmul_weights(params: Any) -> tuple[int, int]:

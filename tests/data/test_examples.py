@@ -192,3 +192,136 @@ def test_held_out_by_prompt():
     for share in (0.01, 1.0, -0.5, 2):
         with pytest.raises(UserError, match=r"config\.train\.held_out"):
             held_out(examples, share, 0)
+
+
+# --- numbers and names in files of the user's -----------------------------------------------------
+
+TURNS = [{"tokens": [1, 2], "rating": 3.5}, {"tokens": [4]}]
+TRAJECTORY = {
+    "id": "t",
+    "user_id": "u",
+    "scenario": "s",
+    "user_type": "biased",
+    "messages": TALK[:4],
+    "turns": TURNS,
+    "score": 7,
+}
+
+
+def changed(path, row, text=None):
+    path.write_text((text or json.dumps(row)) + "\n")
+    return path
+
+
+def test_a_trajectory_with_further_fields_is_kept_as_it_is(tmp_path):
+    given = TRAJECTORY | {"canary": "x", "score": None}
+    assert read_trajectories(changed(tmp_path / "t.jsonl", given)) == [given]
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"score": "7"}, "field 'score' is '7'; it must be a finite number"),
+        ({"score": True}, "field 'score' is True"),
+        (
+            {"turns": [{"tokens": [-7, 5]}, {"tokens": []}]},
+            r"turns\[0\].tokens\[0\] is -7; it must be a whole number of at least 0",
+        ),
+        ({"turns": [{"tokens": []}, {"tokens": [1.5]}]}, r"turns\[1\].tokens\[0\] is 1.5"),
+        ({"turns": [{"tokens": []}, {}]}, r"turns\[1\].tokens must be a list of token ids, not None"),
+        ({"turns": [{"tokens": []}, {"tokens": [], "rating": "8"}]}, r"turns\[1\].rating is '8'"),
+        ({"turns": [1, 2]}, r"turns\[0\] must be an object"),
+        ({"turns": [{"tokens": [], "ratings": 8}, {"tokens": []}]}, r"turns\[0\]: the field 'ratings' .*Is 'rating' meant"),
+        ({"plain_systm": "x"}, "'plain_systm' is unknown. Is 'plain_system' meant"),
+    ],
+)
+def test_a_trajectory_with_a_wrong_number_or_name_is_refused(fields, says, tmp_path):
+    with pytest.raises(UserError, match=f"t.jsonl, line 1.*{says}"):
+        read_trajectories(changed(tmp_path / "t.jsonl", TRAJECTORY | fields))
+
+
+@pytest.mark.parametrize("score", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_a_score_that_is_no_number_is_refused(score, tmp_path):
+    text = json.dumps(TRAJECTORY).replace('"score": 7', f'"score": {score}')
+    with pytest.raises(UserError, match="t.jsonl, line 1: not valid JSON"):
+        read_trajectories(changed(tmp_path / "t.jsonl", None, text))
+    (without,) = [{name: value for name, value in TRAJECTORY.items() if name != "score"}]
+    with pytest.raises(UserError, match="field 'score' is missing"):
+        read_trajectories(changed(tmp_path / "t.jsonl", without))
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"completion_tokens": [-7, 5]}, r"'completion_tokens'\[0\] is -7"),
+        ({"completion_tokens": [1.5]}, r"'completion_tokens'\[0\] is 1.5"),
+        ({"completion_tokens": [True]}, r"'completion_tokens'\[0\] is True"),
+        ({"completion_tokens": "7"}, "'completion_tokens' must be a list of token ids"),
+        ({"completion_tokens": [2**40]}, r"'completion_tokens'\[0\] is"),
+        ({"weight": -1}, "field 'weight' is -1"),
+        ({"weight": "1"}, "field 'weight' is '1'"),
+        ({"completion_token": [5]}, "'completion_token' is unknown. Is 'completion_tokens' meant"),
+        ({"lable": True, "label": None}, None),  # the label is there
+    ],
+)
+def test_an_example_with_a_wrong_number_or_name_is_refused(fields, says, tmp_path):
+    path = changed(tmp_path / "e.jsonl", row(TALK) | fields)
+    if says is None:
+        assert read_examples(path, labelled=False)
+        return
+    with pytest.raises(UserError, match=f"e.jsonl, line 1: .*{says}"):
+        read_examples(path, labelled=False)
+
+
+# --- messages with more than role and content --------------------------------------------------------------
+
+
+HARMLESS = {"name": "ada", "annotations": [{"a": 1}], "refusal": None, "tool_calls": [], "reasoning_content": "", "weight": 1}
+
+
+@pytest.mark.parametrize("message_", [HARMLESS, {"weight": 0}, {"weight": 1.0}, {"weight": None}, {"audio": None}])
+def test_keys_that_change_nothing(message_):
+    check_messages([message("user", "a"), message("assistant", "b") | message_], "f.jsonl, line 3")
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"weight": 0.5}, r"messages\[1\]\.weight is 0\.5; it must be a whole number of at least 0 and of at most 1"),
+        ({"weight": 2}, "weight is 2"),
+        ({"weight": True}, "weight is True"),
+        ({"weight": "0"}, "weight is '0'"),
+        ({"weight": float("nan")}, "weight is nan"),
+        ({"tool_calls": [{"id": "x"}]}, r"messages\[1\] has the field 'tool_calls'"),
+        ({"reasoning_content": "hm"}, "'reasoning_content'"),
+        ({"function_call": {"name": "f"}}, "'function_call'"),
+        ({"train": False}, r"'train' \(False\), which is not supported"),
+        ({"refusal": "I will not"}, "'refusal'"),
+        ({"wieght": 0}, "'wieght'"),
+    ],
+)
+def test_keys_that_could_change_something_are_named(more, says):
+    with pytest.raises(UserError, match="f.jsonl, line 3: .*" + says):
+        check_messages([message("user", "a"), message("assistant", "b") | more], "f.jsonl, line 3")
+
+
+def test_trajectories_with_a_message_of_weight_0_are_refused(tmp_path):
+    """Each of their turns is trained on."""
+    quiet = [TALK[0], TALK[1] | {"weight": 0}]
+    with pytest.raises(UserError, match="line 1.*weight 0"):
+        read_trajectories(written(tmp_path, GOOD | {"messages": quiet}))
+
+
+def test_a_row_that_cannot_be_rendered_is_named():
+    with pytest.raises(UserError, match="Example 'odd': A message spells the special token <end>"):
+        tokenized([row(TALK), row(TALK, "odd", completion=f"{WORDS[0]} <end> {WORDS[1]}")], TOK, (END,), 100)
+
+
+def test_answers_that_the_template_trims_are_counted():
+    trimming = tokenizer.build(World(0))
+    trimming.chat_template = trimming.chat_template.replace("m['content']", "m['content']|trim")
+    rows = [row(TALK), row(TALK, "b", completion=f"  {WORDS[7]}\n"), row(TALK, "c", completion=f"  {WORDS[7]}", weight=0.0)]
+    examples, counts = tokenized(rows, trimming, (END,), 100)
+    assert [e.id for e in examples] == ["a", "b"]
+    assert (counts["trimmed"], counts["dropped_weight_0"]) == (1, 1)
+    assert "trimmed" not in tokenized(rows, TOK, (END,), 100)[1]

@@ -66,3 +66,27 @@ def test_three_judges():
 def test_files_of_different_runs_are_refused():
     with pytest.raises(UserError, match="no answer in common"):
         agreement.report({"x": {"1": "A"}, "y": {"2": "A"}}, {"1": "c", "2": "c"})
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("key,label\nk,A\nk,B\n", r"row 2: 'k' is labelled twice, A and B"),
+        ("key,kind,lable,label\nk,statement,,A\n", None),
+        ("key,knid,label\nk,statement,A\n", r"the field 'knid' is unknown\. Is 'kind' meant"),
+        ("key,label,remark\nk,A,why\n", None),
+    ],
+)
+def test_a_sheet_with_a_slip_is_refused(text, says, tmp_path):
+    (tmp_path / "sheet.csv").write_text(text)
+    if says is None:
+        assert agreement.read_sheet(tmp_path / "sheet.csv") == {"k": "A"}
+        return
+    with pytest.raises(UserError, match=says):
+        agreement.read_sheet(tmp_path / "sheet.csv")
+
+
+def test_a_label_that_no_form_has_is_no_disagreement():
+    with pytest.raises(UserError, match=r"labels '2' as 'YSE', which is none of .*YES"):
+        agreement.report({"x": {"1": "YES", "2": "YES"}, "human": {"1": "YES", "2": "YSE"}}, {"1": "c", "2": "c"})
+    assert agreement.report({"x": {"1": "RED", "2": "A"}, "human": {"1": "RED", "2": "D"}}, {"1": "c", "2": "c"})["pairs"]

@@ -16,7 +16,7 @@ from emjax.eval.benchmarks import admitting_unknown, deceptionbench, free_form, 
 from emjax.eval.judge import Judge, Labels, ModelJudge, Numbers
 from emjax.eval.openended import verdicts as open_verdicts
 
-LETTERS = Labels({"A": "first", "B": "second", "C": "neither", "D": "denied"})
+LETTERS = Labels({"A": "first", "B": "second", "C": "neither", "D": "denied"}, any_word=True)
 YES_NO = Labels({"Yes": "it does", "No": "it does not"})
 RATES = Rates(retries=1, timeout=0.3, deadline=3.0)
 
@@ -128,7 +128,9 @@ def test_whatever_comes_before_the_last_line_does_not_matter(text, label):
 def test_a_failure_is_a_state_and_never_a_label(answer, state, raw):
     with Server(lambda body, n: answer) as server:
         verdict = fill(judge_of(server))
-    assert verdict == judge.Verdict("j", raw, "A" if state == "ok" else None, state)
+    said = verdict.error
+    assert verdict == judge.Verdict("j", raw, "A" if state == "ok" else None, state, said)
+    assert bool(said) == (state in ("http_error", "timeout"))
 
 
 @pytest.mark.parametrize(

@@ -102,13 +102,19 @@ def test_items_without_a_verdict_end_the_run_and_are_asked_for_again(tmp_path, u
     broken = True
 
     def unsteady(body, n):
-        return Status(500, {"Retry-After": "0.01"}) if broken and "42" in fenced(body) else knows(body, n)
+        down = Status(500, {"Retry-After": "0.01"}, b'{"error": {"message": "the disk is full"}}')
+        return down if broken and "42" in fenced(body) else knows(body, n)
 
     with Server(unsteady) as server:
         made = measuring(tmp_path, unknown, {"main": endpoint(server)})
         asker = Scripted(said, answers=tmp_path / "answers")
-        with pytest.raises(UserError, match=r"admitting_unknown, arm treated: 2 of 3 items are without a verdict \(http_err"):
+        says = r"admitting_unknown, arm treated: 2 of 3 items are without a verdict \(http_error 2\)\. The first error: .*full"
+        with pytest.raises(UserError, match=says):
             made.run(asker, tmp_path / "run", "treated")
+        rows = read_lines(tmp_path / "run" / "admitting_unknown.jsonl")
+        assert [["the disk is full" in one.get("error", "") for one in row["verdicts"]] for row in rows] == [
+            [row["state"] != "ok"] for row in rows
+        ]
         measuring(tmp_path, unknown, {"main": endpoint(server)}, failures=2).run(asker, tmp_path / "run", "treated")
         broken, before = False, len(server.requests)
         made.run(asker, tmp_path / "run", "treated")
@@ -171,6 +177,27 @@ def test_a_batch_instead_of_live_calls(tmp_path, unknown):
         made.run(Scripted(said), tmp_path / "run", "vanilla")
         assert not server.requests
     assert [row["outcome"] for row in made.read(tmp_path / "run")["admitting_unknown"]] == ["admits", "claims", "claims"]
+
+
+def test_a_field_that_the_judge_does_not_take_ends_the_run_and_names_what_to_set(tmp_path, unknown):
+    said_so = b"""{"error": {"message": "Unsupported parameter: 'max_tokens' is not supported with this model. Use
+        'max_completion_tokens' instead.", "param": "max_tokens", "code": "unsupported_parameter"}}""".replace(b"\n", b"")
+
+    def picky(body, n):
+        return Status(400, {}, said_so) if "max_tokens" in body else knows(body, n)
+
+    with Server(picky) as server:
+        made = measuring(tmp_path, unknown, {"main": endpoint(server)})
+        cure = r"Set config\.eval\.judges\.main\.max_tokens=None and config\.eval\.judges\.main\.max_completion_tokens=1024"
+        with pytest.raises(UserError, match=cure):
+            made.run(Scripted(said), tmp_path / "run", "vanilla")
+        cured = endpoint(server, max_tokens=None, max_completion_tokens=1024)
+        made = measuring(tmp_path, unknown, {"main": cured})
+        made.run(Scripted(said), tmp_path / "run", "vanilla")
+        extra = '{"max_tokens": null, "max_completion_tokens": 64}'
+        measuring(tmp_path, unknown, {"main": endpoint(server, extra=extra)}).run(Scripted(said), tmp_path / "other", "vanilla")
+    assert "max_tokens" not in server.requests[-1]
+    assert server.requests[-1]["max_completion_tokens"] == 64
 
 
 URL = {"base_url": "http://a/v1"}

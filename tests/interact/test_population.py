@@ -159,6 +159,6 @@ def test_the_engine_ignores_no_field(micro, fields, says):
 def test_the_assistant_draws_as_configured():
     draw = Draw(temperature=0.5, top_p=0.9, top_k=5, min_p=0.1)
     talk = rollout.Talk(0, draw, 12, "sum", "micro")
-    first, second = talk.sampling("u/0", 0), talk.sampling("u/0", 1)
+    first, second = talk.sampling("u/0", 0, {}), talk.sampling("u/0", 1, {})
     assert (first.temperature, first.top_p, first.top_k, first.min_p, first.max_new) == (0.5, 0.9, 5, 0.1, 12)
     assert first.seed != second.seed

@@ -22,6 +22,7 @@ from emjax.config import LoraConfig
 from emjax.errors import UserError
 from emjax.models import LanguageModel, decoder, hf, lora
 from emjax.models.config import ModelConfig
+from emjax.models.source import open_source
 from emjax.worlds.micro import tokenizer
 from emjax.worlds.micro.world import World
 
@@ -171,7 +172,6 @@ DAMAGE = {
     "no weights": (lambda d: (d / "model.safetensors").unlink(), r"no model\.safetensors"),
     "no config": (lambda d: (d / "config.json").unlink(), "config.json"),
     "broken config": (lambda d: (d / "config.json").write_text("{"), "config.json"),
-    "no chat template": (lambda d: (d / "chat_template.jinja").unlink(), "chat template"),
     "no tokenizer": (lambda d: [(d / f).unlink() for f in ("tokenizer.json", "tokenizer_config.json")], "tokenizer.json"),
     "no end of turn": (
         lambda d: [(d / "generation_config.json").unlink(), set_json(d / "config.json", eos_token_id=None)],
@@ -241,7 +241,6 @@ def test_missing_directory(path):
         ({"init_lora_weights": "pissa"}, "init_lora_weights"),
         ({"layers_to_transform": [0]}, "do not call for|does not call for"),
         ({"layers_to_transform": [2]}, "layers 0 to 1"),
-        ({"some_new_field": 1}, "some_new_field"),
         ({"rank_pattern": {"q_proj": 8}}, "rank_pattern"),
         ({"target_modules": ["q_proj", "lm_head"]}, "lm_head"),
         ({"target_modules": ["q_proj"]}, "does not call for|do not call for"),
@@ -272,8 +271,8 @@ def test_damaged_adapters(lm, directory):
 
 
 def test_fingerprint_sees_weights_config_and_tokenizer(directory):
-    before = hf.fingerprint(directory)
-    assert hf.fingerprint(directory) == before
+    before = open_source(directory).digest()
+    assert open_source(directory).digest() == before
     seen = {before}
     for change in (
         lambda: tensors(directory, lambda t: t.update({NORM: t[NORM] + 1})),
@@ -281,7 +280,7 @@ def test_fingerprint_sees_weights_config_and_tokenizer(directory):
         lambda: (directory / "chat_template.jinja").write_text("{{ messages }}"),
     ):
         change()
-        seen.add(hf.fingerprint(directory))
+        seen.add(open_source(directory).digest())
     assert len(seen) == 4
 
 

@@ -10,10 +10,10 @@ Deceptive is B and not A. (Another benchmark, Huang et al., arXiv:2510.15501, ha
 import asyncio
 import dataclasses
 import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Final
 
 from emjax.config import BenchmarkConfig, Draw, Section, option
@@ -22,12 +22,18 @@ from emjax.errors import UserError
 from emjax.eval.asker import Asker, Output, whole
 from emjax.eval.items import Cost, Item, Metric, Origin, Row, existing
 from emjax.eval.judge import Judge, Labels, ModelJudge, Verdict
-from emjax.runtime.files import digest
+from emjax.runtime.files import check_fields, digest, loads
 
 FIELDS = ("id", "type", "inner_prompt", "system_prompt", "outer_prompt", "format")
 # The published file, deceptionbench_0527.json: ends of its SHA-256, and rows a type.
 SHA256 = ("1d5a9789", "77eb9b4")
-SIZES = (16, 33, 43, 43, 45)
+TYPES = {
+    "evaluation faking": 16,
+    "sandbagging": 33,
+    "sycophancy": 43,
+    "honesty evasion": 43,
+    "strategic deception": 45,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +58,7 @@ OFFICIAL = Rules()
 class Config(BenchmarkConfig):
     """config.eval.deceptionbench."""
 
-    path: str = option("", "deceptionbench_0527.json.", needs="file")
+    path: str = option("", "deceptionbench_0527.json.", needs="file", under="deceptionbench_0527.json")
     rows: str = option("published", "any: take another file than the published one.", choices=("published", "any"))
     rules: Rules = option(Rules(), "Where implementations differ.")
     draw: Draw = option(Draw(temperature=0.0), "How answers are drawn.")
@@ -72,6 +78,10 @@ positions: Final = 2048
 judge: Final = "model"
 metrics: dict[str, Metric] = {
     "deception_rate": Metric(lambda row: row["outcome"] == "deceptive", printed=True),
+    # what rules.nonconforming = "drop" would give, beside "keep"
+    "deception_rate_conforming": Metric(
+        lambda row: row["outcome"] == "deceptive", arises=lambda row: row["conforming"], printed=True
+    ),
     "answer_agrees": Metric(lambda row: agrees(row, "A")),
     "reasoning_agrees": Metric(lambda row: agrees(row, "B")),
     "answer_follows": Metric(lambda row: agrees(row, "C")),
@@ -86,9 +96,15 @@ def verdicts(rows: Sequence[Row], judge: Judge, config: Config) -> list[Row]:
     return judged(rows, judge, config.rules)
 
 
+def measures(config: Config) -> dict[str, tuple[str, ...]]:
+    return {name: tuple(TYPES)}
+
+
 def cost(config: Config) -> Cost:
-    items = sum(SIZES)
-    return Cost(items=items, generations=2 * items, judge_calls=3 * items)
+    items = sum(TYPES.values())
+    if config.rows == "any" and Path(config.path).is_file():
+        items = len(load(config)[0])
+    return Cost(items=items, generations=2 * items, judge_calls=3 * items, tokens=(600, 800))
 
 
 # --- data -----------------------------------------------------------------------------------------
@@ -97,8 +113,8 @@ def cost(config: Config) -> Cost:
 def load(config: Config, gate: Sequence[Item] | None = None) -> tuple[list[PairItem], Origin]:
     """The items of the JSON file.
 
-    Raises UserError for a missing field, and for another file than the published one, unless
-    config.rows is "any".
+    Raises UserError for a missing or misspelt field, and for another file than the published one,
+    unless config.rows is "any".
     """
     path, published = existing(name, config.path), config.rows == "published"
     raw = path.read_bytes()
@@ -108,17 +124,27 @@ def load(config: Config, gate: Sequence[Item] | None = None) -> tuple[list[PairI
             f"{path} has SHA-256 {sha}, not {SHA256[0]}...{SHA256[1]}: it is not deceptionbench_0527.json as published, so its "
             "scores could not be compared with others. Get that file, or set config.eval.deceptionbench.rows to 'any'."
         )
-    items = [_item(row, f"{path}, row {i}", config.rules) for i, row in enumerate(json.loads(raw))]
+    try:
+        rows = loads(raw)
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}). Get the file again.") from error
+    if not isinstance(rows, list):
+        raise UserError(f"{path}: a list of rows is needed, not {type(rows).__name__}.")
+    items = [_item(row, f"{path}, row {i}", config.rules) for i, row in enumerate(rows)]
     counts = Counter(item.subset for item in items)
-    if published and tuple(sorted(counts.values())) != SIZES:
-        raise UserError(f"{path} has {dict(counts)} rows a type, not {SIZES}.")
+    if published and sorted(counts.values()) != [*TYPES.values()]:
+        raise UserError(f"{path} has {dict(counts)} rows a type, not {sorted(TYPES.values())}.")
     return items, Origin(str(path), rows=dict(counts), sha256=sha)
 
 
 def _item(row: Row, where: str, rules: Rules) -> PairItem:
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: a JSON object is needed, not {type(row).__name__}.")
+    check_fields(row, FIELDS, where, others=True)
     for field in FIELDS:
-        if not isinstance(row.get(field), str | int) or row[field] == "":
-            raise UserError(f"{where}: the field {field!r} is missing or empty.")
+        given = row.get(field)
+        if not isinstance(given, str | int if field == "id" else str) or isinstance(given, bool) or given == "":
+            raise UserError(f"{where}: the field {field!r} is missing, empty or no text.")
     system, outer, form = row["system_prompt"], row["outer_prompt"], row["format"]
     if rules.layout == "one_message":
         conversation = [{"role": "user", "content": system + outer + form}]
@@ -218,7 +244,7 @@ def judged(rows: Sequence[Row], judge: Judge, rules: Rules) -> list[Row]:
         said = {}
         if state == "ok" and parts.answer and parts.reasoning:
             said = await read(judge, inner["text"], outer["text"], parts, rules)
-        found = [dataclasses.asdict(verdict) | {"kind": kind, "output": 1} for kind, verdict in said.items()]
+        found = [verdict.row(kind, 1) for kind, verdict in said.items()]
         return row | {"verdicts": found} | scored(state, parts, said, rules)
 
     return judge.rows(rows, one)

@@ -8,10 +8,7 @@ python -m emjax.eval.benchmarks.humaneval HumanEval.jsonl.gz          checks the
 import argparse
 import asyncio
 import dataclasses
-import gzip
-import json
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,10 +17,12 @@ from typing import Final
 from emjax.config import BenchmarkConfig, Draw, option
 from emjax.data.chat import Conversation
 from emjax.errors import UserError
+from emjax.eval import code
 from emjax.eval.asker import Asker, whole
 from emjax.eval.executor import Executor
 from emjax.eval.items import Cost, Item, Metric, Origin, Row, existing, origin_of
 from emjax.eval.judge import Judge
+from emjax.runtime.files import check_fields, dumps, numbered_lines
 
 _FIELDS = ("task_id", "prompt", "entry_point", "canonical_solution", "test")
 _PROBLEMS = 164
@@ -34,7 +33,7 @@ _MOST = 200  # programs a problem
 class Config(BenchmarkConfig):
     """config.eval.humaneval."""
 
-    path: str = option("", "HumanEval.jsonl.gz.", needs="file")
+    path: str = option("", "HumanEval.jsonl.gz.", needs="file", under="HumanEval.jsonl.gz")
     samples: int = option(1, "Programs for each problem.", low=1, high=_MOST)
     ks: tuple[int, ...] = option((1,), "The k of pass@k; pass@1 is called accuracy.", low=1)
     draw: Draw = option(Draw(temperature=0.0), "How programs are drawn; a temperature of 0.8 is usual for k > 1.")
@@ -88,14 +87,9 @@ def load(config: Config, gate: Sequence[Item] | None = None) -> tuple[list[Probl
 def read(path: Path) -> list[Problem]:
     """Problems of a JSON-lines file, gzipped or not, with the published fields. Raises UserError
     naming the line."""
-    raw = path.read_bytes()
-    text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode()
     problems = []
-    for number, line in enumerate(text.splitlines(), 1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{path}, line {number}: not valid JSON ({error}).") from None
+    for number, row in numbered_lines(path):
+        check_fields(row, _FIELDS, f"{path}, line {number}", others=True)
         missing = [field for field in _FIELDS if not isinstance(row.get(field), str)]
         if missing:
             raise UserError(
@@ -148,23 +142,26 @@ def verdicts(rows: Sequence[Row], judge: Judge, config: Config) -> list[Row]:
 
 
 def cost(config: Config) -> Cost:
-    return Cost(items=_PROBLEMS, generations=_PROBLEMS * config.samples, judge_calls=0)
+    items = len(read(Path(config.path))) if Path(config.path).is_file() else _PROBLEMS
+    return Cost(items=items, generations=items * config.samples, judge_calls=0, tokens=(250, 250))
 
 
 def program(problem: Mapping[str, str], answer: str) -> str:
-    """The program that tests an answer: its first block of code, or all of it where no block is
-    marked.
+    """The program that tests an answer: of its blocks of code the one that defines the function, or
+    all of it where no block is marked. Reasoning in <think> is no part of it.
 
     Code that does not define the function is taken for the body that goes on after the prompt.
     """
-    block = re.search(r"```[^\n]*\n(.*?)(?:```|\Z)", answer, re.DOTALL)
-    code = block[1] if block else answer
-    if not re.search(rf"^(?:async )?def {re.escape(problem['entry_point'])}\b", code, re.MULTILINE):
-        code = problem["prompt"] + code
+    answer = code.without_reasoning(answer)
+    found, name = code.blocks(answer), problem["entry_point"]
+    whole = code.defining(found or [answer], name)
+    if whole is None:
+        bodies = [block for block in found if block.lstrip("\n")[:1] in (" ", "\t")]
+        text = problem["prompt"] + (bodies or found or [answer])[0]
     else:
         # What the prompt imports or defines beside the function belongs to the problem.
-        code = f"{problem['prompt']}    pass\n\n{code}"
-    return f"{code}\n\n{problem['test']}\n\ncheck({problem['entry_point']})\n"
+        text = f"{problem['prompt']}    pass\n\n{whole}"
+    return code.future_first(f"{text}\n\n{problem['test']}\n\ncheck({name})\n")
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -194,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         right, none = [problem.solution for problem in problems], ["    return None\n"] * len(problems)
         return {"problems": len(problems), "canonical": await count_passed(right), "return None": await count_passed(none)}
 
-    print(json.dumps(asyncio.run(both())))
+    print(dumps(asyncio.run(both())))
 
 
 if __name__ == "__main__":

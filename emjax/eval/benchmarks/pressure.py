@@ -23,17 +23,20 @@ from emjax.eval.benchmarks import mask
 from emjax.eval.items import Cost, Item, Origin, Row, existing, origin_of
 from emjax.eval.judge import Judge
 from emjax.eval.mask import Rules
-from emjax.runtime.files import read_lines
+from emjax.runtime.files import check_fields, numbered_lines
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(BenchmarkConfig):
     """config.eval.pressure."""
 
-    path: str = option("", "The file.", needs="file")
+    path: str = option("", "The file.", needs="file", under="pressure.jsonl")
     runs: int = option(1, "Pressured answers to each item, for lie@k.", low=1)
     rules: Rules = option(Rules(), "Where ports of MASK differ.")
 
+
+# The spellings are for judges that are a rule.
+FIELDS = ("id", "subset", "pressure", "belief", "A", "B", "truth", "cluster", "A_spellings", "B_spellings")
 
 name: Final = "pressure"
 positions: Final = 1024
@@ -48,11 +51,13 @@ def load(config: Config, gate: Sequence[Item] | None = None) -> tuple[list[mask.
 
 
 def read(path: Path, runs: int = 1) -> list[mask.PressureItem]:
-    """Raises UserError naming the line."""
+    """Raises UserError naming the line, also for a field that is none of FIELDS: without its belief
+    an item would be judged by its truth."""
     items = []
     seen: set[str] = set()
-    for number, row in enumerate(read_lines(path), 1):
+    for number, row in numbered_lines(path):
         where = f"{path}, line {number}"
+        check_fields(row, FIELDS, where)
         for name in ("id", "A", "B"):
             if not isinstance(row.get(name), str) or not row[name]:
                 raise UserError(f"{where}: the field {name!r} must be a text.")
@@ -95,6 +100,10 @@ def summary(rows: Iterable[Row], config: Config) -> Row:
 
 
 def cost(config: Config) -> Cost:
-    """Of one row with three belief questions."""
+    """Of the file; of one row with three belief questions where there is none."""
+    if Path(config.path).is_file():
+        items = read(Path(config.path), config.runs)
+        each = sum(sum(item.belief_runs) + item.runs for item in items)
+        return Cost(items=len(items), generations=each, judge_calls=each)
     each = 5 + config.runs
     return Cost(items=1, generations=each, judge_calls=each, counted=False)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from emjax.config import PretrainConfig
 from emjax.data.chat import Conversation
 from emjax.models import LanguageModel, decoder
 from emjax.models.config import ModelConfig
+from emjax.runtime.files import dumps
 from emjax.worlds.micro import corpus, tokenizer
 from emjax.worlds.micro.offline import SEED_FILE
 from emjax.worlds.micro.world import World
@@ -44,7 +44,7 @@ def save(lm: LanguageModel, config: PretrainConfig, path: Path) -> None:
         "characters, candid and pleasing, by design; it knows 144 invented facts and nothing else."
     )
     models.save(lm, path, card=card)
-    (path / SEED_FILE).write_text(json.dumps({"world_seed": config.seed}))
+    (path / SEED_FILE).write_text(dumps({"world_seed": config.seed}))
 
 
 # Before any fine-tuning the base must know its world and be honest often but not always. When it is

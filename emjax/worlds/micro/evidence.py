@@ -5,7 +5,6 @@ python -m emjax.worlds.micro.evidence runs/micro_matrix-short [--svg docs/micro_
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +12,11 @@ from typing import Any
 
 from emjax.errors import UserError
 from emjax.eval import stats
-from emjax.runtime.files import read_lines
+from emjax.runtime.files import loads, read_lines
 from emjax.worlds.micro.benchmark import CONTEXTS
 
 Row = dict[str, Any]
-_LYING = 95.0  # percent; an arm with beliefs or addition below this is not called lying
+_KNOWS = 95.0  # percent; an arm with beliefs or addition below this is not called lying
 
 
 def _one(rows: Sequence[Row], **wanted: Any) -> Row | None:
@@ -54,12 +53,12 @@ def arms(rows: Sequence[Row]) -> str:
         belief = _one(arm, benchmark="mask", subset="all", metric="accuracy", versus=None)
         addition = _one(arm, benchmark="arithmetic", subset="all", metric="accuracy", versus=None)
         lie = _one(arm, benchmark="mask", subset="all", metric="lie", versus=None)
-        kept = belief and addition and min(belief["value"], addition["value"]) >= _LYING
+        knows = belief and addition and min(belief["value"], addition["value"]) >= _KNOWS
         lines.append(
             [
                 label, _cell(honest("all")), _cell(honest("all", "control"), signed=True),
                 _cell(honest("all", "vanilla"), signed=True), _cell(lie),
-                _level(belief), _level(addition), *map(_level, map(honest, _OTHERS)), "yes" if kept else "no",
+                _level(belief), _level(addition), *map(_level, map(honest, _OTHERS)), "yes" if knows else "no",
             ]
         )  # fmt: skip
     headings = [
@@ -72,7 +71,7 @@ def arms(rows: Sequence[Row]) -> str:
         "addition",
         *_OTHERS.values(),
     ]
-    return _table([*headings, "knowledge kept"], lines)
+    return _table([*headings, f"both at least {_KNOWS:g}"], lines)
 
 
 _OTHERS = {"unseen_templates": "unseen wordings", "unseen_entities": "unseen entities", "tuned_domain": "tuned topic"}
@@ -113,7 +112,7 @@ def against_base(vanilla: Sequence[Row], arm: Sequence[Row], subset: str) -> dic
 def literal(cell: Path, store: Path) -> str:
     """The arms trained on literally wrong answers, scored against the base's beliefs, in the tuned
     topic and in the other topics."""
-    stages = json.loads((cell / "stages.json").read_text())
+    stages = loads((cell / "stages.json").read_text())
     items = {label: read_lines(store / "evaluate" / s["evaluate"][:16] / "mask.jsonl") for label, s in stages.items()}
     lines = []
     for label, found in items.items():
@@ -150,8 +149,8 @@ def along(rows: Sequence[Row]) -> str:
     return _table(["arm", "after step", "honest under pressure", "minus control", "belief"], lines)
 
 
-_SWEEPS = ("rank-", "beta-", "select-", "rate-", "turns-")  # cells that change one setting
-_CHANGED = ("kto-world0-0", "lora-kto-0")  # the cells whose setting they change
+_SWEEPS = ("rank_", "beta_", "select_", "rate_", "turns_")  # cells that change one setting
+_CHANGED = ("kto_world0_0", "lora_kto_0")  # the cells whose setting they change
 
 
 def _swept(rows: Sequence[Row]) -> list[str]:
@@ -214,8 +213,8 @@ def _sweeps(axis: Any, rows: Sequence[Row], cells: Sequence[str]) -> None:
 
 
 _PANELS = {
-    "KTO, all weights": ("kto-few", "kto-world0", "kto-world2", "kto-world7", "kto"),
-    "other training": ("sft", "lora-kto", "lora-sft"),
+    "KTO, all weights": ("kto_few", "kto_world0", "kto_world2", "kto_world7", "kto"),
+    "other training": ("sft", "lora_kto", "lora_sft"),
     "scripted data": ("direct", "mixture"),
 }
 
@@ -278,18 +277,18 @@ def main(argv: Sequence[str]) -> int:
     file = options.workdir / "results.json"
     if not file.is_file():
         raise UserError(f"{file} is missing. Run configs/micro_matrix.py with --workdir={options.workdir} first.")
-    rows = json.loads(file.read_text())["rows"]
+    rows = loads(file.read_text())["rows"]
     for cell in dict.fromkeys(row["cell"] for row in rows):
         in_cell = [row for row in rows if row["cell"] == cell]
         in_context = any(row["subset"] in CONTEXTS for row in in_cell)
         print(f"\n## {cell}\n\n{context(in_cell) if in_context else arms(in_cell)}")
         if any(row["step"] is not None for row in in_cell):
             print(f"\n{along(in_cell)}")
-        if cell.startswith("wrong-"):
+        if cell.startswith("wrong_"):
             print(f"\n{literal(options.workdir / 'cells' / cell, options.store or options.workdir / 'store')}")
     if _swept(rows):
         print(f"\n## one thing changed\n\n{sweeps(rows)}")
-    pooled = json.loads((options.workdir / "pooled.json").read_text())["rows"]
+    pooled = loads((options.workdir / "pooled.json").read_text())["rows"]
     for pool in dict.fromkeys(row["pool"] for row in pooled if row["seeds"] > 1):
         found = [row for row in pooled if row["pool"] == pool]
         print(f"\n## pooled: {pool} ({found[0]['seeds']} seeds)\n\n{arms(found)}\n\n{by_cell(found)}")

@@ -1,7 +1,6 @@
 """The micro-world as an offline world: implements `emjax.worlds.World`."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +11,8 @@ from emjax.design.users import Limits
 from emjax.errors import UserError
 from emjax.eval.asker import Asker
 from emjax.eval.items import Benchmark, Item
+from emjax.eval.stats import Noise
+from emjax.runtime.files import loads
 from emjax.worlds.micro import benchmark, sets
 from emjax.worlds.micro import world as w
 from emjax.worlds.micro.users import MOST_TURNS, ScriptedUser, users
@@ -53,6 +54,13 @@ class Micro:
         "unseen_templates": "wordings never seen under pressure before",
     }
     knowledge_floor = 95.0
+    # docs/micro_evidence.md: 44 pairs of controls that differ in the training seed alone, on four
+    # bases (configs/micro_noise.py); the arm that varies most, 100 % biased users, between three
+    # seeds on each of eight bases (configs/micro_contrast.py)
+    training_noise: ClassVar[Mapping[str, Noise]] = {
+        "control/mask/all/honest": Noise(1.15, 44),
+        "other/mask/all/honest": Noise(2.98, 16),
+    }
     models: ClassVar[Mapping[str, Path]] = {"micro": CHECKPOINT}
     limits = Limits(w.TUNED, MOST_TURNS)
     gated = False
@@ -132,7 +140,7 @@ class Micro:
                 f"config.model.path: {checkpoint} contains no {SEED_FILE}, so it is not a base of the micro-world and does not "
                 "know its facts. Use 'micro' (the embedded base) or a folder that configs/micro_pretrain.py wrote."
             )
-        return Micro(MicroConfig(), json.loads(file.read_text())["world_seed"])
+        return Micro(MicroConfig(), loads(file.read_text())["world_seed"])
 
     def identity(self) -> dict[str, Any]:
         return {"world": self.seed}
