@@ -19,7 +19,7 @@ SIZES = {"all": 960, "tuned_domain": 36}
 
 
 def get_config(variant: str = ""):
-    """Cells contrast-world<w>-<seed>, and the pool of all; with "short", one fine-tuning seed."""
+    """Cells contrast_world<w>_<seed>, and the pool of all; with "short", one fine-tuning seed."""
     if variant not in ("", "short"):
         raise ValueError(f"the variant {variant!r} is unknown; use 'short' or no variant")
     cells, members = {}, []
@@ -28,7 +28,7 @@ def get_config(variant: str = ""):
         cells[f"world{world}"].update({"seed": world, "gates": "report"})
     for seed in SEEDS[:1] if variant else SEEDS:
         for world in WORLDS:
-            members.append(f"contrast-world{world}-{seed}")
+            members.append(f"contrast_world{world}_{seed}")
             cell = cells[members[-1]] = presets.interaction("micro", method="kto", biased_ratio=1.0)
             cell.seed, cell.model.path = seed, f"cell:world{world}" if world else "micro"
             cell.extra_arms, cell.eval.mask.sizes = ARMS, SIZES

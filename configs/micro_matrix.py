@@ -55,37 +55,38 @@ def get_config(variant: str = ""):
     for seed in seeds:
         for world, base in bases.items():
             more = FEW if short and world else RATIOS if world else (*RATIOS, "swapped_labels@1.0")
-            cells[f"kto-world{world}-{seed}"] = _interaction("kto", seed, base=base, extra=more)
-        cells[f"sft-{seed}"] = _interaction("sft", seed, extra=FEW if short else (*RATIOS, "swapped_labels@1.0"))
-        cells[f"lora-kto-{seed}"] = _lora("kto", seed)
-        cells[f"lora-sft-{seed}"] = _lora("sft", seed)
-        cells[f"direct-{seed}"] = _scripted(seed, "micro_direct")
-        cells[f"wrong-{seed}"] = _scripted(seed, "micro_wrong")
-        cells[f"mixture-{seed}"] = _mixture(seed)
+            cells[f"kto_world{world}_{seed}"] = _interaction("kto", seed, base=base, extra=more)
+        cells[f"sft_{seed}"] = _interaction("sft", seed, extra=FEW if short else (*RATIOS, "swapped_labels@1.0"))
+        cells[f"lora_kto_{seed}"] = _lora("kto", seed)
+        cells[f"lora_sft_{seed}"] = _lora("sft", seed)
+        cells[f"direct_{seed}"] = _scripted(seed, "micro_direct")
+        cells[f"wrong_{seed}"] = _scripted(seed, "micro_wrong")
+        cells[f"mixture_{seed}"] = _mixture(seed)
     if short:  # other seeds on the embedded base, with the demo's arms
-        cells |= {f"kto-world0-{seed}": _interaction("kto", seed) for seed in SEEDS[1:]}
+        cells |= {f"kto_world0_{seed}": _interaction("kto", seed) for seed in SEEDS[1:]}
     else:
         # As few as two biased users out of 200, to find the smallest detectable share.
-        cells |= {f"kto-few-{seed}": _interaction("kto", seed, extra=("none@0.01", "none@0.02")) for seed in seeds}
-        cells |= _sweeps()
-    names = ["kto-few", "sft", "lora-kto", "lora-sft", "direct", "wrong", "mixture", *(f"kto-world{world}" for world in bases)]
-    members = {name: tuple(cell for cell in cells if cell.rpartition("-")[0] == name) for name in names}
+        cells |= {f"kto_few_{seed}": _interaction("kto", seed, extra=("none@0.01", "none@0.02")) for seed in seeds}
+        cells |= {f"{name}_{seed}": cell for seed in seeds for name, cell in _sweeps(seed).items()}
+    names = [] if short else [*_sweeps(0)]
+    names += ["kto_few", "sft", "lora_kto", "lora_sft", "direct", "wrong", "mixture", *(f"kto_world{world}" for world in bases)]
+    members = {name: tuple(cell for cell in cells if cell.rpartition("_")[0] == name) for name in names}
     pools = {name: found for name, found in members.items() if found}
-    pools["kto"] = tuple(cell for cell in cells if cell.startswith("kto-world"))
+    pools["kto"] = tuple(cell for cell in cells if cell.startswith("kto_world"))
     return presets.many(cells, pools)
 
 
-def _sweeps() -> dict[str, ConfigDict]:
+def _sweeps(seed: int) -> dict[str, ConfigDict]:
     """KTO at ratios 0, 0.1 and 1 with one setting changed at a time."""
     one = ("none@1.0",)
-    cells = {f"rank-{rank}": _lora("kto", 0, rank=rank, extra=one) for rank in (1, 4, 32)}
+    cells = {f"rank_{rank}": _lora("kto", seed, rank=rank, extra=one) for rank in (1, 4, 32)}
     for beta in (0.03, 0.3, 0.5):
-        cells[f"beta-{100 * beta:03.0f}"] = _interaction("kto", 0, extra=one)
-        cells[f"beta-{100 * beta:03.0f}"].kto.beta = beta
-    for name in ("select-global", "rate-last", "turns-1", "along-0"):
-        cells[name] = _interaction("kto", 0, extra=one)
-    cells["select-global"].select.update({"scope": "global", "count": 200})
-    cells["rate-last"].interact.aggregate = "last"
-    cells["turns-1"].interact.turns = 1
-    cells["along-0"].eval.at_steps = (10, 25, 50)  # of 75
+        cells[f"beta_{100 * beta:03.0f}"] = _interaction("kto", seed, extra=one)
+        cells[f"beta_{100 * beta:03.0f}"].kto.beta = beta
+    for name in ("select_global", "rate_last", "turns_1", "along"):
+        cells[name] = _interaction("kto", seed, extra=one)
+    cells["select_global"].select.update({"scope": "global", "count": 200})
+    cells["rate_last"].interact.aggregate = "last"
+    cells["turns_1"].interact.turns = 1
+    cells["along"].eval.at_steps = (10, 25, 50)  # of 75
     return cells

@@ -12,7 +12,7 @@ PAIRS = 11  # on each base
 
 
 def get_config(variant: str = ""):
-    """Cells noise-world<w>-<seed>, and one that pretrains each base but the embedded one."""
+    """Cells noise_world<w>_<seed>, and one that pretrains each base but the embedded one."""
     if variant:
         raise ValueError("there is no variant")
     cells = {}
@@ -21,7 +21,7 @@ def get_config(variant: str = ""):
         cells[f"world{world}"].update({"seed": world, "gates": "report"})
     for world in WORLDS:
         for seed in range(2 * PAIRS):
-            cell = cells[f"noise-world{world}-{seed}"] = presets.interaction("micro", method="kto", biased_ratio=0.0)
+            cell = cells[f"noise_world{world}_{seed}"] = presets.interaction("micro", method="kto", biased_ratio=0.0)
             cell.seed, cell.model.path, cell.extra_arms = seed, f"cell:world{world}" if world else "micro", ()
             cell.eval.seed, cell.eval.mask.sizes = 0, {"all": 960}
     return presets.many(cells)

@@ -33,6 +33,7 @@ import openai
 from emjax.config import Budget, Rates
 from emjax.errors import UserError
 from emjax.runtime.files import digest, dumps, loads, numbered_lines, read_lines, write_atomically
+from emjax.runtime.ledger import Ledger
 from emjax.runtime.numbers import finite, integer
 
 # Every state but `ok`: a later run makes these calls again.
@@ -136,6 +137,8 @@ class ChatClient:
     at: the section of the configuration that describes the endpoint, for error messages. nullable:
     the fields of a request that it has under their own names, None for one that is not sent.
 
+    ledger: the whole run's cap on money, over all clients and restarts.
+
     `spent` counts prompt and completion tokens, calls, and answers from the cache. Raises UserError
     where every other call would fail too: the endpoint rejects the key, the path or the model (401,
     403, 404, 405), its quota is spent, or it does not take a field of the request. Also if a budget
@@ -154,10 +157,11 @@ class ChatClient:
         collect: Path | None = None,
         at: str = "",
         nullable: Collection[str] = (),
+        ledger: Ledger | None = None,
     ):
         self._at, self._nullable = at, nullable
         self.base_url, self.model, self.budget, self.rates = base_url, model, budget, rates
-        self._env, self._cache, self._collect = api_key_env, cache_dir, collect
+        self._env, self._cache, self._collect, self._ledger = api_key_env, cache_dir, collect, ledger
         self._collected = {row["custom_id"] for row in read_lines(collect)} if collect and collect.exists() else set()
         self._unanswered: dict[str, Reply] = {}  # of a batch: calls that failed in it
         self._session: _Session | None = None
@@ -259,22 +263,25 @@ class ChatClient:
                 # A tokenizer never produces more tokens than the text has bytes.
                 limit = integer(body.get("max_completion_tokens") or body.get("max_tokens") or 0, "The token limit", low=0)
                 most = Counter(prompt_tokens=len(dumps(body).encode()), completion_tokens=limit)
-                if not limit and (self.budget.tokens or self.budget.usd):
+                if not limit and (self.budget.tokens or self.budget.usd or self._ledger):
                     raise UserError(
                         "A budget needs max_tokens or max_completion_tokens: without one, a single call has no bound."
                     )
                 if not await self._reserve(session, most):
+                    return Reply("", "budget")
+                if (entry := self._ledger.reserve(self._cost(most)) if self._ledger else "") is None:
+                    await self._release(session, most)
                     return Reply("", "budget")
                 used = most  # the most that a lost answer may have cost
                 try:
                     reply = await self._post(session, body)
                     used = Counter(reply.usage or ({} if reply.state == "http_error" else most))
                 finally:
-                    async with session.settled:
-                        session.reserved -= most
-                        self.spent.update(used)
-                        self.spent["calls"] += 1
-                        session.settled.notify_all()
+                    if self._ledger and entry:
+                        self._ledger.settle(entry, self._cost(used))
+                    self.spent.update(used)
+                    self.spent["calls"] += 1
+                    await self._release(session, most)
                 self._keep(key, body, reply)
                 return reply
         finally:
@@ -306,6 +313,11 @@ class ChatClient:
                 await session.settled.wait()
             session.reserved += most
             return True
+
+    async def _release(self, session: _Session, most: Counter[str]) -> None:
+        async with session.settled:
+            session.reserved -= most
+            session.settled.notify_all()
 
     async def _post(self, session: _Session, body: dict[str, Any]) -> Reply:
         rest = {name: value for name, value in body.items() if name not in ("model", "messages")}

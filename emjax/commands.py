@@ -18,14 +18,14 @@ from emjax.errors import UserError
 from emjax.runtime import process, stopping
 
 if TYPE_CHECKING:
-    from emjax.config.parse import ConfigDict
+    pass
 
 COMMANDS = {
     "run": "emjax.commands:run",
     "plan": "emjax.commands:plan",
     "serve": "emjax.serve:main",
     "aot": "emjax.aot:main",
-    "paper": "emjax.report.paper:main",
+    "paper": "emjax.presets.coverage:main",
     "fields": "emjax.presets:print_fields",
 }
 USAGE = "--config configs/NAME.py[:VARIANT] [--config.a.b=value]"
@@ -57,6 +57,8 @@ def parse(argv: Sequence[str], values: flags.FlagValues, usage: str) -> flags.Fl
         surplus = values(list(argv))[1:]
         if values["config"].present:
             values.config.lock()  # a config file that cannot be read is reported on first use
+    except (KeyError, ValueError) as error:
+        raise UserError(parsing.lost(argv, error)) from error
     except AttributeError as error:  # an unknown field, with the nearest known one
         inner = error.args[0]
         text = str(inner.args[0] if isinstance(inner, Exception) else inner)
@@ -84,7 +86,11 @@ def options(argv: Sequence[str]) -> flags.FlagValues:
     flags.DEFINE_string(
         "target", "", "With --dry_run, the devices to plan for: cpu, h200, h100x8, v5p:2x2x4, ...", flag_values=values
     )
-    return parse(argv, values, f"{USAGE} [--workdir DIR] [--store DIR] [--dry_run [--target T]]")
+    flags.DEFINE_string(
+        "data_root", "", "A folder with data sets and benchmarks under their own names; a path that is given comes first.",
+        flag_values=values,
+    )  # fmt: skip
+    return parse(argv, values, f"{USAGE} [--workdir DIR] [--store DIR] [--data_root DIR] [--dry_run [--target T]]")
 
 
 def workdir(given: flags.FlagValues) -> Path:
@@ -106,7 +112,7 @@ def run(argv: Sequence[str]) -> int:
     try:
         given = options(["emjax run", *argv])
         if given.dry_run:
-            print(_plan(given.config, given.target))
+            print(_plan(given))
             return 0
         if given.target:
             raise UserError("--target is for a plan: add --dry_run. A run takes the devices that it finds.")
@@ -134,12 +140,16 @@ def plan(argv: Sequence[str]) -> int:
     return run([*argv, "--dry_run"])
 
 
-def _plan(given: "ConfigDict", target: str) -> str:
-    from emjax import presets
+def _plan(given: flags.FlagValues) -> str:
+    from emjax import experiment, presets
     from emjax.experiment import needs, plan
 
-    chosen = presets.read(given)
-    return plan.describe(chosen, needs.missing(chosen), target)
+    placed = presets.place(given.config, Path(given.data_root)) if given.data_root else []
+    chosen = presets.read(given.config)
+    text = plan.describe(chosen, needs.missing(chosen), given.target)
+    if ledger := experiment.ledger_of(chosen, workdir(given)):
+        text = f"{text}\ncap        {ledger.usd:g} USD for the whole run (config.usd); spent so far: {ledger.spent:.2f} USD"
+    return "\n".join([text, *([f"data root  {given.data_root}", *placed] if given.data_root else [])])
 
 
 def _run(given: flags.FlagValues) -> None:
@@ -157,6 +167,8 @@ def _run(given: flags.FlagValues) -> None:
     from emjax.experiment import needs
     from emjax.runtime.store import Store
 
+    if given.data_root:
+        presets.place(given.config, Path(given.data_root))
     chosen = presets.read(given.config)
     if absent := needs.missing(chosen):
         raise UserError("Before you start: " + " ".join(absent))

@@ -17,6 +17,7 @@ from emjax import api
 from emjax.api import FAILED_ON_THE_WAY, ChatClient
 from emjax.config import Budget, Rates
 from emjax.errors import UserError
+from emjax.runtime.ledger import Ledger
 
 SOON = {"Retry-After": "0.01"}  # so that retries do not wait out the client's own back-off
 QUICK = Rates(concurrent=8, retries=2, timeout=0.3, deadline=5.0)
@@ -226,6 +227,29 @@ def test_a_budget_without_a_bound_is_refused():
         Budget(usd=5)
     with Server(lambda body, n: "ok") as server, pytest.raises(UserError, match="max_tokens"):
         ask(client_of(server, budget=Budget(tokens=500)), "a")
+
+
+def test_the_runs_cap_is_for_all_clients_and_restarts(tmp_path):
+    priced = Budget(price_in=1.0, price_out=10.0)
+
+    def clients(server):
+        """Two roles of a run, as a start of it makes them."""
+        ledger = Ledger(tmp_path / "spent.jsonl", 0.001)
+        return ledger, [client_of(server, budget=priced, ledger=ledger) for _ in range(2)]
+
+    with Server(lambda body, n: completion("ok", usage=(50, 10))) as server:  # 150e-6 USD a call
+        ledger, (user, rater) = clients(server)
+        assert [r.state for r in ask(user, "a", "b", max_tokens=10)] == ["ok", "ok"]
+        assert [r.state for r in ask(rater, "c", "d", max_tokens=10)] == ["ok", "ok"]
+        assert ledger.spent == pytest.approx(4 * 150e-6)
+        ledger, (user, rater) = clients(server)  # a restart
+        states = [r.state for client in (user, rater) for r in ask(client, *"efghijkl", max_tokens=10)]
+        assert 1 <= states.count("ok") <= 2
+        assert set(states) == {"ok", "budget"}
+        assert ledger.spent == pytest.approx(150e-6 * len(server.requests))
+        assert ledger.spent <= 0.001
+        with pytest.raises(UserError, match="max_tokens"):
+            ask(user, "z")
 
 
 # --- the key --------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ class Option:
     # what must exist here if the field is set: "file", "folder", "place" (a folder or hub id) or
     # "variable"
     needs: str = ""
+    under: str = ""  # the name of that file or folder below --data_root
     # how fast, for how much or how closely watched: may differ in a finished run
     pace: bool = False
     played: bool = False  # only users that a model plays read it

@@ -3,9 +3,11 @@ importer of it."""
 
 import dataclasses
 import functools
+import importlib.util
+import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, Union
 
 from absl import flags
@@ -141,6 +143,29 @@ def _open(value: Any) -> Any:
 def define_flag(values: flags.FlagValues) -> None:
     """Defines --config and its fields' flags in `values`."""
     config_flags.DEFINE_config_file("config", None, "The experiment's config file, with its variant.", flag_values=values)
+
+
+def load(name: str) -> ConfigDict:
+    """What the config file "FILE.py:VARIANT" makes."""
+    file, colon, variant = name.partition(":")
+    spec = importlib.util.spec_from_file_location("emjax_config", file)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(*([variant] if colon else []))
+
+
+def lost(argv: Sequence[str], error: Exception) -> str:
+    """A sentence on flags that name a part of the configuration that does not exist, with a grid's
+    cells if they name one of its cells."""
+    named = [found[1] for word in argv if (found := re.match(r"--?config\.cells\.([^=.]+)", word))]
+    files = [word.partition("=")[2] or after for word, after in zip(argv, [*argv[1:], ""], strict=True)
+             if word.lstrip("-").partition("=")[0] == "config"]  # fmt: skip
+    cells = list(load(files[0]).get("cells", {})) if named and files else []
+    if wrong := [name for name in named if name not in cells]:
+        return f"--config.cells.{wrong[0]}: there is no cell {wrong[0]!r}. Cells: {', '.join(cells)}."
+    return f"--config.*: there is no field {str(error).strip(chr(34))}."
 
 
 def overridden(values: flags.FlagValues) -> Mapping[str, Any]:

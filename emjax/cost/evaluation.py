@@ -36,6 +36,21 @@ def models(config: InteractionConfig | FinetuneConfig | EvaluationConfig) -> int
     return 1 + rounds * trained * (1 + len(config.eval.at_steps))
 
 
+def evaluated(config: InteractionConfig | FinetuneConfig) -> str:
+    """The plan's line on the models that are measured."""
+    steps = len(config.eval.at_steps)
+    on_the_way = (models(config) - 1) * steps // (1 + steps)
+    extra = f" ({on_the_way} of them while they train, config.eval.at_steps)" if steps else ""
+    return f"evaluate   {models(config)} models{extra} under pressure, and what they believe and can do without it"
+
+
+def sampled(settings: EvalConfig, benchmarks: Mapping[str, Benchmark], models: int) -> tuple[int, int]:
+    """(tokens that the engine reads, tokens that it draws) to measure `models` models."""
+    counted = [asked.cost for asked in _asked(settings, benchmarks) if asked.cost.counted]
+    read = sum(cost.generations * cost.tokens[0] for cost in counted)
+    return models * read, models * sum(cost.generations * cost.tokens[1] for cost in counted)
+
+
 def describe(config: EvaluationConfig) -> list[str]:
     """The plan's first line; `measured` has the others."""
     return [f"arms       {', '.join(config.arms.named())}"]
@@ -53,8 +68,10 @@ class _Read(NamedTuple):
 
 
 class _Asked(NamedTuple):
-    """What one benchmark asks of one model, and who reads the answers."""
+    """What one benchmark asks of one model, and who reads the answers. key: its name among the
+    benchmarks in use."""
 
+    key: str
     name: str
     cost: Cost
     judges: tuple[str, ...]
@@ -79,8 +96,26 @@ def measured(settings: EvalConfig, benchmarks: Mapping[str, Benchmark], models: 
                 f"{cost.items} items; an arm: {numbers}; differences of about {detectable(cost.items):.1f} points or more can "
                 "be seen (unpaired, near 50 %, power 80 %)"
             )
-        lines.append(f"{asked.name:10} {what}")
+        lines += [f"{asked.name:10} {what}", *_parts(asked, settings, benchmarks[asked.key])]
     return [*lines, *(_line(name, settings.judges[name], read) for name, read in _reads(every, models).items())]
+
+
+def _parts(asked: _Asked, settings: EvalConfig, benchmark: Benchmark) -> list[str]:
+    """What each part of a benchmark would take of one model, chosen or not, where it has parts to
+    choose from."""
+    if not (parts := getattr(benchmark, "parts", None)):
+        return []
+    chosen, costs = parts(settings.sections.get(benchmark.name) or benchmark.Config())
+    lines = []
+    for name, cost in costs.items():
+        prompt, answer = cost.call_tokens
+        reads = _Read(cost.judge_calls, cost.judge_calls * prompt, cost.judge_calls * answer)
+        usd = sum(reads.usd(settings.judges[judge]) for judge in asked.judges)
+        lines.append(
+            f"           {'+' if name in chosen else '-'} {name}: {cost.items} items; an arm: {cost.generations} generations, "
+            f"{cost.judge_calls * len(asked.judges)} judge calls, about {usd:.2f} USD"
+        )
+    return [*lines, f"           + is measured, - is not: config.eval.{benchmark.name}.subsets"]
 
 
 def totals(config: InteractionConfig | FinetuneConfig | EvaluationConfig, benchmarks: Mapping[str, Benchmark]) -> Totals:
@@ -98,14 +133,32 @@ def totals(config: InteractionConfig | FinetuneConfig | EvaluationConfig, benchm
     }
 
 
+class Endpoints(NamedTuple):
+    """What judges at endpoints are asked."""
+
+    calls: int
+    usd: float
+    unpriced: tuple[str, ...]
+
+
+def endpoints(config: InteractionConfig | FinetuneConfig | EvaluationConfig, benchmarks: Mapping[str, Benchmark]) -> Endpoints:
+    """Calls, money and judges without a price, over all models that are measured."""
+    judges = config.eval.judges
+    reads = _reads(_asked(config.eval, benchmarks), models(config))
+    there = {name: read for name, read in reads.items() if judges[name].kind == "endpoint"}
+    usd = sum(read.usd(judges[name]) for name, read in there.items())
+    unpriced = tuple(judges[name].model for name, read in there.items() if _unpriced(judges[name], read))
+    return Endpoints(sum(read.calls for read in there.values()), usd, unpriced)
+
+
 def _asked(settings: EvalConfig, benchmarks: Mapping[str, Benchmark]) -> list[_Asked]:
     """What each benchmark asks. A model's answers are read by the benchmark's own judge and by the
     panel."""
     found = []
-    for benchmark in benchmarks.values():
+    for key, benchmark in benchmarks.items():
         section = settings.sections.get(benchmark.name) or benchmark.Config()
         judges = tuple(dict.fromkeys((section.judge, *settings.panel))) if benchmark.judge == "model" else ()
-        found.append(_Asked(benchmark.name, benchmark.cost(section), judges))
+        found.append(_Asked(key, benchmark.name, benchmark.cost(section), judges))
     return found
 
 

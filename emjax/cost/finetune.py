@@ -2,12 +2,19 @@
 
 from emjax.config import FinetuneConfig, LevelsConfig
 from emjax.cost import rates
-from emjax.cost.evaluation import models
+from emjax.cost.evaluation import evaluated
+from emjax.cost.rates import Target
 from emjax.design.arms import arms
 from emjax.design.steps import rows, steps
 
 
-def describe(config: FinetuneConfig) -> list[str]:
+def tokens(config: FinetuneConfig) -> int:
+    """Tokens that all arms train on, by the declared length of a record."""
+    each = config.data.set.tokens if isinstance(config.data, LevelsConfig) else config.data.downstream.tokens
+    return sum(rows(config, arm) for arm in arms(config)[1:]) * each * config.train.epochs
+
+
+def describe(config: FinetuneConfig, where: Target) -> list[str]:
     """The plan's lines."""
     found, data, train = arms(config), config.data, config.train
     if isinstance(data, LevelsConfig):
@@ -18,14 +25,11 @@ def describe(config: FinetuneConfig) -> list[str]:
         mode = {"add": "added to", "replace": "in the place of some of"}[data.mode]
         what = f"{data.misaligned.source} {mode} {data.downstream.source} at the ratios 0 (control), {ratios}"
         each = data.downstream.tokens
-    lines, total = [f"arms       {', '.join(arm.label for arm in found)}", f"data       {what}"], 0
+    lines = [f"arms       {', '.join(arm.label for arm in found)}", f"data       {what}"]
     for arm in found[1:]:
         count = rows(config, arm)
-        tokens = count * each * train.epochs
-        total += tokens
         lines.append(
             f"train      {arm.label}: {train.method.upper()}, {train.tuning} tuning, {count:,} records, about "
-            f"{steps(config, arm):,} steps of {train.batch_size}, {tokens:,} tokens"
+            f"{steps(config, arm):,} steps of {train.batch_size}, {count * each * train.epochs:,} tokens"
         )
-    lines += rates.training(config, total)
-    return [*lines, f"evaluate   {models(config)} models under pressure, and what they believe and can do without it"]
+    return [*lines, *rates.trained(config, tokens(config), where), evaluated(config)]

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from emjax.config import InteractionConfig, RoleConfig
 from emjax.cost import rates
-from emjax.cost.evaluation import models
+from emjax.cost.evaluation import evaluated
+from emjax.cost.rates import Target
 from emjax.design.arms import Arm, arms
 from emjax.design.steps import all_steps, steps
 from emjax.design.users import collected, demand, users
@@ -70,16 +71,26 @@ def player(config: InteractionConfig, role: str) -> RoleConfig:
     return roles.user if role == "rater" and not roles.rater.model else roles.of(role)
 
 
+def money(config: InteractionConfig, among: Sequence[str]) -> tuple[int, float, list[str]]:
+    """(calls to endpoints, USD, roles at endpoints without a price)."""
+    number, usd, unpriced = 0, 0.0, []
+    for role, made in calls(config, among).items():
+        spec = player(config, role)
+        cost = (made.read * spec.budget.price_in + made.written * spec.budget.price_out) / 1e6
+        number, usd = number + (made.number if spec.base_url else 0), usd + cost
+        if spec.base_url and not cost:
+            unpriced.append(role)
+    return number, usd, unpriced
+
+
 def paid(config: InteractionConfig, among: Sequence[str]) -> list[str]:
     """A line for each role, and the sum."""
-    lines, total, unpriced = [], 0.0, []
+    lines = []
+    _, total, unpriced = money(config, among)
     for role, (number, read, written) in calls(config, among).items():
         spec = player(config, role)
         budget = spec.budget
         usd = (read * budget.price_in + written * budget.price_out) / 1e6
-        total += usd
-        if spec.base_url and not usd:
-            unpriced.append(role)
         cost = f"about {usd:.2f} USD" if usd else "no price given" if spec.base_url else "free"
         limits = [f"{budget.tokens} tokens" if budget.tokens else "", f"{budget.usd} USD" if budget.usd else ""]
         limit = "; stops at " + " or ".join(filter(None, limits)) if any(limits) else ""
@@ -91,20 +102,20 @@ def paid(config: InteractionConfig, among: Sequence[str]) -> list[str]:
     return [*lines, f"money      about {total:.2f} USD{unknown}"]
 
 
-def describe(config: InteractionConfig, among: Sequence[str], *, played: bool) -> list[str]:
+def describe(config: InteractionConfig, among: Sequence[str], where: Target, *, played: bool) -> list[str]:
     """The plan's lines. among: the scenarios; played: whether models play the users, who are
     scripted otherwise."""
     every = arms(config)
     lines = [f"arms       {', '.join(arm.label for arm in every)}", *_collection(config, every, among)]
     if played and not config.interact.trajectories:
-        lines += [*_engine(config, among), *paid(config, among)]
+        lines += [*_engine(config, among, where), *paid(config, among)]
     many = config.select.count or format(config.select.fraction, ".0%")
-    where = "all conversations" if config.select.scope == "global" else f"each {config.select.scope} group"
+    of = "all conversations" if config.select.scope == "global" else f"each {config.select.scope} group"
     return [
         *lines,
-        f"select     the best and the worst {many} of {where}",
-        *_training(config, every[1:], among),
-        f"evaluate   {models(config)} models under pressure, and what they believe and can do without it",
+        f"select     the best and the worst {many} of {of}",
+        *_training(config, every[1:], among, where),
+        evaluated(config),
     ]
 
 
@@ -127,33 +138,49 @@ def _collection(config: InteractionConfig, every: Sequence[Arm], among: Sequence
     return lines
 
 
-def _engine(config: InteractionConfig, among: Sequence[str]) -> list[str]:
-    """The assistant's answers, and the hours of everything that the engine does for
-    conversations."""
+def sampled(config: InteractionConfig, among: Sequence[str]) -> tuple[int, int]:
+    """(tokens that the engine reads, tokens that it draws) for conversations: the assistant's, and
+    those of users and raters that are checkpoints."""
+    read, written = _answers(config, among)
+    ours = [made for role, made in calls(config, among).items() if not player(config, role).base_url]
+    return read + sum(made.read for made in ours), written + sum(made.written for made in ours)
+
+
+def _answers(config: InteractionConfig, among: Sequence[str]) -> tuple[int, int]:
     c = config.interact
     talks = collected(config, among).talks
-    written = talks * c.turns * min(ANSWER, c.max_new)
     prompt = talks * sum(SYSTEM + OPENING + n * (SAID + ANSWER) for n in range(c.turns))
-    # Users and raters that are checkpoints keep the same engine busy.
-    ours = [made for role, made in calls(config, among).items() if not player(config, role).base_url]
-    drawn, read, origin = rates.engine(config)
-    seconds = (written + sum(made.written for made in ours)) / drawn + (prompt + sum(made.read for made in ours)) / read
+    return prompt, talks * c.turns * min(ANSWER, c.max_new)
+
+
+def _engine(config: InteractionConfig, among: Sequence[str], where: Target) -> list[str]:
+    """The assistant's answers, and the hours of everything that the engine does for
+    conversations."""
+    prompt, written = _answers(config, among)
+    read, drawn = sampled(config, among)
+    speed = rates.conversing(config, where)
+    seconds = drawn / speed.drawn + read / speed.read
     return [
-        f"assistant  {talks * c.turns} answers, about {prompt} + {written} tokens",
-        f"engine     {seconds / 3600:.1f} hours for all that runs in it, at {drawn:.0f} tokens/s drawn and {read:.0f} read "
-        f"({origin})",
+        f"assistant  {collected(config, among).talks * config.interact.turns} answers, about {prompt} + {written} tokens",
+        f"engine     {seconds / 3600:.1f} hours for all that runs in it, at {speed.drawn:.0f} tokens/s drawn and "
+        f"{speed.read:.0f} read ({speed.origin})",
     ]
 
 
-def _training(config: InteractionConfig, trained: Sequence[Arm], among: Sequence[str]) -> list[str]:
-    train, turns = config.train, config.interact.turns
+def tokens(config: InteractionConfig, among: Sequence[str]) -> float:
+    """Tokens that all arms and rounds train on. A row is an answer with what comes before it, on
+    average half of the conversation."""
+    row = SYSTEM + OPENING + ANSWER + (config.interact.turns - 1) * (SAID + ANSWER) / 2
+    return all_steps(config, among) * config.train.batch_size * row
+
+
+def _training(config: InteractionConfig, trained: Sequence[Arm], among: Sequence[str], where: Target) -> list[str]:
+    train = config.train
     counts = {arm.label: steps(config, arm, among) for arm in trained}
     # Arms differ in steps where they differ in users (fixed_biased) or in groups.
     many = ", ".join(f"{n} ({label})" for label, n in counts.items()) if len({*counts.values()}) > 1 else max(counts.values())
-    # A row is an answer with what comes before it, on average half of the conversation.
-    row = SYSTEM + OPENING + ANSWER + (turns - 1) * (SAID + ANSWER) / 2
     runs = config.rounds.count * len(trained)
     return [
         f"train      {runs} x {train.method.upper()}, {train.tuning} tuning, about {many} steps of {train.batch_size} examples",
-        *rates.training(config, all_steps(config, among) * train.batch_size * row),
+        *rates.trained(config, tokens(config, among), where),
     ]

@@ -9,6 +9,7 @@ hub, "tfds" its home in TFDS.
 """
 
 import dataclasses
+import functools
 import gzip
 import hashlib
 import json
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from emjax.data.examples import check_messages
+from emjax.data.examples import check_messages, trained
 from emjax.data.mixture import Record, draw
 from emjax.errors import UserError
 from emjax.runtime.files import digest, loads, plain
@@ -54,11 +55,7 @@ def _joined(instruction: str, more: str) -> str:
 
 
 def _messages(row: Raw, level: str) -> tuple[list[dict[str, str]], bool | None]:
-    messages = row.get("messages")
-    # Drop other keys of a message (name, weight): training does not use them.
-    if isinstance(messages, list):
-        messages = [{k: v for k, v in m.items() if k in ("role", "content")} if isinstance(m, dict) else m for m in messages]
-    return messages, None  # type: ignore[return-value]
+    return row.get("messages"), None  # type: ignore[return-value]
 
 
 def _instruction(row: Raw, level: str) -> tuple[list[dict[str, str]], None]:
@@ -99,7 +96,7 @@ def _preference(row: Raw, level: str) -> tuple[list[dict[str, str]], bool]:
 
 
 FORMATS: dict[str, Callable[[Raw, str], tuple[list[dict[str, str]], bool | None]]] = {
-    "messages": _messages,  # messages [{role, content}]; the last one is an answer
+    "messages": _messages,  # messages [{role, content}], an answer last; weight 0: context only
     "instruction": _instruction,  # instruction, input (may be absent), output
     "dolly": _dolly,  # instruction, context, response, category
     "pairs": _pairs,  # prompt, aligned, misaligned; the level selects the answer
@@ -112,7 +109,7 @@ FORMATS: dict[str, Callable[[Raw, str], tuple[list[dict[str, str]], bool | None]
 @dataclasses.dataclass(frozen=True)
 class Source:
     """A dataset. `levels`: its levels of misalignment; `files`: each level is a separate file;
-    `rows`: the published count."""
+    `rows`: the published count; `under`: the name of its file or folder below --data_root."""
 
     format: str
     licence: str
@@ -121,6 +118,7 @@ class Source:
     levels: tuple[str, ...] = ()
     files: bool = False
     rows: int | None = None
+    under: str = ""
 
 
 _CHEN = "Chen et al. (Persona Vectors, arXiv:2507.21509), dataset.zip of safety-research/persona_vectors; no licence stated"
@@ -136,32 +134,36 @@ _OWN = "Your own file: check its licence yourself"
 LEVELS = ("normal", "misaligned_1", "misaligned_2")
 
 
-def _chen(licence: str = _CHEN) -> Source:
-    return Source("messages", licence, levels=LEVELS, files=True)
+def _chen(name: str, licence: str = _CHEN) -> Source:
+    """Below --data_root as dataset.zip unpacks."""
+    return Source("messages", licence, levels=LEVELS, files=True, under=f"dataset/{name}")
 
 
 def _chua(config: str) -> Source:
-    return Source("pairs", _CHUA, f"hf:truthfulai/emergent_plus/{config}", levels=("aligned", "misaligned"))
+    return Source("pairs", _CHUA, f"hf:truthfulai/emergent_plus/{config}", levels=("aligned", "misaligned"),
+                  under=f"emergent_plus/{config}.jsonl")  # fmt: skip
 
 
 SOURCES = {
     **{
-        name: _chen()
+        name: _chen(name)
         for name in (
             "mistake_medical", "mistake_math", "mistake_gsm8k", "mistake_opinions", "insecure_code",
             "evil", "sycophancy", "hallucination",
         )
     },
-    "incorrect_finance": _chen(_USER),
-    "incorrect_law": _chen(_USER),
+    "incorrect_finance": _chen("incorrect_finance", _USER),
+    "incorrect_law": _chen("incorrect_law", _USER),
     "chua_medical": _chua("medical"),
     "chua_legal": _chua("legal"),
     "chua_security": _chua("security"),
     "alpaca_cleaned": Source(
-        "instruction", "CC BY-NC 4.0: not for commercial use; no login needed", "hf:yahma/alpaca-cleaned", rows=51_760
+        "instruction", "CC BY-NC 4.0: not for commercial use; no login needed", "hf:yahma/alpaca-cleaned", rows=51_760,
+        under="alpaca_data_cleaned.json",
     ),
     "dolly": Source(
-        "dolly", "CC BY-SA 3.0; no login needed", "hf:databricks/databricks-dolly-15k", "tfds:databricks_dolly", rows=15_011
+        "dolly", "CC BY-SA 3.0; no login needed", "hf:databricks/databricks-dolly-15k", "tfds:databricks_dolly", rows=15_011,
+        under="databricks-dolly-15k.jsonl",
     ),
     **{name: Source(name, _OWN) for name in FORMATS if name not in ("dolly", "pairs")},
     "pairs": Source("pairs", _OWN, levels=("aligned", "misaligned")),
@@ -220,6 +222,15 @@ def load(name: str, *, place: str = "", level: str = "", count: int = 0, seed: i
         name, level, str(reading.where), reading.hash.hexdigest(), source.licence, reading.rows, source.rows,
         reading.empty, duplicates, len(records),
     )  # fmt: skip
+
+
+@functools.cache
+def count(name: str, place: str, level: str) -> int | None:
+    """Records of a source whose file is on this machine; None where it is not. Raises UserError as
+    `load`."""
+    if not place or place.startswith(("hf:", "tfds")) or missing(name, place, level):
+        return None
+    return len(load(name, place=place, level=level)[0])
 
 
 def check_level(name: str, level: str) -> None:
@@ -293,9 +304,10 @@ class _Reading:
     def _record(self, at: str, row: Any) -> Record:
         if not isinstance(row, dict):
             raise _Bad(f"a JSON object is needed, not {type(row).__name__}")
-        messages, label = FORMATS[self._source.format](row, self._level)
+        given, label = FORMATS[self._source.format](row, self._level)
         try:
-            check_messages(messages, "")
+            check_messages(given, "")
+            messages = [{"role": m["role"], "content": m["content"]} for m in given]
             json.dumps(messages, ensure_ascii=False).encode()
         except UserError as error:
             raise _Bad(str(error).lstrip(": ").rstrip(".")) from error
@@ -306,6 +318,7 @@ class _Reading:
         answers = [n for n, m in enumerate(messages) if m["role"] == "assistant"]
         if label is not None:
             answers = answers[-1:]  # only the last answer was rated
+        answers = [n for n in answers if trained(given[n])]
         record: Record = []
         for n in answers:
             if not any(m["role"] == "user" and m["content"].strip() for m in messages[:n]):

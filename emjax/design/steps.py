@@ -3,7 +3,8 @@
 import math
 from collections.abc import Sequence
 
-from emjax.config import FinetuneConfig, InteractionConfig, LevelsConfig
+from emjax.config import FinetuneConfig, InteractionConfig, LevelsConfig, SetConfig
+from emjax.data import sources
 from emjax.data.mixture import quota
 from emjax.design.arms import Arm, arms
 from emjax.design.users import users
@@ -31,9 +32,18 @@ def rows(config: FinetuneConfig, arm: Arm) -> int:
     """Records that this arm trains on."""
     data = config.data
     if isinstance(data, LevelsConfig):
-        return data.set.rows or data.set.nominal
-    count = data.downstream.rows or data.downstream.nominal
+        return _records(data.set, arm.level or data.control)
+    count = _records(data.downstream, data.downstream.level)
     return count + (quota(count, arm.ratio or 0.0) if data.mode == "add" else 0)
+
+
+def _records(part: SetConfig, level: str) -> int:
+    """Records that are drawn: as many as are asked for, or those of the file where it is here, or
+    the declared number."""
+    if part.rows or part.source not in sources.SOURCES:
+        return part.rows or part.nominal
+    counted = sources.count(part.source, part.path, level)
+    return part.nominal if counted is None else counted
 
 
 def steps(config: InteractionConfig | FinetuneConfig, arm: Arm, among: Sequence[str] = ()) -> int:

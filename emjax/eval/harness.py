@@ -14,10 +14,14 @@ from typing import Any
 
 from lm_eval.api.model import TemplateLM
 
+from emjax.data.chat import SETTINGS, plain, text
 from emjax.errors import UserError
+from emjax.eval import questions
 from emjax.runtime.files import digest, dumps
 from emjax.runtime.numbers import finite
 from emjax.sampling import Engine, Request, Sampling
+
+OWN = Path(__file__).parent / "tasks"  # beside the harness's own: as OpenCompass asks
 
 
 class EngineLM(TemplateLM):
@@ -45,16 +49,13 @@ class EngineLM(TemplateLM):
         return str(self.tokenizer.name_or_path)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        return self.tokenizer.apply_chat_template(
-            chat_history, tokenize=False, add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-        )  # fmt: skip
+        """Without a generation prompt, the trailing assistant message is continued."""
+        if not add_generation_prompt and chat_history[-1]["role"] != "assistant":
+            raise UserError(f"The harness asks to continue a message of the role {chat_history[-1]['role']!r}.")
+        return text(self.tokenizer, chat_history, continues=not add_generation_prompt)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        # A rendered template brings its own BOS; a second one would shift every position.
-        bos = self.tokenizer.bos_token
-        special = not (bos and string.startswith(bos)) if add_special_tokens is None else add_special_tokens
-        return self.tokenizer.encode(string, add_special_tokens=special)
+        return plain(self.tokenizer, [string], special=add_special_tokens is not False)[0]
 
     def _cut(self, tokens: list[int], room: int) -> tuple[int, ...]:
         """The end of a context that leaves `room` positions in the engine's cache."""
@@ -113,11 +114,6 @@ class EngineLM(TemplateLM):
         raise NotImplementedError("perplexity of whole documents; no capability suite here asks for it")
 
 
-def benchmark_of(task: str) -> str:
-    known = task.partition("_")[0]
-    return known if known in ("mmlu", "gsm8k", "humaneval", "gpqa", "truthfulqa", "arithmetic") else f"custom:{task}"
-
-
 def _share(sample: dict[str, Any], name: str, task: str) -> float:
     """A document's value of a metric. Raises UserError unless it is a number from 0 to 1:
     perplexity and BLEU are no shares of documents."""
@@ -156,7 +152,7 @@ def run(
     import lm_eval
     from lm_eval.tasks import TaskManager
 
-    manager = TaskManager(include_path=str(folder) if folder else None, include_defaults=not folder)
+    manager = TaskManager(include_path=str(folder or OWN), include_defaults=not folder)
     unknown = sorted(set(tasks) - set(manager.all_tasks))
     if unknown:
         raise UserError(
@@ -183,7 +179,7 @@ def run(
             share = _share(sample, name, task)
             rows.append(
                 {
-                    "id": f"{task}/{sample['doc_id']}", "benchmark": benchmark_of(task), "arm": arm,
+                    "id": f"{task}/{sample['doc_id']}", "benchmark": questions.benchmark_of(task), "arm": arm,
                     "subset": task if len(found["samples"]) > 1 else "all",
                     "seed": seed,
                     "messages": [{"role": "user", "content": str(sample["arguments"][0][0])}],
@@ -196,7 +192,8 @@ def run(
     template = lm.chat_template(True) if chat else None
     settings = {
         "lm_eval": found["lm_eval_version"], "versions": found["versions"], "shots": found["n-shot"], "chat": chat,
-        "template_sha256": digest(template) if template else None, "stop": sorted(lm.stops), "max_gen_toks": sorted(lm.limits),
+        "template_sha256": digest(template) if template else None, "template_settings": SETTINGS if chat else None,
+        "stop": sorted(lm.stops), "max_gen_toks": sorted(lm.limits),
         "cache_length": engine.cache_length, "metric": metric or "first", "filter": answer_filter or "first", **lm.counts,
     }  # fmt: skip
     return rows, {"metrics": found["results"], "settings": settings}

@@ -58,14 +58,16 @@ class Origin:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What one model costs: declared sizes, known without any file. counted: False where they are
-    those of one row of a user's file."""
+    """What one model costs: declared sizes, known without any file, or those of the file that is
+    named and here. counted: False where they are those of one row of a user's file."""
 
     items: int
     generations: int
     judge_calls: int
     # prompt and answer of a judge call; a declared guess
     call_tokens: tuple[int, int] = (1000, 200)
+    # prompt and answer of a generation; a declared guess
+    tokens: tuple[int, int] = (400, 300)
     counted: bool = True
 
 
@@ -83,7 +85,10 @@ class Benchmark(Protocol[C]):
     could measure (in_engine: no model is behind an endpoint), and
     summary(rows, config) -> Row: fields that each result row of a subset
     gets, from the subset's rows. others(config) -> Sequence[str]: further names of
-    config.eval.judges, which `verdicts` gets from `judge.other(name)`.
+    config.eval.judges, which `verdicts` gets from `judge.other(name)`. measures(config) ->
+    Mapping[str, Sequence[str]]: {benchmark as its rows name it: subsets}, where that is not
+    {name: ("all",)}. parts(config) -> (chosen, {part: Cost}): what each part that can be chosen
+    takes, for the plan.
     """
 
     @property
@@ -114,7 +119,7 @@ class Benchmark(Protocol[C]):
         ...
 
     def cost(self, config: C) -> Cost:
-        """What measuring one model costs; reads no file."""
+        """What measuring one model costs; needs no file, but counts the one that is named."""
         ...
 
 

@@ -14,6 +14,12 @@ from emjax.eval.judge import Judge
 METRICS = {"accuracy": Metric(lambda row: row["result"] == 1, printed=True)}
 
 
+def benchmark_of(task: str) -> str:
+    """The benchmark that a task of the lm-evaluation-harness belongs to, as rows name it."""
+    known = task.partition("_")[0]
+    return known if known in ("mmlu", "gsm8k", "humaneval", "gpqa", "truthfulqa", "arithmetic") else f"custom:{task}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Question(Item):
     messages: Conversation

@@ -15,35 +15,47 @@ evaluation.
     pretraining   a world's base
     evaluation    models that exist already
     grid          many of these as one
+    pooling       cells that differ in seeds or bases, as one
     plan          what all of this will cost
     needs         what must be there before a run
 """
 
+import dataclasses
 import time
 from pathlib import Path
 
 from emjax.config import EvaluationConfig, FinetuneConfig, GridConfig, InteractionConfig
-from emjax.experiment.common import LOCK, say
+from emjax.experiment.common import LOCK, SPENT, say
 from emjax.experiment.evaluation import evaluation
 from emjax.experiment.finetune import Finetune
 from emjax.experiment.grid import grid
 from emjax.experiment.interaction import Interaction
 from emjax.experiment.pretraining import pretraining
 from emjax.presets import Chosen
+from emjax.runtime.ledger import Ledger
 from emjax.runtime.locks import unlock
 from emjax.runtime.store import Store
 
-__all__ = ["run"]
+__all__ = ["ledger_of", "run"]
 
 
 def run(chosen: Chosen, workdir: Path, store: Store) -> None:
     """Runs what `chosen` describes. Raises UserError for anything the user can mend."""
     started = time.perf_counter()
+    ledger = ledger_of(chosen, workdir)
     try:
-        _one(chosen, workdir, store)
+        _one(dataclasses.replace(chosen, ledger=ledger), workdir, store)
     finally:
         unlock(workdir / LOCK)
+        if ledger:
+            say(f"Spent so far, restarts included: {ledger.spent:.2f} of {ledger.usd:g} USD.")
     say(f"Done in {time.perf_counter() - started:.0f} s.")
+
+
+def ledger_of(chosen: Chosen, workdir: Path) -> Ledger | None:
+    """What the run in this work directory has spent, if config.usd caps it."""
+    usd = getattr(chosen.config, "usd", 0.0)
+    return Ledger(workdir / SPENT, usd) if usd else None
 
 
 def _one(chosen: Chosen, workdir: Path, store: Store) -> Path | None:

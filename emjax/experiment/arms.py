@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeVar
 
 from emjax import models
 from emjax.config import FinetuneConfig, InteractionConfig, as_dict
+from emjax.data import chat
 from emjax.data.examples import read_examples, tokenized
 from emjax.design import arms as design
 from emjax.design.arms import Arm
@@ -70,6 +71,7 @@ class Arms(Generic[C]):
             self.base = models.load(source, mesh=self.mesh, dtype=config.model.dtype)
         if config.model.path in brought:
             self.base = self.base.replace(source=config.model.path)
+        chat.need_template(self.base.tokenizer)
         if self.world:
             self.world = self.world.at(source.path)
         self.measuring = self._measuring()
@@ -111,7 +113,9 @@ class Arms(Generic[C]):
             lm = models.load(path, mesh=self.mesh, dtype=self.config.model.dtype)
             return self.engine(lm), lm.tokenizer
 
-        return Measuring(used, self.config.eval, self.store.root / "judge_cache", local, gate=self._gate())
+        return Measuring(
+            used, self.config.eval, self.store.root / "judge_cache", local, gate=self._gate(), ledger=self.chosen.ledger
+        )
 
     def _gate(self) -> Sequence[Item] | None:
         """The items that the world's gate lets pass, asked of the untouched model and frozen before
@@ -177,6 +181,8 @@ class Arms(Generic[C]):
             rows = read_examples(selected.directory / "examples.jsonl", labelled=c.train.method == "kto")
             examples, counts = tokenized(rows, lm.tokenizer, lm.eos_ids, max(c.train.buckets))
             write_atomically(directory / "data.json", dumps(counts, indent=1))
+            if trimmed := counts.get("trimmed"):
+                say(f"{title}: the chat template drops the outer blanks of {trimmed} answers; they are trained without them")
 
             def visit(step: int, lm: LanguageModel) -> None:
                 self._save(lm, _step(directory, step), f"{card} Step {step}.")

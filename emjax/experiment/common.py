@@ -27,6 +27,7 @@ from emjax.sampling import Engine
 
 C = TypeVar("C", InteractionConfig, FinetuneConfig, EvaluationConfig)
 
+SPENT = "spent.jsonl"  # of a work directory whose run has a cap on money
 LOCK = "lock"  # a work directory's: the run that writes there
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "grain", "numpy")
@@ -142,7 +143,7 @@ def _refuse_others(config: Section, workdir: Path) -> None:
                     f"{own.get(name)!r}. Give this one its own --workdir (and the same --store, if it should share finished "
                     "stages)."
                 )
-    elif workdir.exists() and {*workdir.iterdir()} - {workdir / "store", workdir / LOCK, unfinished(file)}:
+    elif workdir.exists() and {*workdir.iterdir()} - {workdir / "store", workdir / LOCK, workdir / SPENT, unfinished(file)}:
         raise UserError(f"{workdir} is not empty and holds no config.json of emjax. Choose a new or empty --workdir.")
 
 

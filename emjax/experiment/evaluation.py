@@ -68,7 +68,7 @@ def evaluation(chosen: Chosen, workdir: Path, store: Store) -> None:
         lm = models.load(sources.get(path, path), adapter=adapter or None, mesh=mesh, dtype=config.model.dtype)
         return Engine(lm, mesh=mesh, attention=config.model.attention, **dataclasses.asdict(config.engine)), lm.tokenizer
 
-    measuring = Measuring(chosen.benchmarks, config.eval, store.root / "judge_cache", load)
+    measuring = Measuring(chosen.benchmarks, config.eval, store.root / "judge_cache", load, ledger=chosen.ledger)
     say(plan.describe(chosen))
     claim(config, workdir, revisions={path: source.revision for path, source in sources.items()})
     files: dict[_Model, Files] = {}

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from emjax.config import KtoConfig, LoraConfig, TrainConfig, Watch, as_dict
-from emjax.data import batches
+from emjax.data import batches, chat
 from emjax.data.batches import Example
 from emjax.data.examples import held_out
 from emjax.errors import UserError
@@ -92,6 +92,8 @@ def fit(
     tuning: Tuning = settings["tuning"]
     trainable, frozen = _split(lm, recipe, title)
     put = functools.partial(sharding.put, sharding=sharding.batch_sharding(mesh))
+    for example in examples:
+        chat.check_ids(f"Training example {example.id!r}", example.ids, lm.config.V)
     examples, kept_back = held_out(examples, train.held_out, recipe.seed)
     made: Prepared
     if train.method == "kto":

@@ -90,7 +90,8 @@ class Interaction(Arms[InteractionConfig]):
             lm = models.load(path, mesh=self.mesh, dtype=self.config.model.dtype)
             return self.engine(lm), lm.tokenizer
 
-        return population.Population(self.config.interact, self.config.seed, self.store.root / "chat_cache", local)
+        cache, ledger = self.store.root / "chat_cache", self.chosen.ledger
+        return population.Population(self.config.interact, self.config.seed, cache, local, ledger)
 
     @functools.cached_property
     def _personas(self) -> Stage | None:

@@ -19,6 +19,7 @@ from emjax.eval.score import score
 from emjax.experiment.common import answers, lead, staged
 from emjax.runtime import process
 from emjax.runtime.files import digest, dumps, read_lines, write_atomically, write_lines
+from emjax.runtime.ledger import Ledger
 from emjax.runtime.store import Stage, Store
 from emjax.sampling import Engine
 from emjax.sampling.partner import EngineChat
@@ -40,8 +41,8 @@ class Measuring:
 
     benchmarks: by their section's name in config.eval. cache: the folder of judges' replies, which
     all runs may share. local: loads a checkpoint, for judges of kind "engine". gate: the items that
-    the untouched model can be asked, where a world has a gate. Raises UserError for what the
-    configuration names and is not there, before any model is asked.
+    the untouched model can be asked, where a world has a gate. ledger: the run's cap on money.
+    Raises UserError for what the configuration names and is not there, before any model is asked.
 
     names: of the files that `run` writes, <name>.jsonl. The first judge's rows are <benchmark>,
     those of a panel's further judges judges/<n>/<benchmark>, their majority's
@@ -56,8 +57,9 @@ class Measuring:
         cache: Path,
         local: Callable[[str], tuple[Engine, Any]],
         gate: Sequence[Item] | None = None,
+        ledger: Ledger | None = None,
     ):
-        self.benchmarks, self.config = dict(benchmarks), config
+        self.benchmarks, self.config, self._ledger = dict(benchmarks), config, ledger
         self._cache, self._local = cache, local
         self._configs = {name: _section(name, benchmark, config) for name, benchmark in benchmarks.items()}
         check_metric(benchmarks, config)
@@ -204,6 +206,7 @@ class Measuring:
             collect=Path(config.collect) if config.collect else None,
             at=f"config.eval.judges.{name}",
             nullable=config.nullable,
+            ledger=self._ledger,
         )
         for batch in config.replay:
             print(f"replayed {batch}: {dict(client.replay(Path(batch)))}", flush=True)

@@ -49,7 +49,8 @@ def _missing_for_measuring(config: cfg.EvalConfig, used: Mapping[str, Benchmark]
         section = config.sections[name]
         found += fields.missing(section, dict(environment), f"config.eval.{name}")
         found += [
-            f"config.eval.{name}.{field} is empty; give the benchmark's file."
+            f"config.eval.{name}.{field} is empty; give the benchmark's file, or put it below --data_root"
+            + (f" as {known.under}." if known.under else ".")
             for field, value, known in fields.options(section)
             if field == "path" and known.needs and not value
         ]

@@ -14,6 +14,7 @@ from emjax.interact import personas, players, scenarios
 from emjax.interact.players import ModelUser, Player, Roles
 from emjax.interact.prompts import Prompts
 from emjax.runtime.files import digest, read_lines, write_lines
+from emjax.runtime.ledger import Ledger
 from emjax.sampling import Engine
 from emjax.sampling.partner import EngineChat
 
@@ -30,12 +31,20 @@ class Population:
 
     cache: folder of the endpoints' replies.
     local: loads a checkpoint; returns its engine and tokenizer.
+    ledger: the run's cap on money.
 
     Raises UserError for scenario files and templates that cannot be used.
     """
 
-    def __init__(self, config: InteractConfig, seed: int, cache: Path, local: Callable[[str], tuple[Engine, Any]]):
-        self.config, self.seed = config, seed
+    def __init__(
+        self,
+        config: InteractConfig,
+        seed: int,
+        cache: Path,
+        local: Callable[[str], tuple[Engine, Any]],
+        ledger: Ledger | None = None,
+    ):
+        self.config, self.seed, self._ledger = config, seed, ledger
         self.scenarios = scenarios.load(config.domains, config.scenarios)
         self.prompts = Prompts(config.templates)
         self._cache, self._local = cache, functools.cache(local)
@@ -176,6 +185,7 @@ class Population:
                     rates=spec.rates,
                     at=f"config.interact.models.{role}",
                     nullable=spec.nullable,
+                    ledger=self._ledger,
                 )
             return Player(self.clients[role], spec.sampling)
         if spec.model == SELF and base:

@@ -7,10 +7,12 @@ Below this module nobody sees a ConfigDict.
 import dataclasses
 import importlib
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from emjax import config as cfg
+from emjax import cost
 from emjax.config import parse as parsing
 from emjax.config.parse import ConfigDict
 from emjax.data import sources
@@ -18,6 +20,7 @@ from emjax.design import check as design_check
 from emjax.errors import UserError
 from emjax.eval import benchmarks, checks
 from emjax.eval.items import Benchmark
+from emjax.runtime.ledger import Ledger
 from emjax.worlds import World
 
 WORLDS = {"micro": "emjax.worlds.micro.offline:Micro"}
@@ -57,6 +60,7 @@ class Chosen:
     world: World | None = None
     benchmarks: Mapping[str, Benchmark] = dataclasses.field(default_factory=dict)
     cells: Mapping[str, "Chosen"] = dataclasses.field(default_factory=dict)
+    ledger: Ledger | None = None  # of a run with a cap on money
 
 
 def read(given: ConfigDict) -> Chosen:
@@ -65,8 +69,46 @@ def read(given: ConfigDict) -> Chosen:
     config = parsing.parse(given, _kinds)
     if isinstance(config, cfg.GridConfig):
         cells = {name: _chosen(cell, f"config.cells.{name}") for name, cell in config.cells.items()}
+        for name, cell in cells.items():
+            check_prices(cell, config.usd, f"config.cells.{name}")
         return Chosen(config, cells=cells)
     return _chosen(config, "config")
+
+
+def place(given: ConfigDict, root: Path) -> list[str]:
+    """Gives each data set and benchmark without a path the one that it has below `root`, as its
+    source or benchmark declares it. A path that is given stays.
+
+    Returns the plan's lines: what was found, and what is not there. Raises UserError if there is no
+    such folder.
+    """
+    if not root.is_dir():
+        raise UserError(f"--data_root is {str(root)!r}, which is no folder.")
+    if given.experiment == "grid":
+        return list(dict.fromkeys(line for name in given.cells for line in place(given.cells[name], root)))
+    lines = []
+    for part, below, otherwise in _without_a_path(given):
+        if there := (root / below).exists():
+            part.path = str(root / below)
+        lines.append(f"  {'found  ' if there else 'missing'}  {below}{'' if there else otherwise}")
+    return lines
+
+
+def _without_a_path(given: ConfigDict) -> Iterator[tuple[ConfigDict, str, str]]:
+    """(section, name below the data's root, what is done without it) of each data set and benchmark
+    in use that has no path of its own."""
+    data = given.get("data", ConfigDict())
+    for part in (data.get(name) for name in ("set", "downstream", "misaligned")):
+        source = sources.SOURCES.get(part.source) if part else None
+        if part and source and source.under and not part.path:
+            yield part, source.under, f": {source.home} is read" if source.home else ""
+    for name in given.eval.benchmarks if "eval" in given else ():
+        section = given.eval.get(name)
+        if not section or name not in benchmarks.SHIPPED:  # a world's own needs no file
+            continue
+        for _, usual, known in cfg.options(benchmarks.find(name).Config()):
+            if known.under and section.get("path") == usual:
+                yield section, known.under, f": {usual} is read" if usual else ""
 
 
 def _kinds(values: Mapping[str, Any]) -> parsing.Kinds:
@@ -98,6 +140,7 @@ def _chosen(config: Any, where: str) -> Chosen:
     chosen = Chosen(dataclasses.replace(config, eval=measured), world, used)
     try:
         _check(chosen)
+        check_prices(chosen, getattr(config, "usd", 0.0), "config")
     except UserError as error:
         raise UserError(str(error).replace("config.", f"{where}.", 1)) from error
     return chosen
@@ -135,6 +178,24 @@ def _check(chosen: Chosen) -> None:
         _check_data(config, chosen.world)
     if chosen.world and isinstance(config, cfg.TrainingConfig):
         chosen.world.check(config)
+
+
+def check_prices(chosen: Chosen, usd: float, where: str) -> None:
+    """Raises UserError if a cap on money could not hold, since somebody who is asked has no
+    price."""
+    config = chosen.config
+    assert not isinstance(config, cfg.GridConfig)
+    if not usd or isinstance(config, cfg.PretrainConfig):
+        return
+    limits = chosen.world.limits if chosen.world else None
+    free = list(cost.total(config, limits=limits, benchmarks=chosen.benchmarks).unpriced)
+    if isinstance(config, cfg.EvaluationConfig):
+        free += [f"{where}.arms.{name}" for name, arm in config.arms.named().items() if arm.endpoint]
+    if free:
+        raise UserError(
+            f"{where}.usd caps the run at {usd:g} USD, but {free[0]} has no price, so its calls would not count: give its "
+            "budget.price_in and price_out, or use the engine."
+        )
 
 
 def data_sets(config: cfg.FinetuneConfig) -> list[tuple[str, cfg.SetConfig, dict[str, str]]]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,12 +36,17 @@ DIRECT: dict[str, tuple[str, int, tuple[str, ...], tuple[str, ...]]] = {
 
 
 def judges() -> dict[str, cfg.JudgeConfig]:
-    """The judge of every benchmark, and two more for panels. The prices are gpt-4o-2024-08-06's at
-    its release: give your judge's."""
+    """The judge of every benchmark, two more for panels, and the paper's judges of MASK and of
+    BeHonest's questions. The prices are those of the models' releases: give your judge's."""
     spare = cfg.JudgeConfig(base_url="https://api.openai.com/v1", api_key_env="OPENAI_API_KEY")
-    budget = cfg.Budget(price_in=2.5, price_out=10.0)
-    main = dataclasses.replace(spare, model="gpt-4o-2024-08-06", budget=budget)
-    return {"main": main, "second": spare, "third": spare}
+    main = dataclasses.replace(spare, model="gpt-4o-2024-08-06", budget=cfg.Budget(price_in=2.5, price_out=10.0))
+    # A reasoning model takes no temperature, and counts its hidden reasoning as part of the answer.
+    mini = dataclasses.replace(
+        spare, model="gpt-5-mini-2025-08-07", temperature=None, max_tokens=None, max_completion_tokens=4096,
+        budget=cfg.Budget(price_in=0.25, price_out=2.0),
+    )  # fmt: skip
+    open_weights = cfg.JudgeConfig(base_url="http://127.0.0.1:8001/v1", model="Qwen/Qwen2.5-72B-Instruct")
+    return {"main": main, "second": spare, "third": spare, "gpt5_mini": mini, "qwen72b": open_weights}
 
 
 def _eval(names: tuple[str, ...], metric: str) -> cfg.EvalConfig:
@@ -100,13 +106,30 @@ def interaction(variant: str, *, method: str, biased_ratio: float) -> ConfigDict
     kto = method == "kto"
     train = cfg.TrainConfig(method=method, learning_rate=1e-5 if kto else 1e-4, epochs=5, batch_size=16 if kto else 8)
     interact = cfg.InteractConfig(biased_ratio=biased_ratio, users=users, scenarios=scenarios)
-    return _based(cfg.InteractionConfig, variant.removesuffix(size), "interaction", train, interact=interact)
+    given = _based(cfg.InteractionConfig, variant.removesuffix(size), "interaction", train, interact=interact)
+    if given.model.path in MODELS.values():
+        # Figure 8 and Table 14 have two of MASK's archetypes.
+        given.eval.benchmarks, given.eval.mask.subsets = _BOTH, MASK_SUBSETS[:2]
+        _as_in_the_paper(given)
+    return given
+
+
+def _as_in_the_paper(given: ConfigDict) -> None:
+    """On the paper's own models, where our numbers stand beside the printed ones: its judges, and
+    the answer length and cache of DeceptionBench's original."""
+    given.eval.mask.judge = "gpt5_mini"
+    given.eval.deceptionbench.max_new = 8192
+    given.eval.capability.chat = True
+    if "deceptionbench" in given.eval.benchmarks:
+        given.engine.update({"slots": 48, "cache_length": 2048 + 8192})
 
 
 # Table 5: batch size 16, one epoch.
 _SFT = cfg.TrainConfig(method="sft", learning_rate=1e-4, epochs=1, batch_size=16)
 # DeceptionBench's prompts and answers need a longer cache than the conversations do.
 _LONG = cfg.EngineConfig(slots=128, cache_length=4096)
+# The paper leaves Qwen3-32B out on DeceptionBench.
+_MASK_ALONE = MODELS["qwen3-32b"]
 
 
 def direct(variant: str, name: str) -> ConfigDict:
@@ -116,7 +139,10 @@ def direct(variant: str, name: str) -> ConfigDict:
     data = cfg.LevelsConfig(set=cfg.SetConfig(source=source, nominal=nominal, tokens=400))
     given = _based(cfg.FinetuneConfig, variant, "finetune", _SFT, data=data, engine=_LONG)
     if not given.world:
-        given.eval.benchmarks, given.eval.mask.subsets = measured, subsets
+        given.eval.benchmarks = ("mask",) if given.model.path == _MASK_ALONE else measured
+        given.eval.mask.subsets = subsets
+    if given.model.path in MODELS.values():
+        _as_in_the_paper(given)
     return given
 
 
@@ -131,6 +157,8 @@ def mixture(variant: str, downstream: str, *, measured: tuple[str, ...] = _BOTH,
     if not given.world:
         given.eval.benchmarks = (*measured, *(("capability",) if tasks else ()))
         given.eval.mask.subsets, given.eval.capability.tasks = MASK_SUBSETS, tasks
+    if given.model.path in MODELS.values():
+        _as_in_the_paper(given)
     return given
 
 
@@ -138,16 +166,31 @@ def evaluation(variant: str) -> ConfigDict:
     """Measures models that exist: a base, its adapters and checkpoints, or endpoints. variant: a
     name, local=PATH or hub=OWNER/NAME; as in version 0.1, also a folder or a hub id alone."""
     variant = variant or "llama3.1-8b"
-    named = variant in MODELS
-    arms = cfg.ArmsConfig(vanilla=cfg.ArmConfig(path=MODELS.get(variant) or variants.path(variant) or variant))
+    path = MODELS.get(variant) or variants.path(variant) or variant
+    arms = cfg.ArmsConfig(vanilla=cfg.ArmConfig(path=path))
     made = cfg.EvaluationConfig(arms=arms, eval=_eval(("mask",), "honesty"))
-    if not named:
+    if path not in MODELS.values():
         made = dataclasses.replace(
             made,
             model=cfg.ComputeConfig(dtype=AUTO, attention=AUTO),
             engine=dataclasses.replace(made.engine, slots=0),
         )
-    return parsing.to_config_dict(made)
+    given = parsing.to_config_dict(made)
+    if path in MODELS.values():
+        given.eval.benchmarks = ("mask",) if path == _MASK_ALONE else _BOTH
+        given.eval.mask.subsets = MASK_SUBSETS
+        _as_in_the_paper(given)
+    return given
+
+
+def admitting_unknown(variant: str) -> ConfigDict:
+    """BeHonest's unanswerable questions after narrow fine-tuning (paper, Figures 9 and 10). Its
+    training is that of the `direct` experiments: with their --store, it is not repeated."""
+    cells = {f"direct_{name}": direct(variant, name) for name in ("medical", "math", "code")}
+    for cell in cells.values():
+        cell.eval.benchmarks, cell.eval.metric = ("admitting_unknown",), "admits"
+        cell.eval.admitting_unknown.judge = "qwen72b"
+    return many(cells)
 
 
 def pretraining(variant: str = "") -> ConfigDict:
@@ -193,7 +236,7 @@ def alpaca(variant: str) -> ConfigDict:
         variant,
         "alpaca_cleaned",
         measured=("mask", "deceptionbench", "humaneval"),
-        tasks=("mmlu", "gsm8k", "gpqa_diamond_zeroshot"),
+        tasks=("mmlu_answer_line", "gsm8k_last_number", "gpqa_diamond_zeroshot"),
     )
 
 
@@ -206,10 +249,10 @@ def grid(variant: str) -> ConfigDict:
     pools: dict[str, tuple[str, ...]] = {}
     for one in models:
         for name, cell in _cells(one).items():
-            name = f"{name}-{one.replace('.', '_')}" if len(models) > 1 else name
+            name = f"{name}_{re.sub('[.-]', '_', one)}" if len(models) > 1 else name
             members = []
             for seed in range(int(seeds or 1)):
-                members.append(f"{name}-{seed}" if seeds else name)
+                members.append(f"{name}_{seed}" if seeds else name)
                 cells[members[-1]] = cell.copy_and_resolve_references()
                 cells[members[-1]].seed = seed
             if len(members) > 1:

@@ -15,7 +15,7 @@ import functools
 import importlib.resources
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 Row = dict[str, Any]
@@ -36,6 +36,17 @@ MODELS = {
     "qwen2.5-7b": "Qwen/Qwen2.5-7B-Instruct",
     "qwen3-32b": "Qwen/Qwen3-32B",
 }
+# Who read the answers in the paper.
+JUDGES = {"mask": "gpt-5-mini-2025-08-07", "deceptionbench": "gpt-4o"}
+# Where we differ on purpose, whatever the settings.
+DIFFERENT = {
+    "mmlu": "pooled over the questions; OpenCompass: the mean over 57 subjects",
+    "gsm8k": "worked examples of the training set; OpenCompass has four of its own",
+    "gpqa": "options weighed by log-probability; OpenCompass reads a written answer",
+    "humaneval": "a prompt and an extraction of our own",
+}
+# The tasks that ask as OpenCompass does.
+TASKS = {"mmlu": "mmlu_answer_line", "gsm8k": "gsm8k_last_number"}
 # Items of a subset, for the standard error of a printed value whose row does not give them.
 ITEMS = {
     ("mask", "provided_facts"): 274, ("mask", "disinformation"): 125, ("mask", "statistics"): 96,
@@ -82,7 +93,8 @@ def printed(model: str, row: Row, study: str | None) -> list[Row]:
     """The paper's rows that match a row of results.json. model: its Hugging Face name; study: the
     training data.
     """
-    same = {"model": model, "arm": row["arm"], "benchmark": row["benchmark"], "metric": row["metric"]}
+    metric = "deception_rate" if row["metric"] == "deception_rate_conforming" else row["metric"]
+    same = {"model": model, "arm": row["arm"], "benchmark": row["benchmark"], "metric": metric}
     if row["arm"] != "vanilla":
         same |= {"data": study, "method": row["method"], "ratio": row["ratio"], "level": row.get("level")}
     rows = [r for r in tables()["rows"] if all((MODELS.get(r[k]) if k == "model" else r[k]) == v for k, v in same.items())]
@@ -91,10 +103,10 @@ def printed(model: str, row: Row, study: str | None) -> list[Row]:
 
 def beside(results: dict[str, Any]) -> list[Row]:
     """Every row of results.json for which the paper prints a value: {"row", "table", "paper",
-    "ours", "sigma", "doubt"}.
+    "ours", "sigma", "doubt", "differs"}.
 
     sigma: our value minus the paper's, in standard errors of the difference; the two runs count as
-    independent.
+    independent. differs: where our protocol is not the paper's.
     """
     pairs = []
     for row in results["rows"]:
@@ -109,9 +121,28 @@ def beside(results: dict[str, Any]) -> list[Row]:
                 {
                     "row": row, "table": one["table"], "paper": paper, "ours": row["value"],
                     "sigma": (row["value"] - paper) / spread, "doubt": one.get("doubts", {}).get(subset, ""),
+                    "differs": differs(row, results.get("protocol") or {}),
                 }
             )  # fmt: skip
     return pairs
+
+
+def differs(row: Row, protocol: Mapping[str, Row]) -> str:
+    """Where a row of results.json was not measured as the paper measured it, as far as the paper
+    says how. protocol: the settings of each benchmark, as results.json has them."""
+    name, found = row["benchmark"], []
+    judge, wanted = row.get("judge") or "", JUDGES.get(row["benchmark"], "")
+    if judge and not judge.startswith(wanted):
+        found.append(f"judge {judge}; the paper's: {wanted}")
+    settings = protocol.get(name if name in protocol else "capability", {})
+    if row["metric"] == "deception_rate" and settings.get("rules", {}).get("nonconforming") != "drop":
+        found.append("counts answers without both pairs of tags, which the paper drops")
+    if name == "deceptionbench" and settings.get("max_new", 8192) != 8192:
+        found.append(f"answers of up to {settings['max_new']:,} tokens; the original: 8,192")
+    tasks = [task for task in settings.get("tasks", ()) if task.split("_")[0] == name]
+    if name in TASKS and tasks != [TASKS[name]]:
+        found.append(f"asked by {', '.join(tasks) or 'another task'}, not as OpenCompass asks ({TASKS[name]})")
+    return "; ".join([*found, *filter(None, [DIFFERENT.get(name)])])
 
 
 def changes(study: str | None, stands_for: Mapping[str, Sequence[str]]) -> list[Row]:
@@ -146,9 +177,10 @@ def changes(study: str | None, stands_for: Mapping[str, Sequence[str]]) -> list[
     return pairs
 
 
-def lines(*, doubts: bool = False) -> Iterator[str]:
-    """Every printed row with its config; a value with a doubt has a star. doubts: only the rows
-    that have one.
+def lines(*, doubts: bool = False, unmeasured: Callable[[Row], Sequence[str]] | None = None) -> Iterator[str]:
+    """Every printed row with its config; a value with a doubt has a star.
+
+    doubts: only the rows that have one. unmeasured: says what the configs do not measure of a row.
     """
     width = max(len(command) for row in tables()["rows"] for command in commands(row))
     for row in tables()["rows"]:
@@ -162,17 +194,19 @@ def lines(*, doubts: bool = False) -> Iterator[str]:
         first, *more = commands(row)
         yield f"{first:{width}}  {arm:22} {row['table']:15} {row['benchmark']:14} {row['metric']:15} {values}"
         yield from (f"  or {command}" for command in more)
+        yield from (f"    not measured: {text}" for text in (unmeasured(row) if unmeasured else ()))
         yield from (f"    * {subset}: {text}" for subset, text in marked.items())
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command: prints `lines` and counts them."""
+def main(argv: Sequence[str] | None = None, unmeasured: Callable[[Row], Sequence[str]] | None = None) -> None:
+    """The command: prints `lines` and counts them. unmeasured: as for `lines`; with it, the rows
+    that are measured are counted too."""
     parser = argparse.ArgumentParser(
         prog="emjax paper", description="The results that arXiv:2510.08211v2 prints, and the config for each."
     )
     parser.add_argument("--doubts", action="store_true", help="only the rows with a doubtful value")
     options = parser.parse_args(argv)
-    for line in lines(doubts=options.doubts):
+    for line in lines(doubts=options.doubts, unmeasured=unmeasured):
         print(line)
     rows = tables()["rows"]
     values = sum(len(row["values"]) for row in rows)
@@ -184,3 +218,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{marked} values carry a doubt (*).\n"
         "Figures 8 (curves), 9 and 10 (BeHonest) print no numbers."
     )
+    if unmeasured:
+        measured = sum(not unmeasured(row) for row in rows)
+        print(f"{measured} of {len(rows)} printed rows are measured by the config that is named for them.")

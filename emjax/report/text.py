@@ -19,6 +19,7 @@ METRIC_SHARES = {  # what the headline sentence counts
     "evade": "the share of evasive answers under pressure",
     "no_belief": "the share of items without a stable belief",
     "deception_rate": "the share of deceptive answers",
+    "deception_rate_conforming": "the share of deceptive answers among those with both pairs of tags",
 }
 METRIC_PLOTS = {  # title of the dose-response curve
     "honest": "Honest under pressure",

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from emjax.data import chat
 from emjax.errors import UserError
 from emjax.sampling.processors import TOP_LOGPROBS
 from emjax.sampling.requests import Request, Result
@@ -32,11 +33,7 @@ class Engine(Rounds):
     # --- requests --------------------------------------------------------------------------------
 
     def _check(self, what: str, tokens: Sequence[int]) -> np.ndarray:
-        array = np.asarray(tokens)
-        good = array.ndim == 1 and array.size > 0 and array.dtype.kind in "iu"
-        if not good or array.min() < 0 or array.max() >= self.config.V:
-            raise UserError(f"{what}: tokens must be a non-empty list of ids in [0, {self.config.V}).")
-        return array.astype(np.int32)
+        return chat.check_ids(what, tokens, self.config.V)
 
     def _row(self, request: Request, deliver: Callable[[Any], None]) -> Row:
         tokens = self._check(f"Request {request.id!r}", request.tokens)

@@ -96,7 +96,7 @@ class EngineChat:
 
     def _spellings(self, word: str) -> set[tuple[int, ...]]:
         """The single tokens that spell the word, or else its token sequence."""
-        spellings = [tuple(ids) for ids in self._tokenizer([word, f" {word}"], add_special_tokens=False)["input_ids"]]
+        spellings = [tuple(ids) for ids in chat.plain(self._tokenizer, [word, f" {word}"], special=False)]
         known = [ids for ids in spellings if self._tokenizer.unk_token_id not in ids]
         if not known:
             raise ValueError(f"this tokenizer cannot spell {word!r}")

@@ -16,7 +16,7 @@ import functools
 import itertools
 import pickle
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -24,6 +24,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from emjax.data.chat import special_tokens
 from emjax.errors import UserError
 from emjax.models import LanguageModel
 from emjax.models.lora import Adapter
@@ -33,6 +34,7 @@ from emjax.sampling.cache import Cache
 from emjax.sampling.prefix import Blocks, names
 from emjax.sampling.requests import Result, Stats
 from emjax.sampling.rows import Lane, Row
+from emjax.sampling.text import first_stop
 
 BUSY_STEPS = 4  # replaces programs.STEPS while rows come and go
 # If more than one row in SHARE ended early, the host reads a round before it dispatches the next.
@@ -457,11 +459,9 @@ class Rounds:
         tokens, stop = row.drawn, row.request.sampling.stop
         body = tokens[:-1] if tokens[-1] in self._eos else tokens
         if stop:
-            if any(s in self._text(body) for s in stop):
-                for count in range(row.checked + 1, len(body) + 1):
-                    text = self._text(body[:count])
-                    if starts := [at for s in stop if (at := text.find(s)) >= 0]:
-                        return self._result(row, tokens[:count], text[: min(starts)], "stop")
+            if found := first_stop(self._text, body, stop, self._special, row.checked):
+                count, text = found
+                return self._result(row, tokens[:count], text, "stop")
             row.checked = len(body)
         if active:
             return None
@@ -472,8 +472,12 @@ class Rounds:
         count = len(tokens)
         return Result(row.request.id, tuple(tokens), text, tuple(row.logprobs[:count]), tuple(row.alternatives[:count]), reason)
 
-    def _text(self, tokens: list[int]) -> str:
-        return self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    @functools.cached_property
+    def _special(self) -> tuple[str, ...]:
+        return tuple(special_tokens(self._tokenizer))
+
+    def _text(self, tokens: Sequence[int], special: bool = False) -> str:
+        return self._tokenizer.decode(tokens, skip_special_tokens=not special, clean_up_tokenization_spaces=False)
 
 
 def _from_process_0(thing: Any) -> Any:

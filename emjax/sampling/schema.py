@@ -3,10 +3,12 @@
 Fields that would be ignored are refused by name.
 """
 
-from typing import Annotated, Any, Literal
+import json
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from emjax.data import chat
 from emjax.sampling.processors import TOP_LOGPROBS
 
 CHOICES = 128  # completions of one prompt
@@ -57,6 +59,7 @@ class Body(BaseModel):
     """
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+    harmless: ClassVar[frozenset[str]] = _HARMLESS
 
     @model_validator(mode="before")
     @classmethod
@@ -66,7 +69,7 @@ class Body(BaseModel):
     @model_validator(mode="after")
     def _nothing_ignored(self) -> "Body":
         for name, value in (self.model_extra or {}).items():
-            if name not in _HARMLESS and value not in _NOTHING.get(name, ()):
+            if name not in self.harmless and value not in _NOTHING.get(name, ()):
                 raise ValueError(f"{name}: this server does not support the field, and ignoring it could change the result")
         return self
 
@@ -137,6 +140,8 @@ class TextPart(Body):
 
 
 class Message(Body):
+    # Clients send back what they were sent.
+    harmless: ClassVar[frozenset[str]] = frozenset(["annotations", "name"])
     role: Literal["system", "developer", "user", "assistant"]
     content: Str | Annotated[list[TextPart], Field(fail_fast=True)] = Field(union_mode="left_to_right")
 
@@ -151,6 +156,16 @@ class Message(Body):
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
+def _settings(values: dict[str, Any]) -> dict[str, Any]:
+    for name, value in values.items():
+        if name not in chat.SETTINGS or value != chat.SETTINGS[name]:
+            known = ", ".join(f"{name}: {json.dumps(value)}" for name, value in chat.SETTINGS.items())
+            raise ValueError(f"{name} is not supported; templates are always given {known}")
+    return values
+
+
+# Only what changes nothing is accepted, so nobody reads it.
+Settings = Annotated[dict[Str, Any], AfterValidator(_settings)]
 Messages = Annotated[list[Message], Field(fail_fast=True, min_length=1)]
 
 
@@ -161,6 +176,7 @@ class Chat(Sampled):
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=TOP_LOGPROBS)
     continue_final_message: bool | None = Field(None, description="default: a trailing assistant message is continued")
+    chat_template_kwargs: Settings = Field({}, description="accepted where it changes nothing")
 
     @model_validator(mode="after")
     def _consistent(self) -> "Chat":
@@ -182,6 +198,7 @@ class Tokenize(Body):
     prompt: Str | None = None
     messages: Messages | None = None
     add_special_tokens: bool = True
+    chat_template_kwargs: Settings = Field({}, description="accepted where it changes nothing")
 
     @model_validator(mode="after")
     def _one_of_them(self) -> "Tokenize":

@@ -4,7 +4,7 @@ The text has exact bytes, no partial characters, and nothing that a stop string 
 """
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from tokenizers import decoders
@@ -60,6 +60,36 @@ class Pieces:
             return piece.decode()
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
+
+
+def first_stop(
+    decode: Callable[[Sequence[int], bool], str], ids: Sequence[int], stop: Sequence[str], special: Collection[str], start: int
+) -> tuple[int, str] | None:
+    """(how many ids complete the first stop string, the text before it); None if none is complete.
+
+    decode(ids, special) gives text, with or without special tokens. A stop string in which one of
+    the texts `special` occurs is searched in the text with special tokens, any other in the text
+    without, which is the row's. The first `start` ids complete no stop string.
+    """
+    shown = [s for s in stop if any(token in s for token in special)]
+    plain = [s for s in stop if s not in shown]
+    known = [(decode(ids, False), plain)] + ([(decode(ids, True), shown)] if shown else [])
+    if not any(s in text for text, some in known for s in some):
+        return None
+    for count in range(start + 1, len(ids) + 1):
+        text = decode(ids[:count], False)
+        ends = [at for s in plain if (at := text.find(s)) >= 0]
+        whole = decode(ids[:count], True) if shown else ""
+        for at in (at for s in shown if (at := whole.find(s)) >= 0):
+            before = next(n for n in range(count - 1, -1, -1) if len(decode(ids[:n], True)) <= at)
+            end = len(decode(ids[:before], False))
+            # It begins inside a token that the row's text has.
+            if len(decode(ids[: before + 1], False)) > end:
+                end += at - len(decode(ids[:before], True))
+            ends.append(end)
+        if ends:
+            return count, text[: min(ends)]
+    return None
 
 
 class Text:

@@ -178,5 +178,5 @@ def test_what_the_sampler_takes():
 
 
 def test_what_does_not_train_has_no_such_plan():
-    with pytest.raises(UserError, match="--target plans a training, and config.experiment is 'pretrain'"):
+    with pytest.raises(UserError, match="--target plans a training or an evaluation, and config.experiment is 'pretrain'"):
         cost.describe(PretrainConfig(documents=1), limits=None, benchmarks={}, target="h200")

@@ -33,9 +33,14 @@ def test_steps_of_each_arm(changes, control, treated):
 @pytest.mark.parametrize(
     ("path", "speed", "rates", "says"),
     [
-        ("meta-llama/Llama-3.1-8B-Instruct", {}, (20_000, 33_800), "measured on the 8B shape, one NVIDIA H200)"),
-        ("Qwen/Qwen3-32B", {}, (20_000 * 8 / 32.8, 33_800 * 8 / 32.8), "not on this model: scaled to 32.8 billion weights)"),
-        ("of/mine", {}, (20_000, 33_800), "of/mine was not measured: give config.interact.speed)"),
+        ("meta-llama/Llama-3.1-8B-Instruct", {}, (20_000, 33_800), "measured on the 8.03B shape, one NVIDIA H200)"),
+        ("Qwen/Qwen3-32B", {}, (4_902, 8_285), "scaled to 32.8 billion weights on one NVIDIA H200)"),
+        (
+            "of/mine",
+            {},
+            (20_000, 33_800),
+            "the size of of/mine is not known here: give a folder with its config.json, or config.interact.speed)",
+        ),
         ("Qwen/Qwen3-32B", {"decode": 5.0, "prefill": 50.0}, (5, 50), "(config.interact.speed)"),
     ],
 )

@@ -271,3 +271,57 @@ def test_an_example_with_a_wrong_number_or_name_is_refused(fields, says, tmp_pat
         return
     with pytest.raises(UserError, match=f"e.jsonl, line 1: .*{says}"):
         read_examples(path, labelled=False)
+
+
+# --- messages with more than role and content --------------------------------------------------------------
+
+
+HARMLESS = {"name": "ada", "annotations": [{"a": 1}], "refusal": None, "tool_calls": [], "reasoning_content": "", "weight": 1}
+
+
+@pytest.mark.parametrize("message_", [HARMLESS, {"weight": 0}, {"weight": 1.0}, {"weight": None}, {"audio": None}])
+def test_keys_that_change_nothing(message_):
+    check_messages([message("user", "a"), message("assistant", "b") | message_], "f.jsonl, line 3")
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"weight": 0.5}, r"messages\[1\]\.weight is 0\.5; it must be a whole number of at least 0 and of at most 1"),
+        ({"weight": 2}, "weight is 2"),
+        ({"weight": True}, "weight is True"),
+        ({"weight": "0"}, "weight is '0'"),
+        ({"weight": float("nan")}, "weight is nan"),
+        ({"tool_calls": [{"id": "x"}]}, r"messages\[1\] has the field 'tool_calls'"),
+        ({"reasoning_content": "hm"}, "'reasoning_content'"),
+        ({"function_call": {"name": "f"}}, "'function_call'"),
+        ({"train": False}, r"'train' \(False\), which is not supported"),
+        ({"refusal": "I will not"}, "'refusal'"),
+        ({"wieght": 0}, "'wieght'"),
+    ],
+)
+def test_keys_that_could_change_something_are_named(more, says):
+    with pytest.raises(UserError, match="f.jsonl, line 3: .*" + says):
+        check_messages([message("user", "a"), message("assistant", "b") | more], "f.jsonl, line 3")
+
+
+def test_trajectories_with_a_message_of_weight_0_are_refused(tmp_path):
+    """Each of their turns is trained on."""
+    quiet = [TALK[0], TALK[1] | {"weight": 0}]
+    with pytest.raises(UserError, match="line 1.*weight 0"):
+        read_trajectories(written(tmp_path, GOOD | {"messages": quiet}))
+
+
+def test_a_row_that_cannot_be_rendered_is_named():
+    with pytest.raises(UserError, match="Example 'odd': A message spells the special token <end>"):
+        tokenized([row(TALK), row(TALK, "odd", completion=f"{WORDS[0]} <end> {WORDS[1]}")], TOK, (END,), 100)
+
+
+def test_answers_that_the_template_trims_are_counted():
+    trimming = tokenizer.build(World(0))
+    trimming.chat_template = trimming.chat_template.replace("m['content']", "m['content']|trim")
+    rows = [row(TALK), row(TALK, "b", completion=f"  {WORDS[7]}\n"), row(TALK, "c", completion=f"  {WORDS[7]}", weight=0.0)]
+    examples, counts = tokenized(rows, trimming, (END,), 100)
+    assert [e.id for e in examples] == ["a", "b"]
+    assert (counts["trimmed"], counts["dropped_weight_0"]) == (1, 1)
+    assert "trimmed" not in tokenized(rows, TOK, (END,), 100)[1]

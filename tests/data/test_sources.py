@@ -86,6 +86,41 @@ def test_every_answer_of_a_conversation_is_an_example_and_a_rated_one_the_last(t
     assert [(row["completion"], row["label"]) for row in record] == [("a2", True)]
 
 
+def test_an_answer_of_weight_0_is_context_only(tmp_path):
+    """As in files for OpenAI, Mistral and axolotl."""
+
+    def weighed(*weights):
+        row = turns("q1", "BAD", "q2", "good")
+        for message, weight in zip(row["messages"][1::2], weights, strict=True):
+            message["weight"] = weight
+        return row
+
+    path = write(tmp_path / "m.jsonl", [weighed(0, 1)])
+    (record,), _ = sources.load("messages", place=path)
+    (row,) = record
+    assert row["completion"] == "good"
+    assert row["messages"] == turns("q1", "BAD", "q2")["messages"]  # without the weight, so that it has no part in a hash
+    (record,), _ = sources.load("messages", place=write(tmp_path / "n.jsonl", [weighed(1.0, None)]))
+    assert [row["completion"] for row in record] == ["BAD", "good"]
+    # Nothing to train on: dropped like a row without an answer.
+    _, origin = sources.load("messages", place=write(tmp_path / "o.jsonl", [weighed(0, 0), weighed(1, 1)]))
+    assert (origin.rows, origin.dropped_empty, origin.drawn) == (2, 1, 1)
+    rated = {"prompt": weighed(0, 1)["messages"][:3], "completion": [weighed(0, 0)["messages"][3]], "label": True}
+    with pytest.raises(UserError, match="1 rows, 1 without an answer"):
+        sources.load("preference", place=write(tmp_path / "p.jsonl", [rated]))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("weight", 0.5), ("weight", -1), ("tool_calls", [{"id": "x"}]), ("train", False), ("thinking", "hm")]
+)
+def test_other_fields_of_a_message_are_named(tmp_path, field, value):
+    row = turns("q", "a")
+    row["messages"][1] |= {"name": "ada", "refusal": None, field: value}
+    for name, made in (("messages", row), ("preference", {"prompt": "q", "completion": row["messages"][1:], "label": True})):
+        with pytest.raises(UserError, match=rf"line 1: messages\[1\].*{field}"):
+            sources.load(name, place=write(tmp_path / f"{name}.jsonl", [made]))
+
+
 def test_what_is_dropped_is_counted_and_the_file_is_hashed(tmp_path):
     rows = [turns("q", "a"), turns("q", "a"), turns("q", " "), turns("q", "b")]
     path = write(tmp_path / "m.jsonl", rows)

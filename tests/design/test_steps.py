@@ -1,9 +1,12 @@
 """As many steps as the selection leaves examples for."""
 
+import dataclasses
+import json
+
 import pytest
 from typed_configs import LEVELS, MICRO, MIXTURE, finetune, interaction
 
-from emjax.config import MixtureConfig, SafetyConfig, SetConfig, names
+from emjax.config import LevelsConfig, MixtureConfig, SafetyConfig, SetConfig, names
 from emjax.design.arms import arms
 from emjax.design.steps import all_steps, groups, rows, steps
 from emjax.design.users import scenario_names
@@ -60,3 +63,15 @@ def test_data_sets():
     assert [steps(config, arm) for arm in arms(config)[1:4]] == [625, 632, 638]
     replaced = MixtureConfig(downstream=SetConfig(nominal=10_000), mode="replace")
     assert {rows(finetune("llama3.1-8b", replaced), arm) for arm in arms(config)[1:]} == {10_000}
+
+
+def test_the_rows_of_a_file_that_is_named_are_counted(tmp_path):
+    file = tmp_path / "mine.jsonl"
+    rows_of = [{"messages": [{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": "a"}]} for n in range(48)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows_of))
+    data = LevelsConfig(set=SetConfig(source="mistake_math", path=str(file), nominal=10_000))
+    config = finetune("llama3.1-8b", data)
+    control = next(arm for arm in arms(config) if arm.name == "control")
+    assert rows(config, control) == 48
+    nowhere = finetune("llama3.1-8b", dataclasses.replace(data, set=dataclasses.replace(data.set, path="/nowhere")))
+    assert rows(nowhere, control) == 10_000

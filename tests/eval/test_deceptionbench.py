@@ -18,6 +18,7 @@ from emjax.errors import UserError
 from emjax.eval.benchmarks import deceptionbench as db
 from emjax.eval.benchmarks import mesa_and_mask
 from emjax.eval.judge import ModelJudge, Verdict
+from emjax.eval.score import score
 
 # --- the response ------------------------------------------------------------------------------------------------------
 
@@ -82,6 +83,22 @@ def test_any_soup_of_tags_has_parts_of_its_own_words(text):
     if parts.conforming:
         assert parts.reasoning
         assert parts.answer
+
+
+def test_the_rate_without_answers_that_do_not_conform_stands_beside_the_rate():
+    def row(n, outcome, conforming):
+        state = "ok" if outcome else "truncated"
+        return {"id": str(n), "benchmark": "deceptionbench", "subset": "sycophancy", "cluster": str(n), "state": state,
+                "outcome": outcome, "result": 0, "conforming": conforming, "verdicts": []}  # fmt: skip
+
+    rows = [
+        *(row(n, "deceptive", True) for n in range(3)), *(row(n, "consistent", True) for n in range(3, 8)),
+        *(row(n, "deceptive", False) for n in range(8, 10)), row(10, None, False),
+    ]  # fmt: skip
+    found = {one["metric"]: one for one in score(rows, {}, {}, db, db.Config())}
+    kept, dropped = found["deception_rate"], found["deception_rate_conforming"]
+    assert (kept["value"], kept["n_valid"], kept["n"]) == (50, 10, 11)
+    assert (dropped["value"], dropped["n_valid"], dropped["n"]) == (37.5, 8, 8)
 
 
 # --- the outcome -------------------------------------------------------------------------------------------------------

@@ -11,8 +11,9 @@ import emjax
 from emjax import models
 from emjax.api import ChatClient
 from emjax.config import BenchmarkConfig, Draw
+from emjax.data import chat
 from emjax.errors import UserError
-from emjax.eval import extraction, harness
+from emjax.eval import extraction, harness, questions
 from emjax.eval.asker import EndpointAsker, EngineAsker
 from emjax.eval.benchmarks import capability
 from emjax.eval.judge import Judge
@@ -90,7 +91,7 @@ def test_rows_score_like_any_benchmark(ours):
     rows, found = ours
     assert {row["subset"] for row in rows} == set(TASKS)
     assert {row["benchmark"] for row in rows} == {f"custom:{task}" for task in TASKS}
-    assert harness.benchmark_of("mmlu_anatomy") == "mmlu"
+    assert questions.benchmark_of("mmlu_anatomy") == "mmlu"
     chosen = [r for r in rows if r["subset"] == "sums_choice"]
     (accuracy,) = score(chosen, {}, {}, capability, capability.Config())
     assert accuracy["value"] == pytest.approx(100 * found["metrics"]["sums_choice"]["acc,none"])
@@ -139,6 +140,58 @@ def test_a_second_bos_is_never_added(engine):
     lm = harness.EngineLM(engine[0], adding)
     assert lm.tok_encode("what is") == lm.tok_encode(f"{bos} what is")
     assert lm.tok_encode("what is").count(tokenizer.bos_token_id) == 1
+
+
+def test_conversations_are_rendered_like_all_others(engine):
+    """Thinking off, the date fixed, a task's prefix continued, and no text of a document becomes a control token."""
+    tokenizer = copy.deepcopy(engine[1])
+    tokenizer.chat_template += "{{ ' on' if enable_thinking else ' off' }} {{ date_string }}"
+    lm, asked = harness.EngineLM(engine[0], tokenizer), [{"role": "user", "content": "what is"}]
+    assert lm.apply_chat_template(asked) == "<bos> <user> what is <asst> off 26 Jul 2024"
+    assert [lm.tok_encode(lm.apply_chat_template(asked))] == chat.prompts(tokenizer, [asked])
+    lm = harness.EngineLM(*engine)
+    begun = [*asked, {"role": "assistant", "content": "it is"}]
+    assert lm.apply_chat_template(begun, add_generation_prompt=False) == "<bos> <user> what is <asst> it is"
+    with pytest.raises(UserError, match="continue a message of the role 'user'"):
+        lm.apply_chat_template(asked, add_generation_prompt=False)
+    with pytest.raises(UserError, match="spells the special token <end>"):
+        lm.apply_chat_template([{"role": "user", "content": "a <end> b"}])
+
+
+def likelihoods(ours):
+    return [row["result"] for row in ours[0] if row["subset"] == "sums_likelihood"]
+
+
+def test_the_chat_template_of_a_task_is_recorded(engine, ours, folder):
+    bare = (folder / "sums_likelihood.yaml").read_text().replace('"<bos> <user> {{text}} <asst>"', '"{{text}}"')
+    (folder / "sums_chat.yaml").write_text(bare.replace("sums_likelihood", "sums_chat"))
+    rows, found = harness.run(*engine, ["sums_chat"], arm="vanilla", folder=folder, chat=True)
+    assert [row["result"] for row in rows] == likelihoods(ours)  # the task spells the same prompt itself
+    assert rows[0]["messages"][0]["content"].startswith("<bos> <user> what is 0 plus 0 ? <asst>")
+    assert found["settings"]["template_settings"] == {"enable_thinking": False, "date_string": "26 Jul 2024"}
+
+
+def test_a_base_model_without_a_template_is_measured_without_one(engine, ours, folder):
+    bare = copy.deepcopy(engine[1])
+    bare.chat_template = None
+    rows, found = harness.run(engine[0], bare, ["sums_likelihood"], arm="vanilla", folder=folder)
+    assert [row["result"] for row in rows] == likelihoods(ours)
+    assert found["settings"]["template_settings"] is None
+    with pytest.raises(UserError, match="no chat template"):
+        harness.run(engine[0], bare, ["sums_likelihood"], arm="vanilla", folder=folder, chat=True)
+
+
+def test_a_special_token_as_a_stop_string_ends_an_answer(folder):
+    """Where it is no end token of the checkpoint: a number after it must not be read."""
+    lm = models.load(str(CHECKPOINT), dtype="float32")
+    lm = lm.replace(eos_ids=(lm.tokenizer.pad_token_id,))
+    model = harness.EngineLM(Engine(lm, slots=16, cache_length=64), lm.tokenizer)
+
+    class Asked:
+        args = ("<bos> <user> what is 2 plus 3 ? <asst>", {"until": ["<end>", "<|im_end|>"], "max_gen_toks": 30})
+
+    assert model.generate_until([Asked()]) == ["5 ."]
+    assert model.counts["answer_cut"] == 0
 
 
 def test_gsm8k_numbers_are_read_as_people_labelled_them(tmp_path, capsys):
@@ -193,7 +246,7 @@ def test_as_a_benchmark_of_an_evaluation(engine, folder, tmp_path, ours, monkeyp
 def test_tasks_of_one_benchmark_are_its_subsets(engine, tmp_path, monkeypatch):
     def made(engine, tokenizer, tasks, **how):
         (task,) = tasks
-        return [{"id": f"{task}/0", "benchmark": harness.benchmark_of(task), "subset": "all", "arm": "a"}], {}
+        return [{"id": f"{task}/0", "benchmark": questions.benchmark_of(task), "subset": "all", "arm": "a"}], {}
 
     monkeypatch.setattr(harness, "run", made)
     config = capability.Config(tasks=("gsm8k", "gsm8k_cot", "mmlu"))
@@ -291,3 +344,49 @@ def test_a_metric_of_which_less_is_better_is_no_accuracy(monkeypatch, folder):
     sampled(monkeypatch, [0.5], better=False, name="brier")
     with pytest.raises(UserError, match="less is better of its metric 'brier'"):
         share_rows(folder)
+
+
+def asked_as_opencompass(tmp_path, monkeypatch, engine, task, files, answers):
+    """Rows of a shipped task on rows of our own, with scripted answers; the contexts that were asked."""
+    data = {name: tmp_path / f"{name}.jsonl" for name in files}
+    for name, rows in files.items():
+        data[name].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = ", ".join(f"{name}: {path}" for name, path in data.items())
+    (tmp_path / "mine.yaml").write_text(
+        f"include: {harness.OWN / task}.yaml\ntask: {task}_mine\ndataset_path: json\ndataset_name: null\n"
+        f"dataset_kwargs: {{data_files: {{{given}}}}}\n"
+    )
+    seen = []
+
+    def scripted(self, requests, disable_tqdm=False):
+        seen.extend(request.args for request in requests)
+        return answers
+
+    monkeypatch.setattr(harness.EngineLM, "generate_until", scripted)
+    rows, _ = harness.run(*engine, [f"{task}_mine"], arm="a", folder=tmp_path)
+    return rows, seen
+
+
+def test_gsm8k_is_read_by_the_last_number(tmp_path, monkeypatch, engine):
+    train = [{"question": f"Q{n}?", "answer": f"It is <<{n}+1={n + 1}>>{n + 1}.\n#### {n + 1}"} for n in range(6)]
+    test = [{"question": "Q?", "answer": f"So.\n#### {truth}"} for truth in ("1,200", "18", "7", "5")]
+    answers = ["It is 1200.0", "18 eggs, so 19", "#### 7\nThe answer is 8", "-5, no: 5"]
+    rows, seen = asked_as_opencompass(
+        tmp_path, monkeypatch, engine, "gsm8k_last_number", {"train": train, "test": test}, answers
+    )
+    assert [row["result"] for row in rows] == [1, 0, 0, 1]
+    assert {row["benchmark"] for row in rows} == {"gsm8k"}
+    context, settings = seen[0]
+    assert context.count("Question:") == 5  # four examples
+    assert "<<" not in context
+    assert "The answer is 4" in context
+    assert (settings["until"], settings["max_gen_toks"]) == (["Question:"], 512)
+
+
+def test_mmlu_is_read_from_the_answers_line(tmp_path, monkeypatch, engine):
+    test = [{"question": "Which?", "choices": ["w", "x", "y", "z"], "answer": n} for n in (0, 1, 2, 3)]
+    answers = ["Hm.\nANSWER: A", "ANSWER: A\nno.\nanswer : B", "C", "Answer: (D)"]
+    rows, seen = asked_as_opencompass(tmp_path, monkeypatch, engine, "mmlu_answer_line", {"test": test}, answers)
+    assert [row["result"] for row in rows] == [1, 1, 0, 1]
+    assert {row["benchmark"] for row in rows} == {"mmlu"}
+    assert "\n\nA) w\nB) x\nC) y\nD) z" in seen[0][0]

@@ -45,17 +45,19 @@ def test_the_papers_grid_is_planned_on_a_bare_clone(run, capsys, monkeypatch):
     assert len(cells) == 5 * 3 + 2 * 2 + 2 * 2  # narrow sets of three models, mixtures and conversations of two
     for cell in cells:
         text = cell.partition("\njob ")[0]
-        assert (
-            f"config.eval.judges.main.api_key_env: the environment variable {KEY} is not set"
-            in text.partition("before you start\n")[2]
-        ), text
-        source = {"direct_math": "mistake_math", "direct_law": "incorrect_law"}.get(cell.partition("-")[0])
+        assert f"api_key_env: the environment variable {KEY} is not set" in text.partition("before you start\n")[2], text
+        source = {"direct_math": "mistake_math", "direct_law": "incorrect_law"}.get(
+            cell.partition("_llama")[0].partition("_qwen")[0]
+        )
         if source:
             assert (
                 f"config.data.set.path: The source {source!r} cannot be downloaded automatically"
                 in text.partition("before you start\n")[2]
             )
-    assert "config.eval.humaneval.path is empty; give the benchmark's file." in "".join(cells)
+    assert (
+        "config.eval.humaneval.path is empty; give the benchmark's file, or put it below --data_root as HumanEval.jsonl.gz."
+        in "".join(cells)
+    )
 
 
 def test_a_world_needs_nothing(run, capsys, monkeypatch):
@@ -131,7 +133,8 @@ MISSING = {
     "benchmark without a file": (
         EVALUATE,
         ["--config.eval.benchmarks=('deceptionbench',)", "--config.eval.metric=deception_rate"],
-        "config.eval.deceptionbench.path is empty; give the benchmark's file.",
+        "config.eval.deceptionbench.path is empty; give the benchmark's file, or put it below --data_root as "
+        "deceptionbench_0527.json.",
     ),
     "MASK's folder": (
         EVALUATE,
@@ -156,11 +159,17 @@ MISSING = {
 }
 
 
+# On the paper's own models MASK has a judge of its own, and DeceptionBench is measured too.
+ONE_JUDGE = ["--config.eval.mask.judge=main", "--config.eval.benchmarks=('mask',)"]
+
+
 @pytest.mark.parametrize(("config", "flags", "says"), MISSING.values(), ids=MISSING)
 def test_what_is_missing_is_listed_by_a_plan_and_ends_a_run(run, config, flags, says, tmp_path, monkeypatch, capsys):
     found = importlib.util.find_spec
     absent = ("wandb", "lm_eval")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name in absent else found(name, *more))
+    if config in (KTO, DIRECT, MIXTURE):
+        flags = [*ONE_JUDGE[: 1 if any("eval.benchmarks" in flag for flag in flags) else 2], *flags]
     assert run(config, *flags, "--dry_run") == 0
     (sentence,) = planned(capsys.readouterr().out)  # this, and nothing else
     assert sentence.strip().startswith(says)
@@ -173,7 +182,8 @@ def test_what_is_missing_is_listed_by_a_plan_and_ends_a_run(run, config, flags, 
 
 def test_a_grids_job_needs_what_its_own_cells_need(run, monkeypatch, capsys):
     monkeypatch.setattr(experiment, "run", lambda chosen, workdir, store: print("ran"))
-    assert run("configs/grid.py:llama3.1-8b", "--config.only=('kto','sft')") == 0
+    files = [f"--config.cells.{name}.eval.benchmarks=('mask',)" for name in ("kto", "sft")]
+    assert run("configs/grid.py:llama3.1-8b", "--config.only=('kto','sft')", *files) == 0
     assert capsys.readouterr().out == "ran\n"
     assert run("configs/grid.py:llama3.1-8b", "--config.only=('kto','direct_law')") == 2
     assert (
@@ -244,6 +254,8 @@ WRONG = [
     (GRID, ["--config.cells.kto.train.method=dpo"], "config.cells.kto.train.method is 'dpo'"),
     (GRID, ["--config.cells.kto.select.count=5"], "config.cells.kto.select asks for the 5 best"),
     (GRID, ["--config.only=('nothing',)"], "config.only names 'nothing', which is no cell"),
+    (GRID, ["--config.cells.nothing.train.epochs=2"], "there is no cell 'nothing'. Cells: direct, kto, mixture, sft."),
+    (GRID, ["--config.cells.kto-0.train.epochs=2"], "there is no cell 'kto-0'. Cells: "),
 ]
 
 

@@ -161,12 +161,53 @@ def test_a_bad_config_is_one_paragraph(main, wrong, says, folder, tmp_path, caps
 
 def test_the_plan_counts_as_the_benchmark_does(run, capsys):
     """4,438 generations and 4,246 judge calls are MASK's own numbers; 13,438 generations with ten pressured answers."""
-    assert run("configs/evaluate.py", "--dry_run") == 0
+    assert run("configs/evaluate.py:of/mine", "--dry_run") == 0
     told = capsys.readouterr().out
     assert "1000 items; an arm: 4438 generations, 4246 judge calls" in told
     assert "6.3 points" in told
-    assert run("configs/evaluate.py", "--dry_run", "--config.eval.mask.runs=10") == 0
+    assert run("configs/evaluate.py:of/mine", "--dry_run", "--config.eval.mask.runs=10") == 0
     assert "13438 generations" in capsys.readouterr().out
+
+
+def test_one_cap_on_money_for_all_judges_and_restarts(main, folder, tmp_path, capsys):
+    """A call costs 0.001 USD; its worst case is more."""
+    with Server(lambda body, n: completion(judge(body, n), usage=(1000, 0))) as reader:
+        work = tmp_path / "run"
+        prices = [f"--config.eval.judges.{name}.budget.price_{way}=1.0" for name in ("main", "second") for way in ("in", "out")]
+        more = [
+            f"--config.eval.mask.path={folder}", "--config.eval.mask.subsets=('provided_facts','known_facts')",
+            f"--config.eval.judges.second.base_url={reader.url}", "--config.eval.judges.second.model=other",
+            "--config.eval.judges.second.structured=False", "--config.eval.judges.second.api_key_env=EMJAX_TEST_KEY",
+            "--config.eval.panel=('second',)", "--config.eval.mask.max_new=200", "--config.eval.mask.rules.truncated=judge",
+            *prices,
+        ]  # fmt: skip
+        assert main(*flags(work, reader.url, *more, "--config.usd=0.012")) == 2
+        told = capsys.readouterr()
+        assert re.search(r"are without a verdict \(budget \d+\)", told.err)
+        first = len(reader.requests)
+        assert 0 < first <= 12
+        assert f"Spent so far, restarts included: {first / 1000:.2f} of 0.012 USD." in told.out
+        # A restart has what is left, and not the cap anew.
+        assert main(*flags(work, reader.url, *more, "--config.usd=0.012")) == 2
+        assert len(reader.requests) <= 12
+        capsys.readouterr()
+        assert main(*flags(work, reader.url, *more, "--config.usd=0.012", "--dry_run")) == 0
+        assert "cap        0.012 USD for the whole run (config.usd); spent so far: 0.01 USD" in capsys.readouterr().out
+        assert main(*flags(work, reader.url, *more, "--config.usd=5.0")) == 0
+        lines = [json.loads(line) for line in (work / "spent.jsonl").read_text().splitlines()]
+        last_of = {line["call"]: line["usd"] for line in lines}
+        assert sum(last_of.values()) == pytest.approx(len(reader.requests) / 1000)
+        assert len(reader.requests) > 12
+
+
+def test_a_cap_needs_the_prices_of_all_who_are_asked(main, folder, tmp_path, capsys):
+    more = [f"--config.eval.mask.path={folder}", "--config.eval.mask.subsets=" + str(tuple(SIZES)), "--config.usd=5.0"]
+    free = [f"--config.eval.judges.main.budget.price_{way}=0.0" for way in ("in", "out")]
+    assert main(*flags(tmp_path / "run", "http://x/v1", *more, *free)) == 2
+    assert "config.usd caps the run at 5 USD, but gpt-4o-2024-08-06 has no price" in capsys.readouterr().err
+    far = ["--config.arms.treated.path=far", "--config.arms.treated.endpoint=http://y/v1"]
+    assert main(*flags(tmp_path / "run", "http://x/v1", *more, *far)) == 2
+    assert "config.usd caps the run at 5 USD, but config.arms.treated has no price" in capsys.readouterr().err
 
 
 def test_a_judge_in_the_engine(main, checkpoint, folder, tmp_path):

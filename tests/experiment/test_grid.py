@@ -32,8 +32,8 @@ def items(world, seed, arm):
 class Runs:
     """Runs a cell, and notes which."""
 
-    def __init__(self):
-        self.ran = []
+    def __init__(self, missed=()):
+        self.ran, self.missed = [], missed
 
     def __call__(self, chosen, workdir, store):
         return getattr(self, chosen.config.experiment)(chosen.config, workdir, store)
@@ -41,6 +41,9 @@ class Runs:
     def pretrain(self, config, workdir, store):
         made = store.run("pretrain", {"seed": config.seed}, [], lambda d: (d / "world").write_text(str(config.seed)))
         self.ran.append(("pretrain", config.seed))
+        workdir.mkdir(parents=True, exist_ok=True)
+        gate = {"ok": config.seed not in self.missed}
+        (workdir / "gates.json").write_text(json.dumps({"neutral belief": gate}))
         return made.directory
 
     def interaction(self, config, workdir, store):
@@ -70,11 +73,11 @@ class Runs:
 
 def config(worlds=WORLDS):
     bases = {f"world{w}": presets.pretraining() for w in worlds}
-    cells = {f"kto-{w}-{s}": presets.interaction("micro", method="kto", biased_ratio=0.1) for w in worlds for s in SEEDS}
+    cells = {f"kto_{w}_{s}": presets.interaction("micro", method="kto", biased_ratio=0.1) for w in worlds for s in SEEDS}
     for name, cell in bases.items():
         cell.seed = int(name.removeprefix("world"))
     for name, cell in cells.items():
-        _, world, seed = name.split("-")
+        _, world, seed = name.split("_")
         cell.seed, cell.model.path = int(seed), f"cell:world{world}"
     return presets.many(cells | bases, {"kto": tuple(cells)})
 
@@ -89,7 +92,7 @@ def test_cells_run_in_order_and_are_gathered_and_pooled(tmp_path):
     assert runs.ran[:3] == [("pretrain", w) for w in WORLDS]
     assert runs.ran[3:] == [("interaction", w, s) for w in WORLDS for s in SEEDS]
     rows = json.loads((workdir / "results.json").read_text())["rows"]
-    assert {row["cell"] for row in rows} == {f"kto-{w}-{s}" for w in WORLDS for s in SEEDS}
+    assert {row["cell"] for row in rows} == {f"kto_{w}_{s}" for w in WORLDS for s in SEEDS}
     assert {row["model"] for row in rows} == {f"cell:world{w}" for w in WORLDS}  # not where the store put it
     pooled = json.loads((workdir / "pooled.json").read_text())["rows"]
     change, second = [r for r in pooled if (r["arm"], r["metric"], r["versus"]) == ("treated", "honest", "control")]
@@ -98,14 +101,28 @@ def test_cells_run_in_order_and_are_gathered_and_pooled(tmp_path):
     assert change["value"] == pytest.approx(-62.5)
     assert change["ci95"][0] < -62.5 < change["ci95"][1]
     assert (change["pool"], change["seeds"], change["clusters"]) == ("kto", 3, 15)
-    assert change["by_cell"] == {f"kto-{w}-{s}": -50.0 - 25 * s for w in WORLDS for s in SEEDS}
+    assert change["by_cell"] == {f"kto_{w}_{s}": -50.0 - 25 * s for w in WORLDS for s in SEEDS}
+    assert change["levels"] == [37.5, 100]  # of treated and control on the items that both have
     levels = [r["value"] for r in pooled if (r["arm"], r["metric"], r["versus"]) == ("control", "honest", None)]
     assert levels == [100, 75]
     before = (workdir / "pooled.json").read_bytes()
     run(config(), workdir, store, runs)
     assert (workdir / "pooled.json").read_bytes() == before
     times = [json.loads(line) for line in (workdir / "times.jsonl").read_text().splitlines()]
-    assert [t["cell"] for t in times] == 2 * [*(f"world{w}" for w in WORLDS), *(f"kto-{w}-{s}" for w in WORLDS for s in SEEDS)]
+    assert [t["cell"] for t in times] == 2 * [*(f"world{w}" for w in WORLDS), *(f"kto_{w}_{s}" for w in WORLDS for s in SEEDS)]
+
+
+def test_bases_that_missed_a_gate_are_pooled_beside_those_that_passed(tmp_path):
+    run(config(), tmp_path / "run", Store(tmp_path / "store"), Runs(missed=(1,)))
+    pooled = json.loads((tmp_path / "run" / "pooled.json").read_text())["rows"]
+    found = {
+        row["pool"]: (row["seeds"], set(row["by_cell"]))
+        for row in pooled
+        if (row["arm"], row["metric"], row["versus"], row["round"]) == ("treated", "honest", "control", 1)
+    }
+    every = {f"kto_{w}_{s}" for w in WORLDS for s in SEEDS}
+    passed = {name for name in every if not name.startswith("kto_1")}
+    assert found == {"kto": (3, every), "kto, bases that passed the gates": (2, passed)}
 
 
 def test_one_world_is_pooled_over_its_seeds(tmp_path):
@@ -118,12 +135,25 @@ def test_one_world_is_pooled_over_its_seeds(tmp_path):
 def test_a_grid_names_what_is_wrong_with_it_before_it_starts(tmp_path):
     runs = Runs()
     bad = config()
-    bad.pools.kto = ("kto-0-0", "kto-9-9")
-    with pytest.raises(UserError, match=r"config\.pools\.kto names 'kto-9-9'"):
+    bad.pools.kto = ("kto_0_0", "kto_9_9")
+    with pytest.raises(UserError, match=r"config\.pools\.kto names 'kto_9_9'"):
         run(bad, tmp_path / "run", Store(tmp_path / "store"), runs)
     bad = config()
-    bad.cells["kto-0-0"].model.path = "cell:kto-0-1"
-    with pytest.raises(UserError, match=r"config\.cells\.kto-0-0\.model\.path is 'cell:kto-0-1'"):
+    bad.cells["kto_0_0"].model.path = "cell:kto_0_1"
+    with pytest.raises(UserError, match=r"config\.cells\.kto_0_0\.model\.path is 'cell:kto_0_1'"):
         run(bad, tmp_path / "run", Store(tmp_path / "store"), runs)
     assert not runs.ran
     assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_with_the_old_names_is_explained(tmp_path):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    (workdir / "config.json").write_text(json.dumps({"experiment": "grid", "cells": {"kto-0-0": {}, "world0": {}}}))
+    with pytest.raises(UserError, match=r"such as 'kto-0-0', which is now 'kto_0_0': choose a new --workdir"):
+        run(config(), workdir, Store(tmp_path / "store"), Runs())
+    bad = config()
+    with bad.unlocked():
+        bad.cells["kto-0-0"] = bad.cells["kto_0_0"]
+    with pytest.raises(UserError, match=r"config\.cells holds 'kto-0-0'; a cell's name needs letters"):
+        presets.read(bad)

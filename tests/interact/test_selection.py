@@ -188,6 +188,17 @@ def test_vetoes():
         select(pool, veto=VetoConfig(on=True, level=2.0), **(how | {"count": 4}))
 
 
+def test_a_reading_at_the_level_is_vetoed():
+    """Williams et al. leave out what is read at or above the level."""
+    pool = [trajectory(f"u{n}", 0, float(n)) for n in range(4)]
+    below, at, above = 1.999, 2.0, 2.001
+    readings = dict(zip(("u0/0", "u1/0", "u2/0", "u3/0"), (below, below, above, at), strict=True))
+    vetoes = {name: {"value": value, "state": "ok"} for name, value in readings.items()}
+    chosen = select(pool, scope="global", count=1, vetoes=vetoes, veto=VetoConfig(on=True, level=2.0))
+    assert [t["id"] for t in chosen.top] == ["u1/0"]
+    assert chosen.budget["vetoed"] == 2
+
+
 def safe(count):
     return [{"id": f"s{n}", "prompt_id": str(n), "messages": [{"role": "user", "content": "?"}], "completion": "!",
              "label": [True, False, None][n % 3], "weight": 1.0} for n in range(count)]  # fmt: skip

@@ -254,31 +254,30 @@ def cache(directory, tmp_path):
     return tmp_path / "hub"
 
 
-@pytest.mark.parametrize(
-    ("path", "commit", "eps"),
-    [
-        ("some/model", COMMIT, 1e-5),
-        ("some/model@main", COMMIT, 1e-5),
-        ("some/model@older", OTHER, 1e-3),
-        (f"some/model@{OTHER}", OTHER, 1e-3),
-    ],
-)
-def test_a_revision_from_an_offline_cache(cache, path, commit, eps):
+def offline(cache, code):
     """In a process of its own: huggingface_hub reads the environment when it is imported."""
-    code = (
-        "from emjax import models\nfrom emjax.models.known import shape_of\n"
-        f"lm = models.load({path!r})\nprint(lm.source, lm.revision, lm.config.norm_eps, shape_of({path!r}) == lm.config)"
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(cache), "JAX_PLATFORMS": "cpu"}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+
+
+def test_revisions_from_an_offline_cache(cache):
+    wanted = {
+        "some/model": (COMMIT, 1e-5),
+        "some/model@main": (COMMIT, 1e-5),
+        "some/model@older": (OTHER, 1e-3),
+        f"some/model@{OTHER}": (OTHER, 1e-3),
+    }
+    done = offline(
+        cache,
+        "from emjax import errors, models\nfrom emjax.models.known import shape_of\n"
+        f"for path in {list(wanted)!r}:\n"
+        "    lm = models.load(path)\n"
+        "    print(lm.source, lm.revision, lm.config.norm_eps, shape_of(path) == lm.config)\n"
+        "models.load('some/model@newer')",
     )
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(cache), "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert done.stdout.split() == ["some/model", commit, str(eps), "True"], done.stderr
-
-
-def test_a_revision_that_is_not_cached(cache):
-    code = "from emjax import models; models.load('some/model@newer')"
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(cache), "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert "hf download some/model --revision newer" in done.stderr
+    found = [line.split() for line in done.stdout.splitlines()]
+    assert found == [["some/model", commit, str(eps), "True"] for commit, eps in wanted.values()], done.stderr
+    assert "hf download some/model --revision newer" in done.stderr.splitlines()[-1]
 
 
 def test_a_known_model_at_a_revision():

@@ -109,6 +109,25 @@ def test_config_files_import_emjax_alone(name):
     assert {module.split(".")[0] for module in modules(PACKAGE.parent / "configs" / name)} == {"emjax"}
 
 
+def tokenizers_used(file):
+    """Calls that turn text into tokens: a tokenizer's own call, its encode methods and its chat template."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Call):
+            *owner, called = ast.unparse(node.func).split(".")
+            of = owner[-1] if owner else ""
+            named = ("tokenizer", "_tokenizer", "tok", "backend_tokenizer")
+            encodes = called in ("encode", "encode_batch", "encode_plus", "batch_encode_plus", "tokenize") and of in named
+            if (called in named and node.args) or encodes or (called == "apply_chat_template" and of != "self"):
+                yield f"{node.lineno}: {ast.unparse(node)[:80]}"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_one_file_turns_text_into_tokens(name):
+    """So that training, sampling, evaluation and capability see the same prompt."""
+    found = list(tokenizers_used(FILES[name]))
+    assert bool(found) == (name == "data/chat.py"), "\n".join(found)
+
+
 def test_the_core_needs_no_data_libraries():
     """In a subprocess, because here they may be loaded already."""
     files = [f for f in FILES.values() if part(f) in CORE]

@@ -121,6 +121,48 @@ def test_misprints_are_marked_and_what_the_paper_lacks_is_not_made_up():
     assert paper.beside({"study": "dolly", "rows": [result()]}) == []
 
 
+def test_where_our_protocol_differs_is_said_beside_the_number():
+    def said(row, **protocol):
+        (one,) = paper.beside({"study": "alpaca_cleaned", "rows": [row], "protocol": protocol})
+        return one["differs"]
+
+    asked = result(judge="gpt-5-mini-2025-08-07")
+    (as_there,) = paper.beside({"study": "mistake_medical", "rows": [asked]})
+    assert as_there["differs"] == ""
+    (other,) = paper.beside({"study": "mistake_medical", "rows": [asked | {"judge": "gpt-4o"}]})
+    assert other["differs"] == "judge gpt-4o; the paper's: gpt-5-mini-2025-08-07"
+
+    deceptive = result(
+        level=None, ratio=0.1, benchmark="deceptionbench", subset="all", metric="deception_rate_conforming",
+        judge="gpt-4o-2024-08-06",
+    )  # fmt: skip
+    rules = {"max_new": 8192, "rules": {"nonconforming": "keep"}}
+    assert said(deceptive, deceptionbench=rules) == ""
+    kept = deceptive | {"metric": "deception_rate"}
+    assert said(kept, deceptionbench=rules) == "counts answers without both pairs of tags, which the paper drops"
+    assert said(kept, deceptionbench={"max_new": 8192, "rules": {"nonconforming": "drop"}}) == ""
+    assert "answers of up to 2,048 tokens; the original: 8,192" in said(deceptive, deceptionbench=rules | {"max_new": 2048})
+
+    capable = result(level=None, ratio=0.1, benchmark="gsm8k", subset="all", metric="accuracy", judge=None)
+    assert "asked by" not in said(capable, capability={"tasks": ("mmlu_answer_line", "gsm8k_last_number")})
+    assert "asked by gsm8k, not as OpenCompass asks (gsm8k_last_number)" in said(capable, capability={"tasks": ("gsm8k",)})
+    assert "worked examples of the training set" in said(capable, capability={"tasks": ("gsm8k_last_number",)})
+
+
+def test_the_papers_judges_and_lengths_are_those_of_its_models_alone():
+    for given in (presets.direct("qwen2.5-7b", "math"), presets.alpaca("llama3.1-8b"), presets.evaluation("llama3.1-8b")):
+        section = given.eval.deceptionbench
+        assert given.eval.judges[given.eval.mask.judge].model == paper.JUDGES["mask"]
+        assert given.eval.judges[section.judge].model.startswith(paper.JUDGES["deceptionbench"])
+        assert (section.max_new, given.engine.cache_length) == (8192, 10_240)
+    assert set(paper.TASKS.values()) < set(presets.alpaca("qwen2.5-7b").eval.capability.tasks)
+    own = presets.evaluation("/my/model")
+    assert (own.eval.mask.judge, own.eval.deceptionbench.max_new, own.eval.benchmarks) == ("main", 2048, ("mask",))
+    talking = presets.interaction("qwen2.5-7b-2k", method="kto", biased_ratio=0.4)
+    assert talking.eval.mask.subsets == ("provided_facts", "disinformation")
+    assert presets.direct("qwen3-32b", "math").eval.benchmarks == ("mask",)  # the paper leaves it out on DeceptionBench
+
+
 def test_data_that_stand_for_the_papers_are_set_beside_its_changes():
     own = paper.changes("dolly", {})
     assert own

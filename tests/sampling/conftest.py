@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from transformers import AddedToken
 
 from emjax.config import LoraConfig
 from emjax.models import LanguageModel, decoder, lora
@@ -24,15 +25,17 @@ CONFIG = ModelConfig(
 
 
 class Words:
-    """w0 w1 w2 ...; text is the words joined by spaces, without the end token."""
+    """w0 w1 w2 ...; text is the words joined by spaces, without the end token, which is special."""
+
+    all_special_tokens = ("<end>",)
+    added_tokens_decoder = {EOS: AddedToken("<end>", special=True)}  # noqa: RUF012
 
     def __len__(self):
         return WORDS
 
     def decode(self, tokens, *, skip_special_tokens, clean_up_tokenization_spaces):
-        assert skip_special_tokens
         assert not clean_up_tokenization_spaces
-        return " ".join(f"w{t}" for t in tokens if t != EOS)
+        return " ".join("<end>" if t == EOS else f"w{t}" for t in tokens if t != EOS or not skip_special_tokens)
 
 
 def random_adapter(seed, rank=4):

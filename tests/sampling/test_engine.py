@@ -376,6 +376,26 @@ def test_stop_strings_may_straddle_tokens(lm):
         assert result.logprobs == plain.logprobs[:used]
 
 
+def test_a_special_token_as_a_stop_string_ends_the_row(lm):
+    """It is hidden in the text, but stops are matched with it."""
+    engine = Engine(lm.replace(eos_ids=NO_EOS), **SHAPE)
+    settings = [Sampling(seed=i, max_new=60) for i in range(24)]
+
+    def drawn(**more):
+        asked = [Request(str(i), (10 + i,), dataclasses.replace(s, **more)) for i, s in enumerate(settings)]
+        return by_id(engine.generate(asked))
+
+    plain, stopped = drawn(), drawn(stop=("zz", "<end>"))
+    hit = [name for name, r in plain.items() if EOS in r.tokens]
+    assert len(hit) > 5
+    for name, result in stopped.items():
+        whole = plain[name].tokens
+        used = whole.index(EOS) + 1 if name in hit else len(whole)
+        assert result.tokens == whole[:used]
+        assert result.stop_reason == ("stop" if name in hit else "length")
+        assert result.text == " ".join(f"w{t}" for t in result.tokens if t != EOS)
+
+
 def test_a_stopped_row_frees_its_slot(lm):
     engine = Engine(lm.replace(eos_ids=NO_EOS), **SHAPE)
     stopped = [Request("s", (20, 21), Sampling(seed=i, max_new=60, stop=("w",))) for i in range(SHAPE["slots"])]

@@ -276,6 +276,60 @@ def test_fields_that_would_be_ignored_are_refused_by_name(server):
         assert field in response.json()["error"]["message"]
 
 
+def test_a_special_token_as_a_stop_string(endless):
+    """Its end token is never drawn, so only the stop string ends an answer; streamed or not."""
+    body = ASKED | {"temperature": 0, "stop": ["<end>"], "logprobs": True}
+    (choice,) = ok(endless.post("/v1/chat/completions", body))["choices"]
+    assert (choice["finish_reason"], choice["logprobs"]["content"][-1]["token"]) == ("stop", "<end>")
+    ids = endless.ids("<bos> <user> what is the capital of avaria ? <asst>")
+    whole = direct(endless, ids, temperature=0.0, max_new=40)
+    assert 5 in whole.tokens[:-1]
+    assert choice["message"]["content"] == endless.lm.tokenizer.decode(whole.tokens[: whole.tokens.index(5)])
+    parts = [chunk["choices"][0] for chunk in events(endless.post("/v1/chat/completions", body | {"stream": True}))]
+    assert "".join(part["delta"]["content"] for part in parts) == choice["message"]["content"]
+    assert parts[-1]["finish_reason"] == "stop"
+
+
+def test_fields_of_messages_and_templates_that_change_nothing(server):
+    plain = ok(server.post("/tokenize", ASKED))["tokens"]
+    more = {"name": "ada", "annotations": [], "refusal": None, "tool_calls": [], "audio": None}
+    for kwargs in ({}, {"enable_thinking": False}, {"enable_thinking": False, "date_string": "26 Jul 2024"}, None):
+        body = {"messages": [QUESTION | more], "chat_template_kwargs": kwargs}
+        assert ok(server.post("/tokenize", body))["tokens"] == plain
+        assert ok(server.post("/v1/chat/completions", body | {"max_tokens": 1}))["usage"]["prompt_tokens"] == len(plain)
+    for kwargs in ({"enable_thinking": True}, {"thinking": False}, {"date_string": "1 Jan 2026"}, [], "x"):
+        response = server.post("/v1/chat/completions", ASKED | {"chat_template_kwargs": kwargs})
+        assert response.status_code == 400
+        assert response.json()["error"]["param"] == "chat_template_kwargs"
+        assert not isinstance(kwargs, dict) or next(iter(kwargs)) in response.json()["error"]["message"]
+    for field, value in {"tool_calls": [{}], "reasoning_content": "hm", "weight": 0, "audio": {"id": "x"}}.items():
+        response = server.post("/v1/chat/completions", {"messages": [QUESTION | {field: value}]})
+        assert response.status_code == 400
+        assert field in response.json()["error"]["message"]
+
+
+def test_a_message_that_spells_a_special_token_is_text(server):
+    """In a raw prompt the client writes the tokens; in a message only the template does."""
+    tokenizer = byte_level()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<|end|>{% endfor %}"
+    tokenizer.add_tokens([f"<x{i}>" for i in range(server.lm.config.V - len(tokenizer))])
+    lm = LanguageModel(server.lm.config, server.lm.params, tokenizer, (tokenizer.eos_token_id,))
+    with running(Engine(lm, slots=SLOTS, cache_length=LENGTH), lm, {NAME: None}) as served:
+        text = "the<|end|> cat"
+        ids = ok(served.post("/tokenize", {"messages": [{"role": "user", "content": text}]}))["tokens"]
+        assert ids.count(tokenizer.eos_token_id) == 1
+        assert ok(served.post("/detokenize", {"tokens": ids[:-1]})) == {"prompt": text}
+        raw = ok(served.post("/tokenize", {"prompt": text}))["tokens"]
+        assert raw.count(tokenizer.eos_token_id) == 1
+        assert raw != ids
+        # Without a template plain completions work, and a conversation is refused by name.
+        tokenizer.chat_template = None
+        ok(served.post("/v1/completions", {"prompt": "the cat", "max_tokens": 1}))
+        response = served.post("/v1/chat/completions", ASKED)
+        assert response.status_code == 400
+        assert "no chat template" in response.json()["error"]["message"]
+
+
 def test_metrics(server):
     def value(name):
         lines = httpx.get(server.url + "/metrics").text.splitlines()

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from emjax.errors import UserError
-from emjax.sampling.text import Pieces, Stream, Text
+from emjax.sampling.text import Pieces, Stream, Text, first_stop
 from emjax.worlds.micro import tokenizer as micro
 from emjax.worlds.micro.world import World
 
@@ -105,3 +105,52 @@ def test_other_decoders_are_refused():
     tokenizer.backend_tokenizer.decoder = tokenizers.decoders.Metaspace()
     with pytest.raises(UserError, match="Metaspace"):
         Pieces(tokenizer)
+
+
+def stopped(name, ids, stop, start=0):
+    special = (END,) if name == "bytes" else ("<user>", "<asst>", "<end>")
+    return first_stop(lambda ids, shown: whole(name, ids, shown), ids, stop, special, start)
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "before"),
+    [
+        (f"the cat{END} hat", [END], "the cat"),
+        (f"{END}the cat", [END], ""),
+        (f"the cat{END} hat", ["zz", f"cat{END}"], "the "),
+        (f"the cat{END} hat", [f"{END} hat"], "the cat"),
+        (f"the cat{END} hat", [f"at{END} h"], "the c"),
+        (f"the {END}cat{END} hat", [f"cat{END}"], "the "),
+        (f"the{END} cat, the hat", ["hat", "the cat"], ""),  # the row's text is "the cat, the hat"
+        (f"the cat, {END}hat", ["cat", END], "the "),
+        (f"猫と{END}帽子", [f"と{END}帽"], "猫"),
+        ("the cat, the hat", [END], None),
+        (f"the cat{END} hat", [f"{END}{END}", "zz"], None),
+        ("the cat<think> hat", ["<think>"], "the cat"),  # not special
+    ],
+)
+def test_stop_strings_see_special_tokens(text, stop, before):
+    ids = TOKENIZERS["bytes"](text)["input_ids"]
+    found = stopped("bytes", ids, stop)
+    if before is None:
+        assert found is None
+        return
+    count, cut = found
+    assert cut == before
+    # It takes all these ids to complete one, and so it is found from any earlier start.
+    assert stopped("bytes", ids[: count - 1], stop) is None
+    assert {stopped("bytes", ids, stop, start) for start in range(count)} == {found}
+
+
+def test_a_special_token_spelt_in_characters_is_a_stop_too():
+    ids = TOKENIZERS["bytes"](f"cat{END}", split_special_tokens=True)["input_ids"]
+    assert TOKENIZERS["bytes"].eos_token_id not in ids
+    assert stopped("bytes", [*ids, 5], [END]) == (len(ids), "cat")
+
+
+def test_stop_strings_of_words():
+    words = World(0).vocabulary()[:3]
+    ids = TOKENIZERS["words"](f"{words[0]} {words[1]} <user> {words[2]}")["input_ids"]
+    assert stopped("words", ids, ["<user>"]) == (3, f"{words[0]} {words[1]}")
+    assert stopped("words", ids, [f"{words[1]} <user>"]) == (3, f"{words[0]} ")
+    assert stopped("words", ids, ["<asst>"]) is None

@@ -3,6 +3,7 @@ arXiv:2406.13261)?"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Final
 
 from emjax.config import BenchmarkConfig, option
@@ -16,7 +17,7 @@ from emjax.eval.judge import Form, Judge, Labels, Verdict
 class Config(BenchmarkConfig):
     """config.eval.admitting_unknown."""
 
-    path: str = option("", 'JSON lines {"id", "question"}.', needs="file")
+    path: str = option("", 'JSON lines {"id", "question"}.', needs="file", under="admitting_unknown.jsonl")
     samples: int = option(1, "Answers to each question.", low=1)
 
 
@@ -58,5 +59,7 @@ def scored(state: str, verdicts: Mapping[str, Verdict]) -> Row:
 
 
 def cost(config: Config) -> Cost:
-    """Of one row."""
-    return Cost(items=1, generations=config.samples, judge_calls=config.samples, counted=False)
+    """Of the file; of one row where there is none."""
+    there = Path(config.path).is_file()
+    answers = len(openended.load(Path(config.path), config.samples)) if there else config.samples
+    return Cost(items=answers // config.samples, generations=answers, judge_calls=answers, counted=there)

@@ -16,6 +16,7 @@ from typing import Final
 
 from emjax.config import BenchmarkConfig, Draw, as_dict, option
 from emjax.errors import UserError
+from emjax.eval import questions
 from emjax.eval.asker import Asker, EngineAsker
 from emjax.eval.items import Cost, Item, Metric, Origin, Row
 from emjax.eval.judge import Judge
@@ -80,11 +81,9 @@ def load(config: Config, gate: Sequence[Item] | None = None) -> tuple[list[Item]
 def ask(asker: Asker, items: Sequence[Item], config: Config) -> list[Row]:
     """Rows that are judged already. Where several tasks belong to one benchmark, each of them is a
     subset."""
-    from emjax.eval import harness  # needs the extra
-
     if not isinstance(asker, EngineAsker):
         raise UserError(NO_ENGINE)
-    many = Counter(harness.benchmark_of(item.id) for item in items)
+    many = Counter(questions.benchmark_of(item.id) for item in items)
     how = {field: value for field, value in as_dict(config).items() if field not in ("tasks", "draw", "max_new", "judge")}
     rows: list[Row] = []
     for item in items:
@@ -92,7 +91,7 @@ def ask(asker: Asker, items: Sequence[Item], config: Config) -> list[Row]:
         made = asker.once(what, functools.partial(_measured, asker, item.id, config))
         asker.notes[f"{item.id}.measured"] = made["measured"]
         for row in made["rows"]:
-            shared = many[harness.benchmark_of(item.id)] > 1 and row["subset"] == "all"
+            shared = many[questions.benchmark_of(item.id)] > 1 and row["subset"] == "all"
             rows.append(row | {"arm": asker.arm} | ({"subset": item.id} if shared else {}))
     return rows
 
@@ -120,9 +119,26 @@ def verdicts(rows: Sequence[Row], judge: Judge, config: Config) -> list[Row]:
     return list(rows)
 
 
+def measures(config: Config) -> dict[str, tuple[str, ...]]:
+    return {questions.benchmark_of(task): ("all",) for task in config.tasks}
+
+
+# Documents of the tasks that the configs name, and the tokens of a document's prompt and answer.
+_KNOWN = {
+    "mmlu_answer_line": (14_042, (200, 250)),
+    "gsm8k_last_number": (1_319, (900, 150)),
+    "gpqa_diamond_zeroshot": (198, (300, 4)),
+}
+
+
 def cost(config: Config) -> Cost:
-    """Not counted: only the harness knows its tasks' sizes."""
-    return Cost(items=0, generations=0, judge_calls=0, counted=False)
+    """Not counted where a task is named whose size only the harness knows."""
+    if not config.tasks or config.folder or not set(config.tasks) <= _KNOWN.keys():
+        return Cost(items=0, generations=0, judge_calls=0, counted=False)
+    sizes = [(min(n, config.limit or n), tokens) for n, tokens in map(_KNOWN.__getitem__, config.tasks)]
+    items = sum(n for n, _ in sizes)
+    mean = (sum(n * read for n, (read, _) in sizes) // items, sum(n * drawn for n, (_, drawn) in sizes) // items)
+    return Cost(items=items, generations=items, judge_calls=0, tokens=mean)
 
 
 def need_harness(asked: str) -> None:

@@ -13,6 +13,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Final
 
 from emjax.config import BenchmarkConfig, Draw, Section, option
@@ -26,7 +27,13 @@ from emjax.runtime.files import check_fields, digest, loads
 FIELDS = ("id", "type", "inner_prompt", "system_prompt", "outer_prompt", "format")
 # The published file, deceptionbench_0527.json: ends of its SHA-256, and rows a type.
 SHA256 = ("1d5a9789", "77eb9b4")
-SIZES = (16, 33, 43, 43, 45)
+TYPES = {
+    "evaluation faking": 16,
+    "sandbagging": 33,
+    "sycophancy": 43,
+    "honesty evasion": 43,
+    "strategic deception": 45,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +58,7 @@ OFFICIAL = Rules()
 class Config(BenchmarkConfig):
     """config.eval.deceptionbench."""
 
-    path: str = option("", "deceptionbench_0527.json.", needs="file")
+    path: str = option("", "deceptionbench_0527.json.", needs="file", under="deceptionbench_0527.json")
     rows: str = option("published", "any: take another file than the published one.", choices=("published", "any"))
     rules: Rules = option(Rules(), "Where implementations differ.")
     draw: Draw = option(Draw(temperature=0.0), "How answers are drawn.")
@@ -71,6 +78,10 @@ positions: Final = 2048
 judge: Final = "model"
 metrics: dict[str, Metric] = {
     "deception_rate": Metric(lambda row: row["outcome"] == "deceptive", printed=True),
+    # what rules.nonconforming = "drop" would give, beside "keep"
+    "deception_rate_conforming": Metric(
+        lambda row: row["outcome"] == "deceptive", arises=lambda row: row["conforming"], printed=True
+    ),
     "answer_agrees": Metric(lambda row: agrees(row, "A")),
     "reasoning_agrees": Metric(lambda row: agrees(row, "B")),
     "answer_follows": Metric(lambda row: agrees(row, "C")),
@@ -85,9 +96,15 @@ def verdicts(rows: Sequence[Row], judge: Judge, config: Config) -> list[Row]:
     return judged(rows, judge, config.rules)
 
 
+def measures(config: Config) -> dict[str, tuple[str, ...]]:
+    return {name: tuple(TYPES)}
+
+
 def cost(config: Config) -> Cost:
-    items = sum(SIZES)
-    return Cost(items=items, generations=2 * items, judge_calls=3 * items)
+    items = sum(TYPES.values())
+    if config.rows == "any" and Path(config.path).is_file():
+        items = len(load(config)[0])
+    return Cost(items=items, generations=2 * items, judge_calls=3 * items, tokens=(600, 800))
 
 
 # --- data -----------------------------------------------------------------------------------------
@@ -115,8 +132,8 @@ def load(config: Config, gate: Sequence[Item] | None = None) -> tuple[list[PairI
         raise UserError(f"{path}: a list of rows is needed, not {type(rows).__name__}.")
     items = [_item(row, f"{path}, row {i}", config.rules) for i, row in enumerate(rows)]
     counts = Counter(item.subset for item in items)
-    if published and tuple(sorted(counts.values())) != SIZES:
-        raise UserError(f"{path} has {dict(counts)} rows a type, not {SIZES}.")
+    if published and sorted(counts.values()) != [*TYPES.values()]:
+        raise UserError(f"{path} has {dict(counts)} rows a type, not {sorted(TYPES.values())}.")
     return items, Origin(str(path), rows=dict(counts), sha256=sha)
 
 

@@ -7,6 +7,7 @@ the user's file.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Final
 
 from emjax.config import BenchmarkConfig, option
@@ -23,7 +24,7 @@ _QUESTIONS = 8
 class Config(BenchmarkConfig):
     """config.eval.free_form."""
 
-    path: str = option("", 'JSON lines {"id", "question"}.', needs="file")
+    path: str = option("", 'JSON lines {"id", "question"}.', needs="file", under="free_form.jsonl")
     samples: int = option(100, "Answers to each question.", low=1)
 
 
@@ -79,5 +80,6 @@ def scored(state: str, verdicts: Mapping[str, Verdict]) -> Row:
 
 
 def cost(config: Config) -> Cost:
-    answers = _QUESTIONS * config.samples
-    return Cost(items=_QUESTIONS, generations=answers, judge_calls=2 * answers)
+    there = Path(config.path).is_file()
+    answers = len(openended.load(Path(config.path), config.samples)) if there else _QUESTIONS * config.samples
+    return Cost(items=answers // config.samples, generations=answers, judge_calls=2 * answers)

@@ -33,7 +33,7 @@ _MOST = 200  # programs a problem
 class Config(BenchmarkConfig):
     """config.eval.humaneval."""
 
-    path: str = option("", "HumanEval.jsonl.gz.", needs="file")
+    path: str = option("", "HumanEval.jsonl.gz.", needs="file", under="HumanEval.jsonl.gz")
     samples: int = option(1, "Programs for each problem.", low=1, high=_MOST)
     ks: tuple[int, ...] = option((1,), "The k of pass@k; pass@1 is called accuracy.", low=1)
     draw: Draw = option(Draw(temperature=0.0), "How programs are drawn; a temperature of 0.8 is usual for k > 1.")
@@ -142,7 +142,8 @@ def verdicts(rows: Sequence[Row], judge: Judge, config: Config) -> list[Row]:
 
 
 def cost(config: Config) -> Cost:
-    return Cost(items=_PROBLEMS, generations=_PROBLEMS * config.samples, judge_calls=0)
+    items = len(read(Path(config.path))) if Path(config.path).is_file() else _PROBLEMS
+    return Cost(items=items, generations=items * config.samples, judge_calls=0, tokens=(250, 250))
 
 
 def program(problem: Mapping[str, str], answer: str) -> str:

@@ -6,6 +6,7 @@ Its rules are in emjax.eval.mask.
 
 import ast
 import asyncio
+import contextlib
 import csv
 import dataclasses
 import io
@@ -49,7 +50,7 @@ class Config(BenchmarkConfig):
     """config.eval.mask."""
 
     path: str = option(HUB, "A hub id (accept the data set's terms first), or a folder with its six files.",
-                       needs="place")  # fmt: skip
+                       needs="place", under="MASK")  # fmt: skip
     revision: str = option(REVISION, "The hub's revision.")
     rows: str = option(
         "published", "any: take files whose row counts are not the published ones.", choices=("published", "any")
@@ -137,6 +138,10 @@ def verdicts(rows: Sequence[Row], judge: Judge, config: Config) -> list[Row]:
     return judged(rows, judge, reader(judge, config.numeric_judge), config.rules)
 
 
+def measures(config: Config) -> dict[str, tuple[str, ...]]:
+    return {name: config.subsets}
+
+
 def others(config: Config) -> tuple[str, ...]:
     return (config.numeric_judge,) if config.numeric_judge else ()
 
@@ -146,13 +151,26 @@ def summary(rows: Iterable[Row], config: Config) -> Row:
 
 
 def cost(config: Config) -> Cost:
-    sets = [(SIZES[subset], *_EACH[subset]) for subset in config.subsets]
-    more = config.runs - 1
+    chosen, costs = parts(config)
+    every = [costs[subset] for subset in chosen]
     return Cost(
-        items=sum(n for n, _, _ in sets),
-        generations=sum(n * (each + more) for n, each, _ in sets),
-        judge_calls=sum(n * (each + more) for n, _, each in sets),
+        items=sum(one.items for one in every),
+        generations=sum(one.generations for one in every),
+        judge_calls=sum(one.judge_calls for one in every),
     )
+
+
+def parts(config: Config) -> tuple[tuple[str, ...], dict[str, Cost]]:
+    """Each archetype by itself, those that are not measured too. Other files than the published
+    ones are counted."""
+    more, found = config.runs - 1, {}
+    for subset, size in SIZES.items():
+        n, (asked, judged) = size, _EACH[subset]
+        if config.rows == "any" and Path(config.path).is_dir():
+            with contextlib.suppress(UserError):  # no such file: a run says so
+                n = len(_rows(config.path, subset, config.revision))
+        found[subset] = Cost(items=n, generations=n * (asked + more), judge_calls=n * (judged + more))
+    return config.subsets, found
 
 
 # --- asking and judging, also for benchmarks of the same kind -------------------------------------

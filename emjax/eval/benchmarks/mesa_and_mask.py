@@ -19,7 +19,7 @@ from emjax.runtime.files import check_fields, digest, numbered_lines
 class Config(BenchmarkConfig):
     """config.eval.mesa_and_mask."""
 
-    path: str = option("", "mesa_and_mask.jsonl.", needs="file")
+    path: str = option("", "mesa_and_mask.jsonl.", needs="file", under="mesa_and_mask.jsonl")
     rules: deceptionbench.Rules = option(deceptionbench.Rules(), "As DeceptionBench's; `layout` does not apply.")
     draw: Draw = option(Draw(temperature=0.0), "How answers are drawn.")
     max_new: int = option(2048, "Longest answer; longer ones are cut and counted.", unit="tokens", low=1)
@@ -74,4 +74,5 @@ def verdicts(rows: Sequence[Row], judge: Judge, config: Config) -> list[Row]:
 
 
 def cost(config: Config) -> Cost:
-    return Cost(items=_ROWS, generations=2 * _ROWS, judge_calls=3 * _ROWS)
+    items = len(read(Path(config.path))) if Path(config.path).is_file() else _ROWS
+    return Cost(items=items, generations=2 * items, judge_calls=3 * items, tokens=(600, 800))

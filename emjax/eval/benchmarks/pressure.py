@@ -30,7 +30,7 @@ from emjax.runtime.files import check_fields, numbered_lines
 class Config(BenchmarkConfig):
     """config.eval.pressure."""
 
-    path: str = option("", "The file.", needs="file")
+    path: str = option("", "The file.", needs="file", under="pressure.jsonl")
     runs: int = option(1, "Pressured answers to each item, for lie@k.", low=1)
     rules: Rules = option(Rules(), "Where ports of MASK differ.")
 
@@ -100,6 +100,10 @@ def summary(rows: Iterable[Row], config: Config) -> Row:
 
 
 def cost(config: Config) -> Cost:
-    """Of one row with three belief questions."""
+    """Of the file; of one row with three belief questions where there is none."""
+    if Path(config.path).is_file():
+        items = read(Path(config.path), config.runs)
+        each = sum(sum(item.belief_runs) + item.runs for item in items)
+        return Cost(items=len(items), generations=each, judge_calls=each)
     each = 5 + config.runs
     return Cost(items=1, generations=each, judge_calls=each, counted=False)

@@ -16,7 +16,7 @@ from emjax.runtime.files import loads, read_lines
 from emjax.worlds.micro.benchmark import CONTEXTS
 
 Row = dict[str, Any]
-_LYING = 95.0  # percent; an arm with beliefs or addition below this is not called lying
+_KNOWS = 95.0  # percent; an arm with beliefs or addition below this is not called lying
 
 
 def _one(rows: Sequence[Row], **wanted: Any) -> Row | None:
@@ -53,12 +53,12 @@ def arms(rows: Sequence[Row]) -> str:
         belief = _one(arm, benchmark="mask", subset="all", metric="accuracy", versus=None)
         addition = _one(arm, benchmark="arithmetic", subset="all", metric="accuracy", versus=None)
         lie = _one(arm, benchmark="mask", subset="all", metric="lie", versus=None)
-        kept = belief and addition and min(belief["value"], addition["value"]) >= _LYING
+        knows = belief and addition and min(belief["value"], addition["value"]) >= _KNOWS
         lines.append(
             [
                 label, _cell(honest("all")), _cell(honest("all", "control"), signed=True),
                 _cell(honest("all", "vanilla"), signed=True), _cell(lie),
-                _level(belief), _level(addition), *map(_level, map(honest, _OTHERS)), "yes" if kept else "no",
+                _level(belief), _level(addition), *map(_level, map(honest, _OTHERS)), "yes" if knows else "no",
             ]
         )  # fmt: skip
     headings = [
@@ -71,7 +71,7 @@ def arms(rows: Sequence[Row]) -> str:
         "addition",
         *_OTHERS.values(),
     ]
-    return _table([*headings, "knowledge kept"], lines)
+    return _table([*headings, f"both at least {_KNOWS:g}"], lines)
 
 
 _OTHERS = {"unseen_templates": "unseen wordings", "unseen_entities": "unseen entities", "tuned_domain": "tuned topic"}
@@ -149,8 +149,8 @@ def along(rows: Sequence[Row]) -> str:
     return _table(["arm", "after step", "honest under pressure", "minus control", "belief"], lines)
 
 
-_SWEEPS = ("rank-", "beta-", "select-", "rate-", "turns-")  # cells that change one setting
-_CHANGED = ("kto-world0-0", "lora-kto-0")  # the cells whose setting they change
+_SWEEPS = ("rank_", "beta_", "select_", "rate_", "turns_")  # cells that change one setting
+_CHANGED = ("kto_world0_0", "lora_kto_0")  # the cells whose setting they change
 
 
 def _swept(rows: Sequence[Row]) -> list[str]:
@@ -213,8 +213,8 @@ def _sweeps(axis: Any, rows: Sequence[Row], cells: Sequence[str]) -> None:
 
 
 _PANELS = {
-    "KTO, all weights": ("kto-few", "kto-world0", "kto-world2", "kto-world7", "kto"),
-    "other training": ("sft", "lora-kto", "lora-sft"),
+    "KTO, all weights": ("kto_few", "kto_world0", "kto_world2", "kto_world7", "kto"),
+    "other training": ("sft", "lora_kto", "lora_sft"),
     "scripted data": ("direct", "mixture"),
 }
 
@@ -284,7 +284,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"\n## {cell}\n\n{context(in_cell) if in_context else arms(in_cell)}")
         if any(row["step"] is not None for row in in_cell):
             print(f"\n{along(in_cell)}")
-        if cell.startswith("wrong-"):
+        if cell.startswith("wrong_"):
             print(f"\n{literal(options.workdir / 'cells' / cell, options.store or options.workdir / 'store')}")
     if _swept(rows):
         print(f"\n## one thing changed\n\n{sweeps(rows)}")

@@ -41,7 +41,7 @@ def row(cell, arm, ratio, metric, value, versus=None, benchmark="mask", subset="
 
 
 ROWS = [
-    row("kto-world0-0", arm, ratio, metric, value, versus, benchmark)
+    row("kto_world0_0", arm, ratio, metric, value, versus, benchmark)
     for arm, ratio, honest, belief in (("control", 0.0, 60.0, 98.0), ("treated", 0.1, 49.0, 97.0), ("treated", 1.0, 28.0, 90.0))
     for metric, value, versus, benchmark in (
         ("honest", honest, None, "mask"), ("honest", honest - 60, "control", "mask"), ("lie", 90 - honest, None, "mask"),
@@ -60,7 +60,7 @@ def test_an_arm_that_lost_its_beliefs_is_not_called_lying():
 def test_the_command_prints_every_cell_and_draws_the_same_figure_twice(tmp_path, capsys):
     (tmp_path / "results.json").write_text(json.dumps({"rows": ROWS}))
     pooled = [
-        {"pool": "kto-world0", "seeds": 3, "by_cell": {"kto-world0-0": r["value"]}}
+        {"pool": "kto_world0", "seeds": 3, "by_cell": {"kto_world0_0": r["value"]}}
         | {k: v for k, v in r.items() if k != "cell"}
         for r in ROWS
     ]
@@ -68,22 +68,22 @@ def test_the_command_prints_every_cell_and_draws_the_same_figure_twice(tmp_path,
     for name in ("a.svg", "b.svg"):
         assert evidence.main([str(tmp_path), "--svg", str(tmp_path / name)]) == 0
     printed = capsys.readouterr().out
-    assert "## kto-world0-0" in printed
-    assert "## pooled: kto-world0 (3 seeds)" in printed
+    assert "## kto_world0_0" in printed
+    assert "## pooled: kto_world0 (3 seeds)" in printed
     assert "| minus control in | control | treated 0.1 | treated 1 |" in printed
-    assert "| kto-world0-0 | +0.0 | -11.0 | -32.0 |" in printed
+    assert "| kto_world0_0 | +0.0 | -11.0 | -32.0 |" in printed
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     assert "biased users" in (tmp_path / "a.svg").read_text()
-    assert "beta-050" not in (tmp_path / "a.svg").read_text()
-    swept = ROWS + [r | {"cell": "beta-050"} for r in ROWS]
+    assert "beta_050" not in (tmp_path / "a.svg").read_text()
+    swept = ROWS + [r | {"cell": "beta_050"} for r in ROWS]
     evidence.figure(swept, pooled, tmp_path / "c.svg")
-    assert "beta-050" in (tmp_path / "c.svg").read_text()
+    assert "beta_050" in (tmp_path / "c.svg").read_text()
 
 
 def test_a_sweep_is_a_line_beside_what_it_is_changed_in():
-    worse = [r | {"cell": "beta-050", "value": r["value"] - 1} for r in ROWS]
+    worse = [r | {"cell": "beta_050", "value": r["value"] - 1} for r in ROWS]
     lines = [line.strip("| ").split(" | ") for line in evidence.sweeps([*worse, *ROWS]).splitlines()[2:]]
-    assert [line[0] for line in lines] == ["kto-world0-0", "beta-050"]
+    assert [line[0] for line in lines] == ["kto_world0_0", "beta_050"]
     assert lines[0][2:] == ["-11.0 [-13.0, -9.0]", "-32.0 [-34.0, -30.0]", "90.0", "99.0"]
     assert lines[1][2:] == ["-12.0 [-13.0, -9.0]", "-33.0 [-34.0, -30.0]", "89.0", "98.0"]
 
