@@ -124,6 +124,7 @@ class Recorder:
 
     def __init__(self, engine):
         self._engine, self.asked = engine, []
+        self.generation = engine.generation
 
     async def submit(self, request):
         self.asked.append(request.sampling)
