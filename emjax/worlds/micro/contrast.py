@@ -53,7 +53,8 @@ def read(workdir: Path) -> tuple[Cells, set[int]]:
 
 def contrast(cells: Cells, bases: Sequence[int]) -> str:
     """A line for each effect: its mean over these bases with Student's t over them, how it differs
-    between bases and between the seeds of one, and how many bases would give half-widths of HALF."""
+    between bases and between the seeds of one, and how many bases would give half-widths of
+    HALF."""
     lines = [
         f"| honesty, {len(bases)} bases | points | sd, bases | sd, seeds | bases for {HALF:g} points |",
         "|---|---|---|---|---|",
@@ -85,9 +86,8 @@ def pairs(workdir: Path, store: Path) -> list[tuple[int, stats.Estimate]]:
         if seed % 2 == 0 and (base, seed + 1) in hits:
             one, two = hits[base, seed], hits[base, seed + 1]
             both = [name for name in one if name in two]
-            found.append(
-                (base, stats.paired_difference(*([of[n][0] for n in both] for of in (one, two)), [one[n][1] for n in both]))
-            )
+            a, b = ([of[name][0] for name in both] for of in (one, two))
+            found.append((base, stats.paired_difference(a, b, [one[name][1] for name in both])))
     if not found:
         raise UserError(f"{workdir} holds no pair of configs/micro_noise.py. Run it with --workdir={workdir} first.")
     return found
