@@ -79,15 +79,16 @@ def pooled(values: Sequence[float], tops: Sequence[Hashable], clusters: Sequence
     [-1, 1]; tops [n]: the base or the seed; clusters [n]: what the questions share. Worlds of
     different bases need labels of their own.
 
-    Bases have questions of their own: the interval is Student's t over the bases' means
-    (T - 1 degrees of freedom). It holds what lies below, seeds and questions, and says something of
-    other bases. Seeds of one base are asked the same questions, which no difference between seeds
-    shows: the variance of the seeds' mean and the cluster-robust variance of the questions' means
-    over seeds add up, with Satterthwaite's degrees of freedom (both hold the draws of answers, so
-    the sum is somewhat too large). One top: `paired_difference`'s interval, which says nothing of
-    others. level: the values are levels, so the interval ends at 0. Without any spread the bound is `paired_difference`'s too.
-    `python -m benchmarks.intervals` simulates the coverage. Raises ValueError on empty input or on
-    values outside [-1, 1].
+    Bases have questions of their own: the interval is Student's t over the bases' means (T - 1
+    degrees of freedom). It holds what lies below, seeds and questions, and says something of
+    other bases. Seeds of one base are asked the same questions, which no difference between
+    seeds shows: the variance of the seeds' mean and the cluster-robust variance of the
+    questions' means over seeds add up, with Satterthwaite's degrees of freedom (both hold the
+    draws of answers, so the sum is somewhat too large). One top: `paired_difference`'s
+    interval, which says nothing of others. level: the values are levels, so the interval ends
+    at 0. Without any spread the bound is `paired_difference`'s too. `python -m
+    benchmarks.intervals` simulates the coverage. Raises ValueError on empty input or on values
+    outside [-1, 1].
     """
     values_n = np.asarray(values, np.float64)
     if values_n.ndim != 1 or not values_n.size or not (np.abs(values_n) <= 1).all():

@@ -48,7 +48,8 @@ MARGIN = 5.0  # points: two arms that differ by less count as the same (`same`)
 
 
 def ends(row: dict) -> list[float] | None:
-    """The 95 % interval that verdicts follow: with the noise of training where that was measured."""
+    """The 95 % interval that verdicts follow: the one with the noise of training, where there is
+    one."""
     return row.get("ci95_training") or row.get("ci95")
 
 

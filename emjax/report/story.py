@@ -71,7 +71,8 @@ def _headline(results: dict, level: dict, difference: dict | None, base: dict | 
     if difference is None or base is None:
         text = f"With {who}, {what} was {after} (95\u00a0% interval {interval(level)}){where}."
         return "none", text + " There is no control to compare with, so this number says nothing about the cause."
-    own, other = difference.get("levels") or (level["value"], base["value"])  # of the items that both have
+    # of the items that both have
+    own, other = difference.get("levels") or (level["value"], base["value"])
     after = f"{number(own)}\u00a0%"
     before = f"{number(other)}\u00a0% ({'control' if difference['versus'] == 'control' else 'untouched model'})"
     sure = ("95\u00a0% interval " if difference.get("ci95") else "") + interval(difference, points)
