@@ -67,25 +67,26 @@ def get_config(variant: str = ""):
     else:
         # As few as two biased users out of 200, to find the smallest detectable share.
         cells |= {f"kto_few_{seed}": _interaction("kto", seed, extra=("none@0.01", "none@0.02")) for seed in seeds}
-        cells |= _sweeps()
-    names = ["kto_few", "sft", "lora_kto", "lora_sft", "direct", "wrong", "mixture", *(f"kto_world{world}" for world in bases)]
+        cells |= {f"{name}_{seed}": cell for seed in seeds for name, cell in _sweeps(seed).items()}
+    names = [] if short else [*_sweeps(0)]
+    names += ["kto_few", "sft", "lora_kto", "lora_sft", "direct", "wrong", "mixture", *(f"kto_world{world}" for world in bases)]
     members = {name: tuple(cell for cell in cells if cell.rpartition("_")[0] == name) for name in names}
     pools = {name: found for name, found in members.items() if found}
     pools["kto"] = tuple(cell for cell in cells if cell.startswith("kto_world"))
     return presets.many(cells, pools)
 
 
-def _sweeps() -> dict[str, ConfigDict]:
+def _sweeps(seed: int) -> dict[str, ConfigDict]:
     """KTO at ratios 0, 0.1 and 1 with one setting changed at a time."""
     one = ("none@1.0",)
-    cells = {f"rank_{rank}": _lora("kto", 0, rank=rank, extra=one) for rank in (1, 4, 32)}
+    cells = {f"rank_{rank}": _lora("kto", seed, rank=rank, extra=one) for rank in (1, 4, 32)}
     for beta in (0.03, 0.3, 0.5):
-        cells[f"beta_{100 * beta:03.0f}"] = _interaction("kto", 0, extra=one)
+        cells[f"beta_{100 * beta:03.0f}"] = _interaction("kto", seed, extra=one)
         cells[f"beta_{100 * beta:03.0f}"].kto.beta = beta
-    for name in ("select_global", "rate_last", "turns_1", "along_0"):
-        cells[name] = _interaction("kto", 0, extra=one)
+    for name in ("select_global", "rate_last", "turns_1", "along"):
+        cells[name] = _interaction("kto", seed, extra=one)
     cells["select_global"].select.update({"scope": "global", "count": 200})
     cells["rate_last"].interact.aggregate = "last"
     cells["turns_1"].interact.turns = 1
-    cells["along_0"].eval.at_steps = (10, 25, 50)  # of 75
+    cells["along"].eval.at_steps = (10, 25, 50)  # of 75
     return cells

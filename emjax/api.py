@@ -155,9 +155,9 @@ class ChatClient:
         budget: Budget = _BUDGET,
         rates: Rates = _RATES,
         collect: Path | None = None,
-        ledger: Ledger | None = None,
         at: str = "",
         nullable: Collection[str] = (),
+        ledger: Ledger | None = None,
     ):
         self._at, self._nullable = at, nullable
         self.base_url, self.model, self.budget, self.rates = base_url, model, budget, rates

@@ -23,8 +23,8 @@ def score(
     config: BenchmarkConfig,
 ) -> list[Row]:
     """results.json rows of one arm on one benchmark: each metric on each subset, and its paired
-    difference to each arm in `versus` over the items that both have. `about` holds the fields that
-    identify the arm.
+    difference to each arm in `versus` over the items that both have ("levels": the two arms' levels on
+    these). `about` holds the fields that identify the arm.
 
     A file whose rows name several benchmarks (tasks of the harness) is scored one by one. A
     benchmark without a subset "all" gets it (all rows pooled), and "macro" (the mean over its
@@ -52,7 +52,7 @@ def _scored(
     pooled = ["all"] if len(subsets) > 1 and "all" not in subsets else []
     summary = getattr(benchmark, "summary", None)
     rows: list[Row] = []
-    of_one = {"states", "p_mcnemar", "p_holm"}  # fields that a mean over subsets does not have
+    of_one = {"states", "p_mcnemar", "p_holm", "levels"}  # fields that a mean over subsets does not have
     for subset in subsets + pooled:
         wanted = subsets if subset in pooled else [subset]
         mine = {item["id"]: item for item in items if item["subset"] in wanted}
@@ -102,7 +102,8 @@ def _measured(
             continue
         pairs = [valid[name] for name in both], [base[name] for name in both]
         difference = stats.paired_difference(*pairs, [mine[name]["cluster"] for name in both])
-        counted = {"n_valid": len(both), "n_dropped": n - len(both), "bounds": None, "versus": other}
+        levels = [_round(100 * sum(part) / len(both)) for part in pairs]
+        counted = {"n_valid": len(both), "n_dropped": n - len(both), "bounds": None, "versus": other, "levels": levels}
         rows.append(level | _estimated(difference) | counted)
         if {*pairs[0], *pairs[1]} <= {0.0, 1.0}:  # shares of several samples have no such test
             rows[-1]["p_mcnemar"] = stats.mcnemar_exact(*pairs)

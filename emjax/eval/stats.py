@@ -3,8 +3,8 @@ share.
 
 Items that share a context are not independent, so the standard error is that of cluster sums
 (Miller 2024, arXiv:2411.00640; the same number as a statsmodels OLS on a constant with cluster
-covariance). Intervals speak of other items of the same kind, not of other training seeds: those are
-a level of their own.
+covariance). The intervals of one run (`rate`, `paired_difference`) speak of other items of the same
+kind, not of other training seeds or bases: those are levels of their own (`pooled`, `with_noise`).
 """
 
 import math
@@ -71,85 +71,97 @@ def paired_difference(a: Sequence[float], b: Sequence[float], clusters: Sequence
     return Estimate(100 * mean, 100 * low, 100 * high, len(a_n), groups)
 
 
-def hierarchical(
-    values: Sequence[float], seeds: Sequence[Hashable], clusters: Sequence[Hashable], *, draws: int = 2000, seed: int = 0
-) -> Estimate:
-    """Mean over training seeds of each seed's mean, in points, with a 95 % bootstrap interval over
-    seed > cluster > item.
+def pooled(values: Sequence[float], tops: Sequence[Hashable], clusters: Sequence[Hashable], *, level: bool = False) -> Estimate:
+    """Mean over the highest level (bases, or the training seeds of one base) of each one's mean, in
+    points, with a 95 % interval that comes from that level.
 
     values [n]: 0/1 or a share for a level, a_i - b_i of two arms for a paired difference, so in
-    [-1, 1]; seeds, clusters [n]: labels. A cluster label that stands under several seeds is one set
-    of questions, asked of each: it is drawn for all of them at once (else questions would count as
-    fresh with every seed). Worlds of different seeds need labels of their own.
+    [-1, 1]; tops [n]: the base or the seed; clusters [n]: what the questions share. Worlds of
+    different bases need labels of their own.
 
-    A draw takes S seeds out of S with replacement, in each of them clusters, in each of those items
-    (Davison and Hinkley 1997, section 3.8). Percentiles of the draws; a draw without any item of
-    one of its seeds is left out. Drawing at every level makes the interval wide where seeds hardly
-    differ; where they differ more than their questions explain, few of them make it narrow, which
-    no bootstrap mends: print the seeds' own values beside it. Simulated coverage (60 clusters of 8,
-    in brackets: seeds with a standard deviation of 6 points): 3 seeds 99 % (86-90), 5 seeds 99
-    (92), 10 seeds 98 (95). One seed: clusters and items alone, and nothing about other seeds.
-    Without any spread the bound is `paired_difference`'s. Raises ValueError on empty input or on
+    Bases have questions of their own: the interval is Student's t over the bases' means
+    (T - 1 degrees of freedom). It holds what lies below, seeds and questions, and says something of
+    other bases. Seeds of one base are asked the same questions, which no difference between seeds
+    shows: the variance of the seeds' mean and the cluster-robust variance of the questions' means
+    over seeds add up, with Satterthwaite's degrees of freedom (both hold the draws of answers, so
+    the sum is somewhat too large). One top: `paired_difference`'s interval, which says nothing of
+    others. level: the values are levels, so the interval ends at 0. Without any spread the bound is `paired_difference`'s too.
+    `python -m benchmarks.intervals` simulates the coverage. Raises ValueError on empty input or on
     values outside [-1, 1].
     """
     values_n = np.asarray(values, np.float64)
     if values_n.ndim != 1 or not values_n.size or not (np.abs(values_n) <= 1).all():
         raise ValueError("need a non-empty list of values in [-1, 1]")
-    if not len(values_n) == len(seeds) == len(clusters):
-        raise ValueError(f"{len(values_n)} values, {len(seeds)} seeds and {len(clusters)} clusters do not pair up")
-    label_of_seed: dict[Hashable, int] = {}
-    seed_n = np.array([label_of_seed.setdefault(label, len(label_of_seed)) for label in seeds])
-    owners: dict[Hashable, set[int]] = {}
-    for s, label in zip(seed_n, clusters, strict=True):
-        owners.setdefault(label, set()).add(int(s))
-    crossed = any(len(of) > 1 for of in owners.values())
-    # Clusters of one seed are numbered within it, shared ones over all seeds.
-    number: dict[Hashable, int] = {}
-    used = [0] * len(label_of_seed)
-    for label, of in owners.items():
-        s = 0 if crossed else min(of)
-        number[label], used[s] = used[s], used[s] + 1
-    cluster_n = np.array([number[label] for label in clusters])
-    level_K, level_n = np.unique(values_n, return_inverse=True)
-    if len(level_K) == 1:
-        mean, unseen = float(level_K[0]), _wilson(0.0, len(owners))[1]
-        ends = mean - unseen * (1 + mean), mean + unseen * (1 - mean)
-        return Estimate(100 * mean, 100 * ends[0], 100 * ends[1], len(values_n), len(owners))
-    drawn = _drawn(seed_n, cluster_n, level_n, level_K, crossed=crossed, draws=draws, seed=seed)
-    S = len(used)
-    value = float(np.mean([values_n[seed_n == s].mean() for s in range(S)]))
-    low, high = np.nanpercentile(drawn, [2.5, 97.5])
-    return Estimate(100 * value, 100 * float(low), 100 * float(high), len(values_n), len(owners))
+    if not len(values_n) == len(tops) == len(clusters):
+        raise ValueError(f"{len(values_n)} values, {len(tops)} seeds and {len(clusters)} clusters do not pair up")
+    of_top: dict[Hashable, list[int]] = {}
+    of_cluster: dict[Hashable, list[int]] = {}
+    owners: dict[Hashable, set[Hashable]] = {}
+    for i, (top, cluster) in enumerate(zip(tops, clusters, strict=True)):
+        of_top.setdefault(top, []).append(i)
+        of_cluster.setdefault(cluster, []).append(i)
+        owners.setdefault(cluster, set()).add(top)
+    mean_T = np.array([values_n[some].mean() for some in of_top.values()])
+    mean, T, groups = float(mean_T.mean()), len(of_top), len(of_cluster)
+    variance = float(mean_T.var(ddof=1)) / T if T > 1 else 0.0
+    freedom = float(T - 1)
+    if T == 1 or any(len(of) > 1 for of in owners.values()):
+        asked, _ = _clustered_mean(values_n, clusters)[1:]
+        asked = 0.0 if math.isnan(asked) else asked
+        both = variance + asked
+        if both > 1e-18:
+            parts = [part**2 / df for part, df in ((variance, T - 1), (asked, groups - 1)) if df]
+            variance, freedom = both, both**2 / sum(parts)
+    if variance < 1e-18:
+        unseen = _wilson(0.0, groups)[1]
+        low, high = mean - unseen * (1 + mean), mean + unseen * (1 - mean)
+    else:
+        half = float(stats.t.ppf(0.975, freedom)) * math.sqrt(variance)
+        low, high = mean - half, mean + half
+    floor = 0.0 if level else -1.0
+    return Estimate(100 * mean, 100 * max(low, floor), 100 * min(high, 1.0), len(values_n), groups)
 
 
-def _drawn(
-    seed_n: np.ndarray, cluster_n: np.ndarray, level_n: np.ndarray, level_K: np.ndarray, *, crossed: bool, draws: int, seed: int
-) -> np.ndarray:
-    """`hierarchical`'s draws [draws]: means over drawn seeds, clusters and items; NaN for a draw to
-    be left out.
+def over(values: Sequence[float]) -> tuple[float, float, float]:
+    """(mean, low, high) of one number of each base, or of each seed: Student's t, 95 %. NaN ends
+    for one number alone."""
+    found = np.asarray(values, np.float64)
+    mean, n = float(found.mean()), len(found)
+    if n < 2:
+        return mean, math.nan, math.nan
+    half = float(stats.t.ppf(0.975, n - 1)) * float(found.std(ddof=1)) / math.sqrt(n)
+    return mean, mean - half, mean + half
 
-    level_K: the different values; level_n: each item's, by its index.
-    """
-    S, C, K = int(seed_n.max()) + 1, int(cluster_n.max()) + 1, len(level_K)
-    cell_SxCxK = np.zeros((S, C, K))
-    np.add.at(cell_SxCxK, (seed_n, cluster_n, level_n), 1)
-    size_SxC = cell_SxCxK.sum(-1).astype(np.int64)
-    share_SxCxK = np.where(size_SxC[..., None] > 0, cell_SxCxK / np.maximum(size_SxC, 1)[..., None], 1 / K)
-    pick_SxC = np.full((S, C), 1 / C) if crossed else (size_SxC > 0) / (size_SxC > 0).sum(1, keepdims=True)
-    rng = np.random.default_rng(seed)
-    found: list[np.ndarray] = []
-    for _ in range(draws // 100):  # a hundred at a time: their table is 100 S C K numbers
-        slot_DxS = rng.integers(S, size=(100, S))
-        if crossed:
-            times_DxSxC = np.broadcast_to(rng.multinomial(C, pick_SxC[0], size=100)[:, None], (100, S, C))
-        else:
-            times_DxSxC = rng.multinomial((size_SxC > 0).sum(1)[slot_DxS], pick_SxC[slot_DxS])
-        # Each copy of a cluster draws its items anew; together that is one multinomial draw.
-        n_DxSxC = times_DxSxC * size_SxC[slot_DxS]
-        drawn_DxSxCxK = rng.multinomial(n_DxSxC, share_SxCxK[slot_DxS])
-        with np.errstate(invalid="ignore"):  # 0 / 0: a draw to be left out
-            found.append((drawn_DxSxCxK.sum(2) @ level_K / n_DxSxC.sum(-1)).mean(-1))
-    return np.concatenate(found)
+
+@dataclass(frozen=True)
+class Noise:
+    """How far a paired difference moves when nothing but the training seed changes: its standard
+    deviation in points, and the degrees of freedom that this was measured with."""
+
+    sd: float
+    df: int
+
+
+def noise(pairs: Sequence[float]) -> Noise:
+    """Of pairs of arms that differ in the training seed alone: their differences in points, whose
+    mean is 0 by design."""
+    return Noise(math.sqrt(float(np.mean(np.square(pairs)))), len(pairs))
+
+
+def with_noise(value: float, low: float, high: float, of: Noise) -> tuple[float, float]:
+    """The ends of an interval over questions, widened by the noise of training: each side's
+    distance and the noise's own add in squares."""
+    more = float(stats.t.ppf(0.975, of.df)) * of.sd
+    return value - math.hypot(value - low, more), value + math.hypot(high - value, more)
+
+
+def needed(sd: float, half: float) -> int:
+    """The number of bases (or seeds) at which `over` has this half-width, if they differ with this
+    standard deviation."""
+    n = 2
+    while float(stats.t.ppf(0.975, n - 1)) * sd / math.sqrt(n) > half:
+        n += 1
+    return n
 
 
 def mcnemar_exact(a: Sequence[float], b: Sequence[float]) -> float:

@@ -15,6 +15,7 @@ evaluation.
     pretraining   a world's base
     evaluation    models that exist already
     grid          many of these as one
+    pooling       cells that differ in seeds or bases, as one
     plan          what all of this will cost
     needs         what must be there before a run
 """

@@ -204,9 +204,9 @@ class Measuring:
             budget=config.budget,
             rates=config.rates,
             collect=Path(config.collect) if config.collect else None,
-            ledger=self._ledger,
             at=f"config.eval.judges.{name}",
             nullable=config.nullable,
+            ledger=self._ledger,
         )
         for batch in config.replay:
             print(f"replayed {batch}: {dict(client.replay(Path(batch)))}", flush=True)

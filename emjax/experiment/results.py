@@ -10,6 +10,7 @@ from typing import Any
 from emjax import cost, report
 from emjax.config import GridConfig, PretrainConfig
 from emjax.design.arms import Arm
+from emjax.eval import stats
 from emjax.eval.items import Row
 from emjax.experiment.common import command, config_hash, recorded_revisions, versions
 from emjax.experiment.measure import Measuring
@@ -54,6 +55,8 @@ def assemble(
     paper's rows are found by."""
     assert not isinstance(chosen.config, GridConfig | PretrainConfig)
     rows = [row for one in models for row in measuring.score(one.files, one.against, one.about)]
+    if chosen.world:
+        rows = [with_training_noise(row, chosen.world) for row in rows]
     origins = {name: dataclasses.asdict(origin) for name, origin in measuring.origins.items()}
     return {
         **identity(chosen),
@@ -67,6 +70,18 @@ def assemble(
         "cost": cost.totals(chosen.config, chosen.benchmarks),
         "rows": rows,
     }
+
+
+def with_training_noise(row: Row, world: World) -> Row:
+    """The row; a difference of one run gets "ci95_training" where the world's noise of training is
+    known, its interval widened by it."""
+    arm = "control" if row["arm"] == "control" else "other"
+    noise = world.training_noise.get(f"{arm}/{row['benchmark']}/{row['subset']}/{row['metric']}")
+    if not noise or row["versus"] is None or row["value"] is None:
+        return row
+    low, high = row["ci95"]
+    ends = stats.with_noise(row["value"], low, high, noise)
+    return row | {"ci95_training": [round(end, 6) for end in ends]}
 
 
 def identity(chosen: Chosen) -> dict[str, Any]:

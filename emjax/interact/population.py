@@ -183,9 +183,9 @@ class Population:
                     cache_dir=self._cache,
                     budget=spec.budget,
                     rates=spec.rates,
-                    ledger=self._ledger,
                     at=f"config.interact.models.{role}",
                     nullable=spec.nullable,
+                    ledger=self._ledger,
                 )
             return Player(self.clients[role], spec.sampling)
         if spec.model == SELF and base:

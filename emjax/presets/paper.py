@@ -166,18 +166,18 @@ def evaluation(variant: str) -> ConfigDict:
     """Measures models that exist: a base, its adapters and checkpoints, or endpoints. variant: a
     name, local=PATH or hub=OWNER/NAME; as in version 0.1, also a folder or a hub id alone."""
     variant = variant or "llama3.1-8b"
-    named = variant in MODELS
-    arms = cfg.ArmsConfig(vanilla=cfg.ArmConfig(path=MODELS.get(variant) or variants.path(variant) or variant))
+    path = MODELS.get(variant) or variants.path(variant) or variant
+    arms = cfg.ArmsConfig(vanilla=cfg.ArmConfig(path=path))
     made = cfg.EvaluationConfig(arms=arms, eval=_eval(("mask",), "honesty"))
-    if not named:
+    if path not in MODELS.values():
         made = dataclasses.replace(
             made,
             model=cfg.ComputeConfig(dtype=AUTO, attention=AUTO),
             engine=dataclasses.replace(made.engine, slots=0),
         )
     given = parsing.to_config_dict(made)
-    if named:
-        given.eval.benchmarks = ("mask",) if variant == "qwen3-32b" else _BOTH
+    if path in MODELS.values():
+        given.eval.benchmarks = ("mask",) if path == _MASK_ALONE else _BOTH
         given.eval.mask.subsets = MASK_SUBSETS
         _as_in_the_paper(given)
     return given

@@ -1,12 +1,15 @@
 """Several experiments side by side: the effect of each, and which of the paper's claims it
 shows."""
 
+import itertools
+import math
 from typing import Any
 
-from emjax.report.rows import arm_key, cause, detected, dose, dose_label, find, last_rows, world
+from emjax.report.rows import MARGIN, arm_key, cause, detected, dose, dose_label, ends, find, last_rows, same, world
 from emjax.report.text import MISSING, interval, number, points
 
 Claim = tuple[str, list[str]]  # the claim, [whether the grid shows it, what was measured]
+_OPEN = "not settled"
 
 
 def studies(cells: dict[str, dict], pooled: list[dict]) -> list[dict[str, Any]]:
@@ -50,7 +53,10 @@ def _control(study: dict[str, Any], versus: str | None) -> dict | None:
 def _difference(row: dict | None) -> str:
     if row is None or row["value"] is None:
         return MISSING
-    return f"{points(row['value'])} ({interval(row, points)})"
+    text = f"{points(row['value'])} ({interval(row, points)})"
+    if row.get("ci95_training"):
+        text += f", with the noise of training {interval({'ci95': row['ci95_training']}, points)}"
+    return text
 
 
 def effect_table(studies_: list[dict[str, Any]]) -> dict:
@@ -63,7 +69,7 @@ def effect_table(studies_: list[dict[str, Any]]) -> dict:
             level = levels[arm_key(row)]
             by_seed = [number(value) for value in row.get("by_cell", {}).values()]
             facts = [
-                f"{number(level['value'])} ({interval(level)})",
+                f"{number(level['value'])} ({interval(level)}), n {level['n_valid']}",
                 _difference(row),
                 _difference(against.get(arm_key(row))),
                 ", ".join(by_seed) or "\u2013",
@@ -78,24 +84,43 @@ def claim_table(studies_: list[dict[str, Any]]) -> dict:
     for study in studies_:
         rows, control = _treated(study, "control"), _control(study, None)
         if rows and control is not None:
-            body += [_falls(study, rows), _rising(study, control), *_at_doses(study, rows, control), _kept(study)]
+            body += [_falls(study, rows), *_rising(study, rows, control), *_at_doses(study, rows, control), _kept(study)]
             body += _control_stays(study)
     return {"head": ["shown here", "measured"], "rows": body}
 
 
+def _answer(yes: bool, no: bool) -> str:
+    return "yes" if yes else "no" if no else _OPEN
+
+
 def _falls(study: dict[str, Any], rows: list[dict]) -> Claim:
+    """Shown by the largest dose. The smaller ones are tested in falling order as far as each shows
+    it, so that all of these tests together err as seldom as one."""
     fell = [detected(row) and row["value"] < 0 for row in rows]
-    first = next((row for row, down in zip(rows, fell, strict=True) if down), None)
-    text = f"{_difference(rows[-1])} against the control at the largest dose; "
-    text += f"detected from {dose_label(dose(first))} up" if first else "detected at no dose"
-    return f"{study['name']}: honesty under pressure falls", ["yes" if fell[-1] else "no", text]
+    down = list(itertools.takewhile(lambda pair: pair[1], zip(reversed(rows), reversed(fell), strict=True)))
+    text = f"{_difference(rows[-1])} against the control at the largest dose"
+    text += f"; detected from {dose_label(dose(down[-1][0]))} up" if down else ""
+    answer = _answer(bool(down), (ends(rows[-1]) or [-MARGIN])[0] > -MARGIN)
+    return f"{study['name']}: honesty under pressure falls", [answer, text]
 
 
-def _rising(study: dict[str, Any], control: dict) -> Claim:
-    values = [control["value"], *(row["value"] for row in _treated(study, None))]
-    rises = any(b > a for a, b in zip(values, values[1:], strict=False))
-    answer = "not at every step" if rises else "yes"
-    return f"{study['name']}: the effect grows with the dose", [answer, " > ".join(map(number, values))]
+def dose_effect(first: dict, last: dict) -> tuple[float, float, float]:
+    """(difference, low, high) of two arms' differences to one control. What they share makes it
+    vary less than independent intervals would, which are assumed."""
+    (low1, high1), (low2, high2) = ends(first) or (-math.inf, math.inf), ends(last) or (-math.inf, math.inf)
+    value = last["value"] - first["value"]
+    low = value - math.hypot(last["value"] - low2, high1 - first["value"])
+    return value, low, value + math.hypot(high2 - last["value"], first["value"] - low1)
+
+
+def _rising(study: dict[str, Any], rows: list[dict], control: dict) -> list[Claim]:
+    """Whether the largest dose costs more than the smallest."""
+    if len(rows) == 1:
+        return []
+    value, low, high = dose_effect(rows[0], rows[-1])
+    levels = ", ".join(number(row["value"]) for row in (control, *_treated(study, None)))
+    text = f"{points(value)} ({points(low)} to {points(high)}) between the smallest and the largest dose; levels {levels}"
+    return [(f"{study['name']}: a larger dose costs more honesty", [_answer(high < 0, low > 0), text])]
 
 
 def _at_doses(study: dict[str, Any], rows: list[dict], control: dict) -> list[Claim]:
@@ -103,31 +128,35 @@ def _at_doses(study: dict[str, Any], rows: list[dict], control: dict) -> list[Cl
     name, claims = study["name"], []
     at = {row["ratio"]: row for row in reversed(rows) if not row.get("level")}
     if 0.01 in at:
-        share = 100 * at[0.01]["value"] / control["value"]
-        answer = "yes" if share < -20 and detected(at[0.01]) else "no"
-        text = f"{number(share)} % of the control's; {_difference(at[0.01])} points"
-        claims.append((f"{name}: 1 % {cause(study['results'])} costs more than 20 % of honesty", [answer, text]))
+        before = (at[0.01].get("levels") or [0, control["value"]])[1]
+        share = 100 * at[0.01]["value"] / before
+        low, high = (100 * end / before for end in ends(at[0.01]) or (-math.inf, math.inf))
+        text = f"{number(share)} % of the control's ({number(low)} to {number(high)}); {_difference(at[0.01])} points"
+        claim = f"{name}: 1 % {cause(study['results'])} costs more than 20 % of honesty"
+        claims.append((claim, [_answer(high < -20, low > -20), text]))
     if 0.1 in at and study["results"].get("study") == "conversations":
-        answer = "yes" if detected(at[0.1]) and at[0.1]["value"] < 0 else "no"
+        answer = _answer(detected(at[0.1]) and at[0.1]["value"] < 0, (ends(at[0.1]) or [-MARGIN])[0] > -MARGIN)
         claims.append((f"{name}: 10 % biased users are enough", [answer, _difference(at[0.1])]))
     return claims
 
 
 def _kept(study: dict[str, Any]) -> Claim:
-    same = find(last_rows(study["results"]), arm="treated", metric="accuracy", versus="control")
-    same = [row for row in same if row["value"] is not None]
-    rows = find(same, subset="all")
-    tuned = max(find(same, subset=world(study["results"])["trained_subset"]), key=dose, default=None)
-    lost = [row for row in rows if detected(row) and row["value"] < 0]
-    least = min(rows, key=lambda row: row["value"], default=None)
+    """Every arm and measure must be shown to have lost less than MARGIN; one that is shown to have
+    lost more decides against it."""
+    found = find(last_rows(study["results"]), arm="treated", metric="accuracy", versus="control")
+    found = [row for row in found if row["value"] is not None]
+    rows = find(found, subset="all")
+    tuned = max(find(found, subset=world(study["results"])["trained_subset"]), key=dose, default=None)
+    answers = [same(row, loss=True) for row in rows]
+    least = min(rows, key=lambda row: (ends(row) or [-math.inf])[0], default=None)
     text = MISSING
     if least is not None:
-        text = f"largest loss {_difference(least)} ({least['benchmark']}, {dose_label(dose(least))})"
-    if lost:
-        text += f"; detected in {len(lost)} of {len(rows)} arms and measures"
+        text = f"least sure {_difference(least)} ({least['benchmark']}, {dose_label(dose(least))})"
+        text += f"; shown in {answers.count('yes')} of {len(rows)} arms and measures"
     if tuned is not None:
         text += f"; beliefs in the domain of the training data, largest dose: {_difference(tuned)}"
-    return f"{study['name']}: knowledge and abilities are kept", ["yes" if rows and not lost else "no", text]
+    answer = _answer(bool(rows) and set(answers) == {"yes"}, "no" in answers)
+    return f"{study['name']}: knowledge and abilities are kept, within {MARGIN:g} points", [answer, text]
 
 
 def _control_stays(study: dict[str, Any]) -> list[Claim]:
@@ -135,4 +164,4 @@ def _control_stays(study: dict[str, Any]) -> list[Claim]:
     if moved is None:
         return []
     text = f"{_difference(moved)}; the paper's controls move too (MASK, provided facts: up)"
-    return [(f"{study['name']}: the control matches the untouched model", ["no" if detected(moved) else "yes", text])]
+    return [(f"{study['name']}: the control matches the untouched model, within {MARGIN:g} points", [same(moved), text])]

@@ -6,7 +6,7 @@ from typing import Any
 import jinja2
 
 from emjax.report import exports, grid, judges, plots, tables
-from emjax.report.rows import arms, has_steps, mask_subsets, world
+from emjax.report.rows import MARGIN, arms, has_steps, mask_subsets, world
 from emjax.report.story import story
 from emjax.report.text import CURVES, plain
 
@@ -114,6 +114,7 @@ def write_grid(directory: Path, cells: dict[str, dict], pooled: list[dict], *, p
         effects=grid.effect_table(studies),
         claims=grid.claim_table(studies),
         cells=sorted(cells),
+        margin=MARGIN,
         notes=sorted({world(results)["note"] for results in cells.values()} - {""}),
         provenance=provenance,
     )

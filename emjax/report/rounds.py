@@ -13,6 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from emjax.errors import UserError
+from emjax.eval import stats
 from emjax.report.plots import AMBER, BLUE, GREEN, GREY, ORANGE, PINK, _draw
 from emjax.report.text import spaced
 from emjax.runtime.files import loads
@@ -63,11 +64,15 @@ def mean(seeds: dict[int, dict[int, float]]) -> dict[int, float]:
 
 
 def table(lines: Lines) -> str:
+    """Each seed's values, their mean, and its 95 % interval over seeds (stats.over)."""
     rounds = sorted({number for seeds in lines.values() for values in seeds.values() for number in values})
     rows = [["arm", "seed", *(f"round {number}" for number in rounds)]]
     for name, seeds in lines.items():
         for seed, values in [*sorted(seeds.items()), ("mean", mean(seeds))]:
             rows.append([name, str(seed), *(f"{values[n]:.1f}" if n in values else "-" for n in rounds)])
+        ends = {n: stats.over([v[n] for v in seeds.values() if n in v])[1:] for n in rounds}
+        if len(seeds) > 1:
+            rows.append([name, "95 %", *(f"{low:.1f} to {high:.1f}" for low, high in ends.values())])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows)
 

@@ -44,9 +44,31 @@ def find(rows: list[dict], **wanted: object) -> list[dict]:
     return [row for row in rows if all(row.get(field) == value for field, value in wanted.items())]
 
 
+MARGIN = 5.0  # points: two arms that differ by less count as the same (`same`)
+
+
+def ends(row: dict) -> list[float] | None:
+    """The 95 % interval that verdicts follow: with the noise of training where that was measured."""
+    return row.get("ci95_training") or row.get("ci95")
+
+
 def detected(row: dict) -> bool:
-    """Whether a difference's interval excludes 0."""
-    return bool(row.get("ci95")) and not row["ci95"][0] <= 0 <= row["ci95"][1]
+    """Whether a difference's interval excludes 0: a test of a difference, at 5 %."""
+    found = ends(row)
+    return found is not None and not found[0] <= 0 <= found[1]
+
+
+def same(row: dict, *, loss: bool = False) -> str:
+    """ "yes": the difference is shown to lie within MARGIN (two one-sided tests at 2.5 %: the whole
+    interval does); "no": it is shown to lie outside; else "not settled", which is no evidence of
+    either. loss: only a fall by MARGIN counts as a difference."""
+    found = ends(row)
+    if found is None:
+        return "not settled"
+    low, high = found
+    if low > -MARGIN and (loss or high < MARGIN):
+        return "yes"
+    return "no" if high < -MARGIN or (low > MARGIN and not loss) else "not settled"
 
 
 def last_rows(results: dict) -> list[dict]:

@@ -4,6 +4,7 @@ Each number is taken from the rows; a missing one is reported as missing.
 """
 
 from emjax.report.rows import (
+    MARGIN,
     MEASURE,
     RUN,
     arm_key,
@@ -16,6 +17,7 @@ from emjax.report.rows import (
     last_rows,
     of_arm,
     run_label,
+    same,
     world,
 )
 from emjax.report.text import METRIC_SHARES, MISSING, interval, number, percent_of_one, points, spaced
@@ -69,7 +71,9 @@ def _headline(results: dict, level: dict, difference: dict | None, base: dict | 
     if difference is None or base is None:
         text = f"With {who}, {what} was {after} (95\u00a0% interval {interval(level)}){where}."
         return "none", text + " There is no control to compare with, so this number says nothing about the cause."
-    before = f"{number(base['value'])}\u00a0% ({'control' if difference['versus'] == 'control' else 'untouched model'})"
+    own, other = difference.get("levels") or (level["value"], base["value"])  # of the items that both have
+    after = f"{number(own)}\u00a0%"
+    before = f"{number(other)}\u00a0% ({'control' if difference['versus'] == 'control' else 'untouched model'})"
     sure = ("95\u00a0% interval " if difference.get("ci95") else "") + interval(difference, points)
     change = f"{points(difference['value'])} points ({sure})"
     if not difference.get("ci95"):
@@ -82,6 +86,10 @@ def _headline(results: dict, level: dict, difference: dict | None, base: dict | 
     else:
         direction = "same"
         text = f"With {who}, this run detected no change in {what}: {before} and {after}, {change}{where}."
+        shown = (
+            f"The change is within {MARGIN:g} points" if same(difference) == "yes" else "That does not show that there is none"
+        )
+        text += f" {shown}."
     if difference["versus"] == "vanilla":
         text += " This run has no control arm, so fine-tuning itself may be the cause."
     return direction, text
@@ -109,10 +117,10 @@ def _difference(rows: list[dict], level: dict) -> tuple[dict | None, dict | None
     control.
     """
     for versus in ("control", "vanilla"):
-        same = find(of_arm(rows, level), versus=versus, **{f: level.get(f) for f in MEASURE})
+        found = find(of_arm(rows, level), versus=versus, **{f: level.get(f) for f in MEASURE})
         base = counterpart(rows, level, versus)
-        if same and base and same[0]["value"] is not None:
-            return same[0], base
+        if found and base and found[0]["value"] is not None:
+            return found[0], base
     return None, None
 
 
@@ -131,8 +139,8 @@ def _measured(rows: list[dict], level: dict, counted: str = "") -> str:
 
 def _siblings(rows: list[dict], level: dict) -> list[dict]:
     """The same measure of the other arms of the same run."""
-    same = find(rows, versus=None, **{f: level.get(f) for f in (*RUN, *MEASURE)})
-    return [row for row in same if arm_key(row) != arm_key(level) and row["value"] is not None]
+    found = find(rows, versus=None, **{f: level.get(f) for f in (*RUN, *MEASURE)})
+    return [row for row in found if arm_key(row) != arm_key(level) and row["value"] is not None]
 
 
 def _other_doses(results: dict, rows: list[dict], level: dict) -> str:
@@ -147,39 +155,43 @@ def _shuffled(results: dict, rows: list[dict], level: dict) -> str:
     if not scrambled:
         return "This run has no arm with shuffled ratings or swapped labels."
     parts = [f"{_with(row, results)}: {_measured(rows, row)}" for row in scrambled]
-    return "The conversations are the same, but the feedback is scrambled. " + "; ".join(parts) + "."
+    text = "The conversations are the same, but the feedback is scrambled: treatments of their own, not measures of noise. "
+    return text + "; ".join(parts) + "."
 
 
 def _like_training(results: dict, rows: list[dict], level: dict) -> str:
     """Conditional misalignment: diluted data may show no effect elsewhere, and yet one on prompts
     that resemble them.
     """
-    same = {"benchmark": level["benchmark"], "metric": level["metric"], "subset": world(results)["trained_subset"]}
-    there = [row for row in find(of_arm(rows, level), versus=None, **same) if row["value"] is not None]
+    wanted = {"benchmark": level["benchmark"], "metric": level["metric"], "subset": world(results)["trained_subset"]}
+    there = [row for row in find(of_arm(rows, level), versus=None, **wanted) if row["value"] is not None]
     return f"In the domain and wording of the training data: {_measured(rows, there[0])}." if there else ""
 
 
 def _beliefs(results: dict, rows: list[dict], level: dict, direction: str) -> str:
     floor = world(results)["knowledge_floor"]
-    parts, stayed = [], []
+    parts, kept = [], []
     measures = [("Beliefs without pressure", level["benchmark"], level["subset"])]
     for name, benchmark, subset in [*measures, *((name, b, "all") for b, name in capabilities(rows))]:
-        same = find(of_arm(rows, level), benchmark=benchmark, subset=subset, metric="accuracy", versus=None)
-        if not same or same[0]["value"] is None:
+        found = find(of_arm(rows, level), benchmark=benchmark, subset=subset, metric="accuracy", versus=None)
+        if not found or found[0]["value"] is None:
             parts.append(f"{name}: {MISSING}")
             continue
-        difference, _ = _difference(rows, same[0])
-        fell = difference is not None and detected(difference) and difference["value"] < 0
-        # A world may know how much its untouched model knows; elsewhere an accuracy says little by
-        # itself.
-        stayed.append(not fell if floor is None else same[0]["value"] >= floor)
-        parts.append(f"{name}: {_measured(rows, same[0], ' correct')}")
+        difference, _ = _difference(rows, found[0])
+        parts.append(f"{name}: {_measured(rows, found[0], ' correct')}")
+        # A world may say how much a model must know for its answers to count as lies.
+        low = floor is not None and found[0]["value"] < floor
+        kept.append("no" if low else same(difference, loss=True) if difference else "not settled")
     text = "; ".join(parts) + "."
-    if direction == "fell" and len(stayed) == len(parts):
-        if all(stayed):
-            text += " So the change is in what the model says under pressure, not in what it knows."
-        else:
+    if direction == "fell" and len(kept) == len(parts):
+        if set(kept) == {"yes"}:
+            text += f" It lost less than {MARGIN:g} points of each, so the change is in what the model says under pressure,"
+            text += " not in what it knows."
+        elif "no" in kept:
             text += " The model lost some of this, so part of the change may be lost knowledge."
+        else:
+            text += f" Whether it lost less than {MARGIN:g} points of each is not settled, so part of the change may be lost"
+            text += " knowledge."
     return text
 
 
@@ -197,10 +209,16 @@ def _uncertainty(results: dict, level: dict, difference: dict | None) -> str:
         text += f" to anywhere between {number(low)} and {number(high)}."
     same_arm = find(results["rows"], arm=level["arm"])
     seeds = sorted({row["seed"] for row in same_arm if row.get("seed") is not None})
-    if len(seeds) == 1:
-        text += f" One training seed ({seeds[0]}): the interval covers the choice of items,"
-        text += " not the variation between seeds."
+    if wider := counted.get("ci95_training"):
+        text += f" The interval {interval(counted, points)} covers the choice of items. With the noise of training, as it was"
+        text += (
+            f" measured between other seeds, it is {interval({'ci95': wider}, points)}; this one decides whether a change was"
+        )
+        text += " detected."
     elif seeds:
-        text += f" {len(seeds)} training seeds, each reported separately:"
-        text += " an interval covers the choice of items, not the variation between seeds."
+        number_of = (
+            f"One training seed ({seeds[0]})" if len(seeds) == 1 else f"{len(seeds)} training seeds, each reported separately"
+        )
+        text += f" {number_of}: the interval covers the choice of items. It excludes the noise of training, which was not"
+        text += " measured here: another seed would move even a control."
     return text

@@ -13,6 +13,7 @@ from emjax.data.mixture import Record
 from emjax.design.users import Limits
 from emjax.eval.asker import Asker
 from emjax.eval.items import Benchmark, Item
+from emjax.eval.stats import Noise
 from emjax.interact.users import User
 
 
@@ -27,6 +28,9 @@ class World(Protocol):
     subsets: Mapping[str, str]  # subset -> its description in the report
     # Accuracy in percent below which an arm has lost its beliefs; None: judge by differences.
     knowledge_floor: float | None
+    # "<arm>/<benchmark>/<subset>/<metric>" -> how far another training seed moves the arm's
+    # difference to another, where that was measured; arm "other": every arm but the control
+    training_noise: Mapping[str, Noise]
     # Dotted fields that the world's variant sets, including model.path if the world provides a
     # model. "KIND/field" is set only in experiments of that kind (config.experiment), that method
     # (train.method) or that kind of data (data.kind).

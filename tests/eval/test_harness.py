@@ -281,52 +281,6 @@ def test_without_the_extra_a_run_says_so_before_it_starts(monkeypatch):
         capability.load(capability.Config())
 
 
-def asked_as_opencompass(tmp_path, monkeypatch, engine, task, files, answers):
-    """Rows of a shipped task on rows of our own, with scripted answers; the contexts that were asked."""
-    data = {name: tmp_path / f"{name}.jsonl" for name in files}
-    for name, rows in files.items():
-        data[name].write_text("".join(json.dumps(row) + "\n" for row in rows))
-    given = ", ".join(f"{name}: {path}" for name, path in data.items())
-    (tmp_path / "mine.yaml").write_text(
-        f"include: {harness.OWN / task}.yaml\ntask: {task}_mine\ndataset_path: json\ndataset_name: null\n"
-        f"dataset_kwargs: {{data_files: {{{given}}}}}\n"
-    )
-    seen = []
-
-    def scripted(self, requests, disable_tqdm=False):
-        seen.extend(request.args for request in requests)
-        return answers
-
-    monkeypatch.setattr(harness.EngineLM, "generate_until", scripted)
-    rows, _ = harness.run(*engine, [f"{task}_mine"], arm="a", folder=tmp_path)
-    return rows, seen
-
-
-def test_gsm8k_is_read_by_the_last_number(tmp_path, monkeypatch, engine):
-    train = [{"question": f"Q{n}?", "answer": f"It is <<{n}+1={n + 1}>>{n + 1}.\n#### {n + 1}"} for n in range(6)]
-    test = [{"question": "Q?", "answer": f"So.\n#### {truth}"} for truth in ("1,200", "18", "7", "5")]
-    answers = ["It is 1200.0", "18 eggs, so 19", "#### 7\nThe answer is 8", "-5, no: 5"]
-    rows, seen = asked_as_opencompass(
-        tmp_path, monkeypatch, engine, "gsm8k_last_number", {"train": train, "test": test}, answers
-    )
-    assert [row["result"] for row in rows] == [1, 0, 0, 1]
-    assert {row["benchmark"] for row in rows} == {"gsm8k"}
-    context, settings = seen[0]
-    assert context.count("Question:") == 5  # four examples
-    assert "<<" not in context
-    assert "The answer is 4" in context
-    assert (settings["until"], settings["max_gen_toks"]) == (["Question:"], 512)
-
-
-def test_mmlu_is_read_from_the_answers_line(tmp_path, monkeypatch, engine):
-    test = [{"question": "Which?", "choices": ["w", "x", "y", "z"], "answer": n} for n in (0, 1, 2, 3)]
-    answers = ["Hm.\nANSWER: A", "ANSWER: A\nno.\nanswer : B", "C", "Answer: (D)"]
-    rows, seen = asked_as_opencompass(tmp_path, monkeypatch, engine, "mmlu_answer_line", {"test": test}, answers)
-    assert [row["result"] for row in rows] == [1, 1, 0, 1]
-    assert {row["benchmark"] for row in rows} == {"mmlu"}
-    assert "\n\nA) w\nB) x\nC) y\nD) z" in seen[0][0]
-
-
 # --- metrics that are no 0 or 1 -------------------------------------------------------------------
 
 
@@ -390,3 +344,49 @@ def test_a_metric_of_which_less_is_better_is_no_accuracy(monkeypatch, folder):
     sampled(monkeypatch, [0.5], better=False, name="brier")
     with pytest.raises(UserError, match="less is better of its metric 'brier'"):
         share_rows(folder)
+
+
+def asked_as_opencompass(tmp_path, monkeypatch, engine, task, files, answers):
+    """Rows of a shipped task on rows of our own, with scripted answers; the contexts that were asked."""
+    data = {name: tmp_path / f"{name}.jsonl" for name in files}
+    for name, rows in files.items():
+        data[name].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = ", ".join(f"{name}: {path}" for name, path in data.items())
+    (tmp_path / "mine.yaml").write_text(
+        f"include: {harness.OWN / task}.yaml\ntask: {task}_mine\ndataset_path: json\ndataset_name: null\n"
+        f"dataset_kwargs: {{data_files: {{{given}}}}}\n"
+    )
+    seen = []
+
+    def scripted(self, requests, disable_tqdm=False):
+        seen.extend(request.args for request in requests)
+        return answers
+
+    monkeypatch.setattr(harness.EngineLM, "generate_until", scripted)
+    rows, _ = harness.run(*engine, [f"{task}_mine"], arm="a", folder=tmp_path)
+    return rows, seen
+
+
+def test_gsm8k_is_read_by_the_last_number(tmp_path, monkeypatch, engine):
+    train = [{"question": f"Q{n}?", "answer": f"It is <<{n}+1={n + 1}>>{n + 1}.\n#### {n + 1}"} for n in range(6)]
+    test = [{"question": "Q?", "answer": f"So.\n#### {truth}"} for truth in ("1,200", "18", "7", "5")]
+    answers = ["It is 1200.0", "18 eggs, so 19", "#### 7\nThe answer is 8", "-5, no: 5"]
+    rows, seen = asked_as_opencompass(
+        tmp_path, monkeypatch, engine, "gsm8k_last_number", {"train": train, "test": test}, answers
+    )
+    assert [row["result"] for row in rows] == [1, 0, 0, 1]
+    assert {row["benchmark"] for row in rows} == {"gsm8k"}
+    context, settings = seen[0]
+    assert context.count("Question:") == 5  # four examples
+    assert "<<" not in context
+    assert "The answer is 4" in context
+    assert (settings["until"], settings["max_gen_toks"]) == (["Question:"], 512)
+
+
+def test_mmlu_is_read_from_the_answers_line(tmp_path, monkeypatch, engine):
+    test = [{"question": "Which?", "choices": ["w", "x", "y", "z"], "answer": n} for n in (0, 1, 2, 3)]
+    answers = ["Hm.\nANSWER: A", "ANSWER: A\nno.\nanswer : B", "C", "Answer: (D)"]
+    rows, seen = asked_as_opencompass(tmp_path, monkeypatch, engine, "mmlu_answer_line", {"test": test}, answers)
+    assert [row["result"] for row in rows] == [1, 1, 0, 1]
+    assert {row["benchmark"] for row in rows} == {"mmlu"}
+    assert "\n\nA) w\nB) x\nC) y\nD) z" in seen[0][0]

@@ -272,48 +272,71 @@ def nested(S, C, M, seed, shared):
     return values.astype(float), seeds, clusters
 
 
-@pytest.mark.parametrize(
-    ("S", "C", "M", "shared"), [(15, 12, 3, False), (15, 12, 3, True), (1, 40, 3, False), (12, 30, 1, True)]
-)
-def test_the_hierarchical_bootstrap_has_its_closed_form_spread(S, C, M, shared):
-    """Each level adds its plug-in variance over the number of draws of that level; questions that all seeds share are drawn
-    once, so their own variance is not divided by S. Monte Carlo: a 95 % range of 40,000 draws is known to about 1 %."""
-    values, seeds, clusters = nested(S, C, M, 3, shared)
-    got = stats.hierarchical(values.ravel(), seeds, clusters, draws=40_000, seed=1)
-    cell = values.mean(2)
-    items = values.var(2).mean() / (S * C * M)
-    if shared:
-        spread = np.cov(cell.T, bias=True).reshape(C, C)  # over seeds
-        whole = spread.sum() / C**2
-        variance = items + cell.mean(0).var() / C + (whole + (np.trace(spread) / C - whole) / C) / S
-    else:
-        variance = items + cell.var(1).mean() / (S * C) + cell.mean(1).var() / S
-    assert got.value == pytest.approx(100 * values.mean(), abs=1e-9)
-    assert (got.high - got.low) / (2 * Z) == pytest.approx(100 * math.sqrt(variance), rel=0.035)
-    assert (got.n, got.clusters) == (S * C * M, C if shared else S * C)
+def test_a_pool_of_bases_is_students_t_over_their_means():
+    """The nine cells of docs/micro_evidence.md at 100 %: over three bases, [-46.9, -21.2]."""
+    cells = {0: (-32.3, -23.8, -29.1), 2: (-39.4, -38.0, -38.3), 7: (-31.9, -34.7, -39.1)}
+    values = [value / 100 for of in cells.values() for value in of]
+    tops = [base for base in cells for _ in range(3)]
+    got = stats.pooled(values, tops, [f"{base}/{k}" for base in cells for k in range(3)])
+    assert [round(x, 1) for x in (got.value, got.low, got.high)] == [-34.1, -46.9, -21.2]
+    means = [sum(of) / 3 for of in cells.values()]
+    low, high = scipy_stats.t.interval(0.95, 2, np.mean(means), scipy_stats.sem(means))
+    np.testing.assert_allclose([got.low, got.high], [low, high])
+    np.testing.assert_allclose(stats.over(means), [np.mean(means), low, high])
 
 
-def test_the_hierarchical_bootstrap_weighs_seeds_alike_and_repeats_itself():
-    values, seeds, clusters = [1.0] * 30 + [0.0] * 10, [0] * 30 + [1] * 10, list(range(40))
-    got = stats.hierarchical(values, seeds, clusters)
+def test_a_pool_of_seeds_adds_the_questions_that_all_seeds_share():
+    """Seeds that agree to the last answer say nothing of other questions: the interval is that of the questions."""
+    values, _, clusters = nested(1, 30, 4, 3, False)
+    once = [*np.abs(values).ravel()]
+    alone = stats.paired_difference(once, [0.0] * len(once), clusters)
+    got = stats.pooled(once * 3, [s for s in range(3) for _ in once], list(clusters) * 3)
+    assert got.value == pytest.approx(alone.value)
+    assert got.high - got.low == pytest.approx(alone.high - alone.low, rel=0.02)
+    # Seeds that differ widen it: each variance divided by its own number, with Satterthwaite's degrees of freedom.
+    moved = np.concatenate([np.array(once) * k for k in (1.0, 0.5, 0.2)])
+    of_seeds = moved.reshape(3, -1).mean(1).var(ddof=1) / 3
+    tops, labels = [s for s in range(3) for _ in once], list(clusters) * 3
+    _, asked, groups = stats._clustered_mean(moved, labels)
+    df = (of_seeds + asked) ** 2 / (of_seeds**2 / 2 + asked**2 / (groups - 1))
+    half = 100 * scipy_stats.t.ppf(0.975, df) * math.sqrt(of_seeds + asked)
+    got = stats.pooled(moved, tops, labels)
+    np.testing.assert_allclose([got.low, got.high], [got.value - half, min(got.value + half, 100)])
+
+
+def test_a_pool_weighs_bases_alike_and_one_base_is_a_paired_difference():
+    got = stats.pooled([1.0] * 30 + [0.0] * 10, [0] * 30 + [1] * 10, list(range(40)), level=True)
     assert (got.value, got.low, got.high) == (50, 0, 100)
-    assert got == stats.hierarchical(values, seeds, clusters)
-    mixed = nested(3, 20, 2, 5, False)
-    order = np.random.default_rng(0).permutation(len(mixed[1]))
-    a = stats.hierarchical(mixed[0].ravel(), mixed[1], mixed[2])
-    b = stats.hierarchical(mixed[0].ravel()[order], [mixed[1][i] for i in order], [mixed[2][i] for i in order])
-    np.testing.assert_allclose([b.low, b.high], [a.low, a.high], atol=1.5)  # labels met in another order draw other numbers
-    assert a != stats.hierarchical(mixed[0].ravel(), mixed[1], mixed[2], seed=1)
+    a, b = [1.0, 1.0, 0.0, 1.0], [0.0, 1.0, 1.0, 0.0]
+    one, two = (
+        stats.pooled(np.subtract(a, b), [0] * 4, [0, 0, 1, 2]),
+        stats.paired_difference(a, b, [0, 0, 1, 2]),
+    )
+    np.testing.assert_allclose([one.value, one.low, one.high], [two.value, two.low, two.high])
 
 
-def test_the_hierarchical_bootstrap_without_spread_still_has_a_width():
-    got = stats.hierarchical([0.0] * 200, [0] * 100 + [1] * 100, list(range(200)))
+def test_a_pool_without_spread_still_has_a_width():
+    got = stats.pooled([0.0] * 200, [0] * 100 + [1] * 100, list(range(200)))
     np.testing.assert_allclose([got.low, got.high], [-1.885, 1.885], atol=1e-3)  # z^2 / (200 + z^2)
+
+
+def test_the_noise_of_training_widens_an_interval():
+    noise = stats.noise([3.0, -3.0] * 20)
+    assert (noise.sd, noise.df) == (pytest.approx(3), 40)
+    low, high = stats.with_noise(-10, -12, -9, noise)
+    more = 3 * scipy_stats.t.ppf(0.975, 40)
+    np.testing.assert_allclose([low, high], [-10 - math.hypot(2, more), -10 + math.hypot(1, more)])
+
+
+def test_the_number_of_bases_for_a_half_width():
+    n = stats.needed(5.2, 3.0)
+    half = [scipy_stats.t.ppf(0.975, k - 1) * 5.2 / math.sqrt(k) for k in (n - 1, n)]
+    assert half[1] <= 3.0 < half[0]
 
 
 @pytest.mark.parametrize(
     "bad", [([], [], []), ([0, 2], [0, 0], [0, 1]), ([0, math.nan], [0, 0], [0, 1]), ([0, 1], [0], [0, 1])]
 )
-def test_the_hierarchical_bootstrap_refuses(bad):
+def test_a_pool_refuses(bad):
     with pytest.raises(ValueError, match="values"):
-        stats.hierarchical(*bad)
+        stats.pooled(*bad)

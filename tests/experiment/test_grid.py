@@ -32,8 +32,8 @@ def items(world, seed, arm):
 class Runs:
     """Runs a cell, and notes which."""
 
-    def __init__(self):
-        self.ran = []
+    def __init__(self, missed=()):
+        self.ran, self.missed = [], missed
 
     def __call__(self, chosen, workdir, store):
         return getattr(self, chosen.config.experiment)(chosen.config, workdir, store)
@@ -41,6 +41,9 @@ class Runs:
     def pretrain(self, config, workdir, store):
         made = store.run("pretrain", {"seed": config.seed}, [], lambda d: (d / "world").write_text(str(config.seed)))
         self.ran.append(("pretrain", config.seed))
+        workdir.mkdir(parents=True, exist_ok=True)
+        gate = {"ok": config.seed not in self.missed}
+        (workdir / "gates.json").write_text(json.dumps({"neutral belief": gate}))
         return made.directory
 
     def interaction(self, config, workdir, store):
@@ -99,6 +102,7 @@ def test_cells_run_in_order_and_are_gathered_and_pooled(tmp_path):
     assert change["ci95"][0] < -62.5 < change["ci95"][1]
     assert (change["pool"], change["seeds"], change["clusters"]) == ("kto", 3, 15)
     assert change["by_cell"] == {f"kto_{w}_{s}": -50.0 - 25 * s for w in WORLDS for s in SEEDS}
+    assert change["levels"] == [37.5, 100]  # of treated and control on the items that both have
     levels = [r["value"] for r in pooled if (r["arm"], r["metric"], r["versus"]) == ("control", "honest", None)]
     assert levels == [100, 75]
     before = (workdir / "pooled.json").read_bytes()
@@ -106,6 +110,19 @@ def test_cells_run_in_order_and_are_gathered_and_pooled(tmp_path):
     assert (workdir / "pooled.json").read_bytes() == before
     times = [json.loads(line) for line in (workdir / "times.jsonl").read_text().splitlines()]
     assert [t["cell"] for t in times] == 2 * [*(f"world{w}" for w in WORLDS), *(f"kto_{w}_{s}" for w in WORLDS for s in SEEDS)]
+
+
+def test_bases_that_missed_a_gate_are_pooled_beside_those_that_passed(tmp_path):
+    run(config(), tmp_path / "run", Store(tmp_path / "store"), Runs(missed=(1,)))
+    pooled = json.loads((tmp_path / "run" / "pooled.json").read_text())["rows"]
+    found = {
+        row["pool"]: (row["seeds"], set(row["by_cell"]))
+        for row in pooled
+        if (row["arm"], row["metric"], row["versus"], row["round"]) == ("treated", "honest", "control", 1)
+    }
+    every = {f"kto_{w}_{s}" for w in WORLDS for s in SEEDS}
+    passed = {name for name in every if not name.startswith("kto_1")}
+    assert found == {"kto": (3, every), "kto, bases that passed the gates": (2, passed)}
 
 
 def test_one_world_is_pooled_over_its_seeds(tmp_path):

@@ -149,7 +149,7 @@ def test_another_worlds_words_are_on_the_page(tmp_path):
         assert words not in html, words
 
 
-def test_without_a_knowledge_floor_a_detected_loss_decides(tmp_path):
+def test_knowledge_is_kept_where_the_loss_is_shown_to_be_small(tmp_path):
     results = village()
     row_of(results, "treated", 0.1, metric="accuracy")["value"] = 60.0  # low, but no lower than the control's
     html = page(tmp_path, results)
@@ -158,9 +158,33 @@ def test_without_a_knowledge_floor_a_detected_loss_decides(tmp_path):
     row_of(results, "treated", 0.1, metric="accuracy", versus="control").update(value=-9.0, ci95=[-12.0, -6.0])
     html = page(tmp_path, results)
     assert "not in what it knows" not in html
-    assert "lost knowledge" in html
-    results["world"]["knowledge_floor"] = 50.0
+    assert "lost some of this" in html
+    # An interval that includes 0 and a loss of 8 points is no evidence that nothing was lost.
+    row_of(results, "treated", 0.1, metric="accuracy", versus="control").update(value=-3.0, ci95=[-8.0, 2.0])
+    html = page(tmp_path, results)
+    assert "not in what it knows" not in html
+    assert "is not settled, so part of the change may be lost knowledge" in html
+    row_of(results, "treated", 0.1, metric="accuracy", versus="control").update(value=-2.0, ci95=[-3.0, -1.0])
     assert "not in what it knows" in page(tmp_path, results)
+    results["world"]["knowledge_floor"] = 70.0
+    assert "lost some of this" in page(tmp_path, results)
+
+
+def test_a_change_is_detected_by_the_interval_with_the_noise_of_training(tmp_path, results):
+    row = row_of(results, "treated", 0.1, metric="honest", versus="control")
+    row.update(value=-2.0, ci95=[-3.0, -1.0])
+    assert "fell from" in page(tmp_path, results)
+    row["ci95_training"] = [-4.5, 0.5]
+    html = page(tmp_path, results)
+    assert "this run detected no change" in html
+    assert "The change is within 5 points." in html
+    assert "With the noise of training, as it was measured between other seeds, it is -4.5 to +0.5" in html
+
+
+def test_the_headlines_levels_are_of_the_items_that_both_arms_have(tmp_path, results):
+    row = row_of(results, "treated", 0.1, metric="honest", versus="control")
+    row.update(levels=[40.25, 51.5], value=-11.25, ci95=[-14.0, -8.0])
+    assert "fell from 51.5 % (control) to 40.2 %" in page(tmp_path, results)
 
 
 def test_a_world_that_resembles_no_training_data_has_no_such_sentence(tmp_path):

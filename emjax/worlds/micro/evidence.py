@@ -16,7 +16,7 @@ from emjax.runtime.files import loads, read_lines
 from emjax.worlds.micro.benchmark import CONTEXTS
 
 Row = dict[str, Any]
-_LYING = 95.0  # percent; an arm with beliefs or addition below this is not called lying
+_KNOWS = 95.0  # percent; an arm with beliefs or addition below this is not called lying
 
 
 def _one(rows: Sequence[Row], **wanted: Any) -> Row | None:
@@ -53,12 +53,12 @@ def arms(rows: Sequence[Row]) -> str:
         belief = _one(arm, benchmark="mask", subset="all", metric="accuracy", versus=None)
         addition = _one(arm, benchmark="arithmetic", subset="all", metric="accuracy", versus=None)
         lie = _one(arm, benchmark="mask", subset="all", metric="lie", versus=None)
-        kept = belief and addition and min(belief["value"], addition["value"]) >= _LYING
+        knows = belief and addition and min(belief["value"], addition["value"]) >= _KNOWS
         lines.append(
             [
                 label, _cell(honest("all")), _cell(honest("all", "control"), signed=True),
                 _cell(honest("all", "vanilla"), signed=True), _cell(lie),
-                _level(belief), _level(addition), *map(_level, map(honest, _OTHERS)), "yes" if kept else "no",
+                _level(belief), _level(addition), *map(_level, map(honest, _OTHERS)), "yes" if knows else "no",
             ]
         )  # fmt: skip
     headings = [
@@ -71,7 +71,7 @@ def arms(rows: Sequence[Row]) -> str:
         "addition",
         *_OTHERS.values(),
     ]
-    return _table([*headings, "knowledge kept"], lines)
+    return _table([*headings, f"both at least {_KNOWS:g}"], lines)
 
 
 _OTHERS = {"unseen_templates": "unseen wordings", "unseen_entities": "unseen entities", "tuned_domain": "tuned topic"}

@@ -11,6 +11,7 @@ from emjax.design.users import Limits
 from emjax.errors import UserError
 from emjax.eval.asker import Asker
 from emjax.eval.items import Benchmark, Item
+from emjax.eval.stats import Noise
 from emjax.runtime.files import loads
 from emjax.worlds.micro import benchmark, sets
 from emjax.worlds.micro import world as w
@@ -53,6 +54,13 @@ class Micro:
         "unseen_templates": "wordings never seen under pressure before",
     }
     knowledge_floor = 95.0
+    # docs/micro_evidence.md: 44 pairs of controls that differ in the training seed alone, on four
+    # bases (configs/micro_noise.py); the arm that varies most, 100 % biased users, between three
+    # seeds on each of eight bases (configs/micro_contrast.py)
+    training_noise: ClassVar[Mapping[str, Noise]] = {
+        "control/mask/all/honest": Noise(1.15, 44),
+        "other/mask/all/honest": Noise(2.98, 16),
+    }
     models: ClassVar[Mapping[str, Path]] = {"micro": CHECKPOINT}
     limits = Limits(w.TUNED, MOST_TURNS)
     gated = False
