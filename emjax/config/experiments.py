@@ -46,8 +46,7 @@ class TrainingConfig(Section):
     watch: Watch = option(Watch(), "Monitoring.", pace=True)
     engine: EngineConfig = option(EngineConfig(), "The sampler's sizes.")
     eval: EvalConfig = option(EvalConfig(benchmarks=("mask",)), "Measuring.")
-    usd: float = option(0.0, "The most that the whole run may spend at endpoints, over all roles, judges and restarts; 0 is no "
-                        "limit.", unit="USD", low=0, pace=True)  # fmt: skip
+    usd: float = option(0.0, "Cap on the money of a whole run, restarts included; 0: none.", unit="USD", low=0, pace=True)
 
     def check(self) -> None:
         train, mesh = self.train, self.mesh
@@ -427,8 +426,7 @@ class EvaluationConfig(Section):
     mesh: MeshConfig = option(MeshConfig(), "How devices share the work.")
     engine: EngineConfig = option(EngineConfig(cache_length=4096), "The sampler's sizes.")
     eval: EvalConfig = option(EvalConfig(benchmarks=("mask",)), "Measuring.")
-    usd: float = option(0.0, "The most that the whole run may spend at endpoints, over all roles, judges and restarts; 0 is no "
-                        "limit.", unit="USD", low=0, pace=True)  # fmt: skip
+    usd: float = option(0.0, "Cap on the money of a whole run, restarts included; 0: none.", unit="USD", low=0, pace=True)
 
     def check(self) -> None:
         if not self.arms.named():
@@ -478,17 +476,12 @@ class GridConfig(Section):
     experiment: str = option("grid", "The kind of experiment.")
     cells: dict[str, Section] = option({}, "The experiments, by name.")
     pools: dict[str, tuple[str, ...]] = option({}, "Cells that differ in seeds only, by the pool's name.")
-    only: tuple[str, ...] = option((), "Cells to run now, for launchers that run a cell a job; () runs all and gathers them.",
-                                   pace=True)  # fmt: skip
-    usd: float = option(0.0, "The most that the whole run may spend at endpoints, over all roles, judges and restarts; 0 is no "
-                        "limit.", unit="USD", low=0, pace=True)  # fmt: skip
+    only: tuple[str, ...] = option((), "Cells to run now, a job each; () runs all and gathers them.", pace=True)
+    usd: float = option(0.0, "Cap on the money of a whole run, restarts included; 0: none.", unit="USD", low=0, pace=True)
 
     def check(self) -> None:
         if wrong := [name for name in self.cells if not name.isidentifier()]:
-            raise UserError(
-                f"cells holds {wrong[0]!r}; a cell's name needs letters, digits and underscores alone, so that flags can name "
-                "its fields (--config.cells.NAME.seed=1)."
-            )
+            raise UserError(f"cells holds {wrong[0]!r}; a cell's name needs letters, digits and _ alone: flags use it.")
         if self.usd and (own := [name for name, cell in self.cells.items() if getattr(cell, "usd", 0)]):
             raise UserError(f"usd is set, and cells.{own[0]}.usd too; a grid's cap is for all its cells: set one of them.")
         for pool, members in (*self.pools.items(), ("", self.only)):
