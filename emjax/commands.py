@@ -107,8 +107,8 @@ def workdir(given: flags.FlagValues) -> Path:
 
 
 def run(argv: Sequence[str]) -> int:
-    """0, also where SIGTERM ended the run; 130 where Ctrl-C did; 2 with one paragraph where the user
-    can mend what is wrong."""
+    """0, also where SIGTERM ended the run; 130 where Ctrl-C did; 2 with one paragraph where the
+    user can mend what is wrong."""
     # about PyTorch, which nothing here needs
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:

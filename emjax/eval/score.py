@@ -23,8 +23,8 @@ def score(
     config: BenchmarkConfig,
 ) -> list[Row]:
     """results.json rows of one arm on one benchmark: each metric on each subset, and its paired
-    difference to each arm in `versus` over the items that both have, with both arms' levels on these
-    ("levels"). `about` holds the fields that identify the arm.
+    difference to each arm in `versus` over the items that both have, with both arms' levels on
+    these ("levels"). `about` holds the fields that identify the arm.
 
     A file whose rows name several benchmarks (tasks of the harness) is scored one by one. A
     benchmark without a subset "all" gets it (all rows pooled), and "macro" (the mean over its

@@ -5,7 +5,6 @@ import hashlib
 import json
 import math
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from emjax.models.decoder import Params
 from emjax.models.language_model import LanguageModel
 from emjax.models.lora import TARGETS
 from emjax.models.source import INDEX, TEMPLATES, TOKENIZER, Source, open_source
+from emjax.runtime import process
 from emjax.runtime.numbers import integer
 
 # --- names ---------------------------------------------------------------------------------------
@@ -66,7 +66,7 @@ def load(
     config = ModelConfig.from_hf(raw, source.config_file)
     if ignored := keys.ignored(raw):
         listed = ", ".join(f"{name} = {keys.shown(value)}" for name, value in ignored.items())
-        _say(f"{source.config_file}: ignored, as transformers does for this model_type: {listed}.")
+        process.note(f"{source.config_file}: ignored, as transformers does for this model_type: {listed}.")
     if mesh is not None:
         sharding.check(config, mesh.shape)
     tokenizer, eos_ids = source.tokenizer(), _eos_ids(source, raw, generation, config.V)
@@ -181,16 +181,6 @@ def _check_vocabulary(tokenizer: Any, config: ModelConfig, source: Source) -> No
             f"(vocab_size): {len(beyond)} tokens have none, the first is {text!r} with id {beyond[text]}. Use the tokenizer "
             "that belongs to these weights, or resize the table with transformers (resize_token_embeddings)."
         )
-
-
-_said: set[str] = set()
-
-
-def _say(text: str) -> None:
-    """Prints once for all processes."""
-    if jax.process_index() == 0 and text not in _said:
-        _said.add(text)
-        print(text, file=sys.stderr, flush=True)
 
 
 def _on(mesh: Mesh | None, spec: P) -> jax.sharding.Sharding:

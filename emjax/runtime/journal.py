@@ -69,13 +69,13 @@ class Journal:
 
 
 def _line(row: dict[str, Any]) -> bytes:
-    """The row, a tab (which JSON has only as an escape), and the first half of the row's SHA-256."""
+    """The row, a tab (which JSON has only as an escape), and half of the row's SHA-256."""
     text = dumps(row).encode()
     return text + b"\t" + hashlib.sha256(text).hexdigest()[:32].encode() + b"\n"
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
-    """The row of a journal's line, or of a finished file's, which has no digest; None if damaged."""
+    """The row of a line, None if damaged. A finished file's lines have no digest."""
     text, tab, known = line.partition(b"\t")
     if tab and hashlib.sha256(text).hexdigest()[:32].encode() != known:
         return None

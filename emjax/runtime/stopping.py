@@ -26,8 +26,8 @@ def leave(code: int) -> int:
 
 
 class Stopped(SystemExit):
-    """Raised after SIGTERM or Ctrl-C, once everything worth keeping is on disk. It is a SystemExit so
-    that no handler treats it as an error.
+    """Raised after SIGTERM or Ctrl-C, once everything worth keeping is on disk. It is a SystemExit
+    so that no handler treats it as an error.
 
     Its code is 0 after SIGTERM, which launchers send, and 130 after Ctrl-C.
     """
@@ -64,8 +64,8 @@ def _on_sigterm(*_: Any) -> None:
 
 
 def _interrupts(pipe: int) -> None:
-    """Ends the process at Ctrl-C. What the stages write survives a kill at any moment, so nothing is
-    unwound: no traceback, and no thread that is still in compiled code."""
+    """Ends the process at Ctrl-C. What the stages write survives a kill at any moment, so nothing
+    is unwound: no traceback, and no thread that is still in compiled code."""
     global _asked, _interrupted
     while number := os.read(pipe, 1):
         if number[0] != signal.SIGINT:

@@ -47,8 +47,8 @@ class Store:
 
         The manifest is written last, so a stage without a manifest is unfinished: it runs again in
         the same directory and may resume from the files it finds there. If another run is making
-        the stage, this one waits. Raises UserError if a file of a finished stage is not what it was,
-        with the command that has it made anew.
+        the stage, this one waits. Raises UserError if a file of a finished stage is not what it
+        was, with the command that has it made anew.
         """
         keys = [i.hash if isinstance(i, Stage) else i for i in inputs]
         identity = digest(

@@ -53,7 +53,8 @@ def read(workdir: Path) -> tuple[Cells, set[int]]:
 
 def contrast(cells: Cells, bases: Sequence[int]) -> str:
     """A line for each effect: its mean over these bases with Student's t over them, how it differs
-    between bases and between the seeds of one, and how many bases would give half-widths of HALF."""
+    between bases and between the seeds of one, and how many bases would give half-widths of
+    HALF."""
     lines = [
         f"| honesty, {len(bases)} bases | points | sd, bases | sd, seeds | bases for {HALF:g} points |",
         "|---|---|---|---|---|",
