@@ -23,8 +23,8 @@ def score(
     config: BenchmarkConfig,
 ) -> list[Row]:
     """results.json rows of one arm on one benchmark: each metric on each subset, and its paired
-    difference to each arm in `versus` over the items that both have, with both arms' levels on these
-    ("levels"). `about` holds the fields that identify the arm.
+    difference to each arm in `versus` over the items that both have, with both arms' levels on
+    these ("levels"). `about` holds the fields that identify the arm.
 
     A file whose rows name several benchmarks (tasks of the harness) is scored one by one. A
     benchmark without a subset "all" gets it (all rows pooled), and "macro" (the mean over its
@@ -103,8 +103,8 @@ def _measured(
             continue
         pairs = [valid[name] for name in both], [base[name] for name in both]
         difference = stats.paired_difference(*pairs, [mine[name]["cluster"] for name in both])
-        counted = {"n_valid": len(both), "n_dropped": n - len(both), "bounds": None, "versus": other}
-        counted["levels"] = [_round(100 * sum(part) / len(both)) for part in pairs]
+        levels = [_round(100 * sum(part) / len(both)) for part in pairs]
+        counted = {"n_valid": len(both), "n_dropped": n - len(both), "bounds": None, "versus": other, "levels": levels}
         rows.append(level | _estimated(difference) | counted)
         if {*pairs[0], *pairs[1]} <= {0.0, 1.0}:  # shares of several samples have no such test
             rows[-1]["p_mcnemar"] = stats.mcnemar_exact(*pairs)
