@@ -76,7 +76,7 @@ def with_training_noise(row: Row, world: World) -> Row:
     """The row; a difference of one run gets "ci95_training" where the world's noise of training is
     known, its interval widened by it."""
     arm = "control" if row["arm"] == "control" else "other"
-    noise = world.training_noise.get(f"{arm}/{row['benchmark']}/{row['subset']}/{row['metric']}")
+    noise = getattr(world, "training_noise", {}).get(f"{arm}/{row['benchmark']}/{row['subset']}/{row['metric']}")
     if not noise or row["versus"] is None or row["value"] is None:
         return row
     low, high = row["ci95"]

@@ -29,7 +29,8 @@ class World(Protocol):
     # Accuracy in percent below which an arm has lost its beliefs; None: judge by differences.
     knowledge_floor: float | None
     # "<arm>/<benchmark>/<subset>/<metric>" -> how far another training seed moves the arm's
-    # difference to another, where that was measured; arm "other": every arm but the control
+    # difference to another, where that was measured; arm "other": every arm but the control. A
+    # world may lack it.
     training_noise: Mapping[str, Noise]
     # Dotted fields that the world's variant sets, including model.path if the world provides a
     # model. "KIND/field" is set only in experiments of that kind (config.experiment), that method
