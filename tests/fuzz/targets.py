@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from gguf import GGMLQuantizationType
 
 import emjax
 from emjax import models
@@ -21,9 +22,11 @@ from emjax.data import chat, examples, sources
 from emjax.eval import agreement
 from emjax.eval.benchmarks import humaneval, mask, mesa_and_mask, pressure
 from emjax.interact import scenarios
-from emjax.models import decoder, hf, lora
+from emjax.models import decoder, lora
+from emjax.models.source import open_source
 from tests import loopback
 from tests.eval import mask_folder
+from tests.models import tiny_gguf
 
 MICRO = Path(emjax.__file__).parent / "worlds" / "micro" / "checkpoint"
 STATES = {"ok", "refusal", "length", "empty", "http_error", "timeout", "schema_error", "budget"}
@@ -49,7 +52,7 @@ def write_checkpoint(folder):
 
 def read_checkpoint(folder):
     lm = models.load(folder, dtype="float32")
-    hf.fingerprint(folder)
+    open_source(folder).digest()
     ids = chat.prompts(lm.tokenizer, [[{"role": "user", "content": "Hello."}]])[0]
     assert max(ids) < lm.config.V
     jax.eval_shape(lambda tokens: models.logits(lm, tokens), jax.ShapeDtypeStruct((1, len(ids)), jnp.int32))
@@ -62,6 +65,16 @@ def write_adapter(folder):
 
 def read_adapter(folder):
     models.load_adapter(folder, small().config)
+
+
+def write_gguf(folder):
+    tiny_gguf.write(folder / "x.gguf", "qwen2", (GGMLQuantizationType.Q8_0, GGMLQuantizationType.F16), pre="qwen2")
+
+
+def read_gguf(folder):
+    lm = models.load(folder / "x.gguf", dtype="float32")
+    chat.plain(lm.tokenizer, ["Hello, 12 worlds."])
+    jax.eval_shape(lambda tokens: models.logits(lm, tokens), jax.ShapeDtypeStruct((1, 4), jnp.int32))
 
 
 def lines(name, rows):
@@ -126,6 +139,7 @@ def write_sheet(folder):
 
 TARGETS = {
     "checkpoint": Target(write_checkpoint, read_checkpoint),
+    "gguf": Target(write_gguf, read_gguf),
     "adapter": Target(write_adapter, read_adapter),
     "messages": Target(
         lines("x.jsonl", [{"messages": _TALK}] * 3), lambda f: sources.load("messages", place=str(f / "x.jsonl"))
