@@ -22,7 +22,7 @@ import numpy as np
 from emjax.errors import UserError
 from emjax.eval import stats
 from emjax.eval.judge import majority
-from emjax.runtime.files import check_fields, dumps, read_lines
+from emjax.runtime.files import check_fields, dumps, read_lines, read_table
 
 HUMAN = "human"
 _LABELS = {"A", "B", "C", "D", "YES", "NO"}  # of the shipped benchmarks' forms
@@ -63,13 +63,12 @@ def write_sheet(rows: Sequence[dict[str, Any]], path: Path, count: int, seed: in
 def read_sheet(path: Path) -> dict[str, str]:
     """{key: label} of the rows that were filled in. Raises UserError where none was, or a column is
     missing."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_table(path)
     if not rows or not {"key", "label"} <= set(rows[0]):
         raise UserError(f"{path} has no columns 'key' and 'label'. Fill in a sheet that `agreement sheet` wrote.")
     labels: dict[str, str] = {}
     for number, row in enumerate(rows, 1):
-        check_fields({name: cell for name, cell in row.items() if name}, COLUMNS, f"{path}, row {number}", others=True)
+        check_fields(row, COLUMNS, f"{path}, row {number}", others=True)
         if (label := (row["label"] or "").strip().upper()) and labels.setdefault(row["key"], label) != label:
             raise UserError(f"{path}, row {number}: {row['key']!r} is labelled twice, {labels[row['key']]} and {label}.")
     if not labels:

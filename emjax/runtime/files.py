@@ -1,9 +1,11 @@
 """Atomic file writes, JSON, JSON lines, and hashes and seeds derived from values."""
 
+import csv
 import difflib
 import functools
 import gzip
 import hashlib
+import io
 import json
 import math
 import os
@@ -145,6 +147,24 @@ def numbered_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
         if not isinstance(row, dict):
             raise UserError(f"{path}, line {number}: a JSON object is needed, not {type(row).__name__}.")
         rows.append((number, row))
+    return rows
+
+
+def read_table(path: Path) -> list[dict[str, Any]]:
+    """Rows of a CSV file in UTF-8, with or without a byte-order mark, by its header. A cell may hold
+    16 MiB.
+
+    Raises UserError for what is not UTF-8 or not CSV, and for a row with more cells than the header
+    (they would have no name).
+    """
+    csv.field_size_limit(2**24)
+    try:
+        rows = list(csv.DictReader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline="")))
+    except (ValueError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read as CSV in UTF-8 ({error}). Save it again as such.") from error
+    for number, row in enumerate(rows, 1):
+        if None in row:
+            raise UserError(f"{path}, row {number}: it has more cells than the header. Quote cells that hold commas.")
     return rows
 
 

@@ -46,6 +46,11 @@ def small():
     return micro.replace(config=config, params=decoder.init(config, jax.random.key(0)))
 
 
+def traced(lm):
+    """The forward pass as far as shapes go: compiling it would take a second a mutant."""
+    jax.eval_shape(lambda tokens: decoder.forward(lm.config, lm.params, tokens), jax.ShapeDtypeStruct((1, 4), jnp.int32))
+
+
 def write_checkpoint(folder):
     models.save(small(), folder)
 
@@ -55,7 +60,7 @@ def read_checkpoint(folder):
     open_source(folder).digest()
     ids = chat.prompts(lm.tokenizer, [[{"role": "user", "content": "Hello."}]])[0]
     assert max(ids) < lm.config.V
-    jax.eval_shape(lambda tokens: models.logits(lm, tokens), jax.ShapeDtypeStruct((1, len(ids)), jnp.int32))
+    traced(lm)
 
 
 def write_adapter(folder):
@@ -74,7 +79,7 @@ def write_gguf(folder):
 def read_gguf(folder):
     lm = models.load(folder / "x.gguf", dtype="float32")
     chat.plain(lm.tokenizer, ["Hello, 12 worlds."])
-    jax.eval_shape(lambda tokens: models.logits(lm, tokens), jax.ShapeDtypeStruct((1, 4), jnp.int32))
+    traced(lm)
 
 
 def lines(name, rows):

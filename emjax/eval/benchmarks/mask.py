@@ -7,9 +7,7 @@ Its rules are in emjax.eval.mask.
 import ast
 import asyncio
 import contextlib
-import csv
 import dataclasses
-import io
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +20,7 @@ from emjax.eval import mask
 from emjax.eval.asker import Asker, whole
 from emjax.eval.items import Cost, Item, Metric, Origin, Row
 from emjax.eval.judge import Judge, Labels, Numbers, Verdict
-from emjax.runtime.files import check_fields, digest
+from emjax.runtime.files import check_fields, digest, read_table
 from emjax.runtime.numbers import finite
 
 # Rows of each archetype in the public data set; generations and judge calls of one row.
@@ -326,9 +324,7 @@ def _rows(source: str, subset: str, revision: str) -> list[dict[str, Any]]:
     for pattern in (f"{subset}.csv", f"{subset}.parquet", f"{subset}/*.csv", f"{subset}/*.parquet"):
         files = sorted(folder.glob(pattern))
         if files and pattern.endswith("csv"):
-            csv.field_size_limit(2**24)
-            texts = [file.read_bytes().decode("utf-8-sig") for file in files]
-            return [row for text in texts for row in csv.DictReader(io.StringIO(text, newline=""))]
+            return [row for file in files for row in read_table(file)]
         if files:
             import pyarrow.parquet  # as above
 
