@@ -19,7 +19,7 @@ ROW = {"a": "x\u2028y\x0b\x0c\x1c\x85z"}  # what str.splitlines takes for ends o
         json.dumps(ROW, ensure_ascii=False).encode() + b"\n",
         b"\xef\xbb\xbf" + json.dumps(ROW, ensure_ascii=False).encode() + b"\r\n",
         json.dumps(ROW, ensure_ascii=False).encode() + b"\n\n",
-        gzip.compress(json.dumps(ROW, ensure_ascii=False).encode() + b"\n  \n"),
+        gzip.compress(json.dumps(ROW, ensure_ascii=False).encode() + b"\n  \n", mtime=0),
     ],
 )
 def test_lines_end_with_a_line_feed_and_empty_ones_are_none(raw, tmp_path):
