@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from emjax import commands, experiment, models
-from emjax.models import hf
+from emjax.models import source
 
 KTO, DIRECT, MIXTURE = (f"configs/{name}.py" for name in ("kto_biased10", "direct_math", "mixture_alpaca"))
 EVALUATE, MICRO, GRID = "configs/evaluate.py:far/model", "configs/kto_biased10.py:micro", "configs/grid.py:micro"
@@ -23,7 +23,7 @@ def bare(monkeypatch):
 
     monkeypatch.setenv(KEY, "sk-planted-4711")
     monkeypatch.setattr(models, "load", never)
-    monkeypatch.setattr(hf, "resolve", never)
+    monkeypatch.setattr(source, "_from_hub", never)
     monkeypatch.setattr(experiment, "run", never)
     monkeypatch.setattr(socket.socket, "connect", never)
 

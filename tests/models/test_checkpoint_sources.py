@@ -17,6 +17,7 @@ from emjax.errors import UserError
 from emjax.models import LanguageModel, decoder, hf
 from emjax.models.known import shape_of
 from emjax.models.source import open_source
+from emjax.runtime import process
 
 TABLE, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -165,8 +166,8 @@ def test_stored_frequencies_are_skipped(lm, directory):
     same(load(directory).params, lm.params)
 
 
-def test_ignored_keys_are_said_once(directory, capfd, monkeypatch):
-    monkeypatch.setattr(hf, "_said", set())
+def test_ignored_keys_are_said_once(directory, capfd):
+    process.note.cache_clear()
     set_json(directory / "config.json", unsloth_fixed=True, _name_or_path="x")
     load(directory)
     load(directory)
