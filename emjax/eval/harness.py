@@ -168,10 +168,12 @@ def run(
         filters = list(dict.fromkeys(sample["filter"] for sample in samples))
         wanted = answer_filter or filters[0]
         chosen = [sample for sample in samples if sample["filter"] == wanted]
-        name = metric or (chosen[0]["metrics"][0] if chosen else "")
+        better = found["higher_is_better"].get(task, {})
+        usual = sorted(chosen[0]["metrics"], key=lambda one: not better.get(one, True)) if chosen else [""]
+        name = metric or usual[0]  # the first of which more is better
         if not chosen or name not in chosen[0]:
             raise UserError(f"Task {task} has the filters {filters} and the metrics {samples[0]['metrics']}; choose of these.")
-        if not found["higher_is_better"].get(task, {}).get(name, True):
+        if not better.get(name, True):
             raise UserError(
                 f"Task {task}: less is better of its metric {name!r}, so it is no accuracy. {_others(chosen[0], name)}"
             )

@@ -101,7 +101,7 @@ def _in_world(given: ConfigDict, cls: type[World]) -> None:
 def interaction(variant: str, *, method: str, biased_ratio: float) -> ConfigDict:
     """Self-training on conversations with a share of biased users (paper, section 4; Tables 4, 12,
     13)."""
-    size = "-2k" if variant.removesuffix("-2k") in MODELS else ""
+    size = "-2k" if variant.endswith("-2k") and variant.removesuffix("-2k") in MODELS else ""
     scenarios, users = SIZES[size]
     kto = method == "kto"
     train = cfg.TrainConfig(method=method, learning_rate=1e-5 if kto else 1e-4, epochs=5, batch_size=16 if kto else 8)

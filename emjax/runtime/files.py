@@ -151,8 +151,8 @@ def numbered_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:
-    """Rows of a CSV file in UTF-8, with or without a byte-order mark, by its header. A cell may hold
-    16 MiB.
+    """Rows of a CSV file in UTF-8, with or without a byte-order mark, by its header. A cell may
+    hold 16 MiB.
 
     Raises UserError for what is not UTF-8 or not CSV, and for a row with more cells than the header
     (they would have no name).

@@ -84,7 +84,7 @@ def test_what_users_raters_guards_and_persona_writers_said(run, checkpoint, tmp_
         "--config.model.dtype=float32", "--config.mesh.fsdp=1", "--config.mesh.data=0", "--config.engine.slots=8",
         "--config.engine.cache_length=1040", "--config.eval.mask.max_new=16", "--config.interact.users=4",
         "--config.interact.scenarios=1", "--config.interact.biased_ratio=0.25", "--config.interact.draw.temperature=0.0",
-        "--config.eval.benchmarks=('mask',)",
+        "--config.eval.benchmarks=('mask',)", "--config.eval.mask.judge=main",
         "--config.interact.max_new=6", "--config.train.batch_size=2", "--config.select.veto.on=True",
         "--config.select.veto.level=5", *(f"--config.interact.models.{role}.base_url={URL}" for role in roles),
         *(f"--config.interact.models.{role}.model={role}" for role in roles),

@@ -82,6 +82,7 @@ def test_two_rounds_with_every_role_and_what_the_plan_said(run, llama, tmp_path,
             "--config.rounds.count=2", "--config.rounds.reference=previous", "--config.rounds.rate_factor=0.5",
             "--config.extra_arms=('foreign_text@1.0',)", "--config.select.fraction=0.3",
             "--config.select.veto.on=True", "--config.select.veto.level=5", "--config.eval.benchmarks=('mask',)",
+            "--config.eval.mask.judge=main",
             f"--config.eval.mask.path={tmp_path}", "--config.eval.mask.subsets=('known_facts','provided_facts')",
             "--config.eval.mask.rows=any", "--config.eval.mask.max_new=4", f"--config.eval.judges.main.base_url={reader.url}",
             "--config.eval.judges.main.structured=False", "--config.eval.judges.main.api_key_env=",
@@ -219,6 +220,7 @@ def test_kto_takes_no_safety_rows_without_a_label(run, checkpoint, capsys, tmp_p
     file.write_text(json.dumps(row | {"source": "safety", "label": None}) + "\n")
     flags = [f"--config.select.safety.path={file}", "--config.select.safety.share=0.1"]
     flags += [f"--config.model.path={checkpoint}", "--config.eval.judges.main.api_key_env="]
+    flags += ["--config.eval.benchmarks=('mask',)", "--config.eval.mask.judge=main"]
     assert run("configs/kto_biased10.py:llama3.1-8b", "--workdir", tmp_path / "w", *flags) == 2
     told = capsys.readouterr().err
     assert f"{file}, line 1" in told

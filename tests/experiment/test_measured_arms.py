@@ -61,7 +61,7 @@ def test_arms_are_measured_as_config_eval_says(run, checkpoint, tmp_path, capsys
             "--config.data.levels=('misaligned_1',)", f"--config.data.set.path={tmp_path}",
             "--config.train.batch_size=4", "--config.train.buckets=(32,)", "--config.train.lora.rank=2",
             "--config.train.remat=none", "--config.eval.at_steps=(1,)",
-            "--config.eval.benchmarks=('mask','humaneval','capability')",
+            "--config.eval.benchmarks=('mask','humaneval','capability')", "--config.eval.mask.judge=main",
             f"--config.eval.humaneval.path={tmp_path / 'programs.jsonl'}", "--config.eval.humaneval.max_new=4",
             "--config.eval.capability.tasks=('sums',)", f"--config.eval.capability.folder={tmp_path}",
             "--config.eval.panel=('second',)",

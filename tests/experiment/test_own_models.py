@@ -75,7 +75,7 @@ def test_the_fields_of_a_local_model(checkpoint):
     assert presets.evaluation("hub=someone/A-model").arms.vanilla.path == "someone/A-model"
     assert presets.evaluation("local=a/folder").arms.vanilla.path == "./a/folder"  # never taken for a hub id
     papers = presets.interaction("llama3.1-8b", method="kto", biased_ratio=0.1)
-    assert (papers.model.dtype, papers.engine.slots) == ("bfloat16", 256)  # a published plan
+    assert (papers.model.dtype, papers.engine.slots) == ("bfloat16", 48)  # DeceptionBench's long answers
 
 
 def test_a_grid_of_a_local_model_and_seeds(tmp_path):
