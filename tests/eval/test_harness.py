@@ -343,7 +343,8 @@ def test_a_metric_that_is_no_share_is_refused_by_name(value, monkeypatch, folder
 def test_a_metric_of_which_less_is_better_is_no_accuracy(monkeypatch, folder):
     sampled(monkeypatch, [0.5], better=False, name="brier")
     with pytest.raises(UserError, match="less is better of its metric 'brier'"):
-        share_rows(folder)
+        share_rows(folder, metric="brier")
+    assert share_rows(folder)[0]["values"] == {"other": 1.0}  # the first of which more is better
 
 
 def asked_as_opencompass(tmp_path, monkeypatch, engine, task, files, answers):

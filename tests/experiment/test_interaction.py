@@ -136,7 +136,7 @@ def test_the_paper_at_its_size_is_planned_and_priced(monkeypatch):
     money = (sum(calls[r][1] for r in ("user", "rater")) * 0.15 + sum(calls[r][2] for r in ("user", "rater")) * 0.6) / 1e6
     assert f"money      about {money:.2f} USD and what persona1 cost" in text
     assert "stops at 20.0 USD" in text
-    assert re.search(r"engine     [\d.]+ hours .* at 20000 tokens/s", text)
+    assert re.search(r"engine     [\d.]+ hours .* at \d+ tokens/s drawn", text)
 
 
 def test_every_config_of_the_paper_plans(monkeypatch):

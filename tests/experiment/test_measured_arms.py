@@ -62,6 +62,7 @@ def test_arms_are_measured_as_config_eval_says(run, checkpoint, tmp_path, capsys
             "--config.train.batch_size=4", "--config.train.buckets=(32,)", "--config.train.lora.rank=2",
             "--config.train.remat=none", "--config.eval.at_steps=(1,)",
             "--config.eval.benchmarks=('mask','humaneval','capability')", "--config.eval.mask.judge=main",
+            "--config.eval.capability.chat=False",  # the task writes the template itself
             f"--config.eval.humaneval.path={tmp_path / 'programs.jsonl'}", "--config.eval.humaneval.max_new=4",
             "--config.eval.capability.tasks=('sums',)", f"--config.eval.capability.folder={tmp_path}",
             "--config.eval.panel=('second',)",
@@ -109,7 +110,7 @@ def test_arms_are_measured_as_config_eval_says(run, checkpoint, tmp_path, capsys
     assert results["headline"]["judge"] == "strict"
     assert results["judges"]["mask"]["pairs"][0]["a"] == "strict"
     assert results["data"]["humaneval"]["rows"] == {"all": 1}
-    assert "at_steps" not in printed
+    assert "config.eval.at_steps) under pressure" in printed
     assert "evaluate treated misaligned_1, step 1: done" in printed
     again = json.loads((tmp_path / "run" / "results.json").read_text())
     assert [pair["b"] for pair in again["judges"]["mask"]["pairs"]].count("human") == 2
