@@ -69,7 +69,7 @@ def test_a_process_that_stands_still_is_named(tmp_path):
 
 
 def test_a_process_that_lives_and_does_not_get_on_is_named(tmp_path):
-    """Its heartbeats go on; config.watch.stall, here 20 s (the first step is compiled), ends the run."""
-    codes, told = ended(start(2, tmp_path, 6, "HANG", STALL="20"))
+    """Its heartbeats go on; config.watch.stall, here 45 s (the first step is compiled), ends the run."""
+    codes, told = ended(start(2, tmp_path, 6, "HANG", STALL="45"))
     assert all(codes)
-    assert "no step was finished for 20 s (config.watch.stall). Furthest behind is process 1" in told[0] + told[1]
+    assert "no step was finished for 45 s (config.watch.stall). Furthest behind is process 1" in told[0] + told[1]
