@@ -16,7 +16,6 @@ import jax
 from emjax.config import EvaluationConfig, FinetuneConfig, InteractionConfig, MeshConfig, Section, as_dict, names, walk
 from emjax.cost import auto
 from emjax.errors import UserError
-from emjax.models import files as model_files
 from emjax.models import sharding
 from emjax.models.config import ModelConfig
 from emjax.runtime import hardware, numbers, process
@@ -34,6 +33,23 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers"
 
 
 # --- work directories -----------------------------------------------------------------------------
+
+
+def recorded(workdir: Path) -> dict[str, Any]:
+    """The content of the workdir's config.json; {} before the first start claims it.
+
+    Raises UserError if the file is damaged.
+    """
+    file = workdir / "config.json"
+    if not file.is_file():
+        return {}
+    try:
+        return dict(loads(file.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{file} is damaged ({error}). Put back a copy of it, or choose a new --workdir with --store "
+            f"{workdir / 'store'}, where finished stages are kept."
+        ) from error
 
 
 def settle(config: C, workdir: Path, shapes: Sequence[ModelConfig], sizes: Mapping[str, int]) -> C:
@@ -70,10 +86,7 @@ def settle(config: C, workdir: Path, shapes: Sequence[ModelConfig], sizes: Mappi
 def _recorded(config: C, workdir: Path) -> C:
     """The configuration with what an earlier start recorded for its auto fields; `claim` checks the
     others."""
-    file = workdir / "config.json"
-    if not file.is_file():
-        return config
-    theirs = flat(model_files.read_object(file))
+    theirs = flat(recorded(workdir))
     auto_fields = [name for name in ("dtype", "attention") if getattr(config.model, name) == names.AUTO]
     model: dict[str, Any] = {name: theirs[f"model.{name}"] for name in auto_fields if f"model.{name}" in theirs}
     slots = config.engine.slots or theirs.get("engine.slots", 0)
@@ -84,7 +97,7 @@ def _recorded(config: C, workdir: Path) -> C:
             engine=dataclasses.replace(config.engine, slots=numbers.integer(slots, "engine.slots", low=0)),
         )
     except UserError as error:
-        raise UserError(f"{file}: {error} Choose a new --workdir.") from error
+        raise UserError(f"{workdir / 'config.json'}: {error} Choose a new --workdir.") from error
 
 
 def pinned(path: str, workdir: Path) -> str:
@@ -95,8 +108,7 @@ def pinned(path: str, workdir: Path) -> str:
 
 def recorded_revisions(workdir: Path) -> dict[str, str]:
     """{path: commit} of the models from the hub that a workdir's config.json has."""
-    file = workdir / "config.json"
-    kept = model_files.read_object(file).get("revisions") if file.is_file() else None
+    kept = recorded(workdir).get("revisions")
     return {path: str(commit) for path, commit in kept.items()} if isinstance(kept, dict) else {}
 
 
@@ -129,13 +141,7 @@ def _claim(config: Section, workdir: Path, locked: bool, revisions: Mapping[str,
 def _refuse_others(config: Section, workdir: Path) -> None:
     file = workdir / "config.json"
     if file.is_file():
-        try:
-            theirs = dict(loads(file.read_bytes()))
-        except (ValueError, TypeError) as error:
-            raise UserError(
-                f"{file} is damaged ({error}). Put back a copy of it, or choose a new --workdir with --store "
-                f"{workdir / 'store'}, where finished stages are kept."
-            ) from error
+        theirs = recorded(workdir)
         if theirs.pop("store_format", None) != STORE_FORMAT:
             raise UserError(f"{workdir} was written by another version of emjax; choose a new --workdir.")
         theirs.pop("revisions", None)

@@ -11,7 +11,7 @@ from emjax import report
 from emjax.config import GridConfig, PretrainConfig, TrainingConfig
 from emjax.errors import UserError
 from emjax.experiment import pooling, results
-from emjax.experiment.common import LOCK, SPENT, claim, command, say
+from emjax.experiment.common import LOCK, SPENT, claim, command, recorded, say
 from emjax.presets import Chosen
 from emjax.runtime import process
 from emjax.runtime.files import dumps, loads, plain, write_atomically
@@ -69,9 +69,7 @@ def grid(chosen: Chosen, workdir: Path, store: Store, run: Run) -> None:
 def _refuse_old_names(workdir: Path) -> None:
     """Raises UserError for the work directory of a grid whose cells have the names of version
     0.1."""
-    file = workdir / "config.json"
-    theirs = loads(file.read_text()).get("cells", {}) if file.is_file() else {}
-    if old := [name for name in theirs if not name.isidentifier()]:
+    if old := [name for name in recorded(workdir).get("cells", {}) if not name.isidentifier()]:
         raise UserError(
             f"{workdir} has cells under names of version 0.1, such as {old[0]!r}, which is now "
             f"{re.sub(r'[^0-9A-Za-z_]', '_', old[0])!r}: choose a new --workdir, and give it this one's --store, so that "
