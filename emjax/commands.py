@@ -10,15 +10,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from absl import flags
 
 from emjax.errors import UserError
 from emjax.runtime import process, stopping
-
-if TYPE_CHECKING:
-    pass
 
 COMMANDS = {
     "run": "emjax.commands:run",

@@ -13,7 +13,7 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-from emjax.errors import UserError
+from emjax.errors import UserError, exit_code
 from emjax.eval import stats
 from emjax.runtime.files import loads, read_lines
 
@@ -135,8 +135,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(exit_code(main))
